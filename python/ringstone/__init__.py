@@ -1,0 +1,1 @@
+"""Ringstone: fast, safe disks for virtual machines."""
