@@ -1,0 +1,103 @@
+# The two commands are `make demo` and `make test`; `make help` lists the rest. Each target does all the set-up it needs
+# (scripts/ holds the steps), says one line per step, and leaves the whole output under .cache/logs. V=1 shows it live.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# Seconds per target: a bounded run in `make test`, a long one in `make fuzz`.
+FUZZ_TEST_SECONDS ?= 10
+FUZZ_SECONDS ?= 600
+
+VENV := $(CURDIR)/.venv
+# Cargo's build scripts look for Python too; one answer for all of them keeps builds from undoing one another.
+export VIRTUAL_ENV := $(VENV)
+export PATH := $(VENV)/bin:$(PATH):$(HOME)/.cargo/bin
+export V
+
+STEP := scripts/step
+RUST_SOURCES := Cargo.toml Cargo.lock crates
+SHELL_SCRIPTS := .ci/run $(filter-out %.txt,$(wildcard scripts/*))
+
+# Recipes shared by a target of its own and by `test`, which runs them one after another: reactors poll, and a test that
+# shares its cores with a compiler measures the compiler.
+define run-test-rust
+$(STEP) rust-tests --say -- scripts/test-rust
+endef
+define run-test-python
+$(STEP) python-tests --say -- $(VENV)/bin/python -m pytest
+endef
+define run-test-fuzz
+$(STEP) fuzz --say -- scripts/fuzz --seconds $(FUZZ_TEST_SECONDS)
+endef
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+.PHONY: demo
+demo: build ## Boot a guest on a Ringstone volume, run fio in it with verification, show the result
+	@$(VENV)/bin/ringstone demo $(DEMO_ARGS)
+
+.PHONY: test
+test: build lint ## Lint and run every test
+	@$(run-test-rust)
+	@$(run-test-fuzz)
+	@$(run-test-python)
+
+.PHONY: setup
+setup: packages rust python-env ## Debian packages, Rust toolchain, .venv
+
+.PHONY: build
+build: engine guest-image ## The engine in place and the guest image
+
+.PHONY: packages rust python-env engine guest-image
+packages:
+	@$(STEP) debian-packages -- scripts/debian-packages
+rust: packages
+	@$(STEP) rust-toolchain --say -- scripts/rust-toolchain
+python-env: packages
+	@$(STEP) python-env --inputs requirements-dev.lock scripts/python-env --outputs .venv/bin/pytest -- scripts/python-env
+engine: rust python-env
+	@$(STEP) engine --inputs $(RUST_SOURCES) pyproject.toml --outputs python/ringstone/_engine.abi3.so .venv/bin/ringstone \
+		-- scripts/engine
+guest-image: python-env
+	@$(STEP) guest-image -- env PYTHONPATH=python $(VENV)/bin/python -m ringstone.hypervisor.guest_image
+
+.PHONY: lint lint-rust lint-python lint-shell
+lint: lint-rust lint-python lint-shell ## rustfmt, clippy, ruff, mypy, shellcheck; warnings are errors
+lint-rust: rust python-env
+	@$(STEP) rustfmt -- cargo fmt --all --check
+	@$(STEP) clippy -- cargo clippy --locked --workspace --all-targets -- -D warnings
+lint-python: python-env
+	@$(STEP) ruff -- $(VENV)/bin/ruff check
+	@$(STEP) ruff-format -- $(VENV)/bin/ruff format --check
+	@$(STEP) mypy --say -- $(VENV)/bin/mypy
+lint-shell: packages
+	@$(STEP) shellcheck -- shellcheck -x $(SHELL_SCRIPTS)
+
+.PHONY: test-rust test-python fuzz soak bench
+test-rust: rust ## The Rust tests alone
+	@$(run-test-rust)
+test-python: build ## The Python tests alone: unit, functional and with a real guest
+	@$(run-test-python)
+fuzz: rust ## Fuzz the rings and the control messages for FUZZ_SECONDS (600) per target
+	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)
+soak: build ## The tests that run for long
+	@$(STEP) soak --say -- $(VENV)/bin/python -m pytest -m soak
+bench: build ## Measure the gateway against qemu-storage-daemon and the machine's limits
+	@$(VENV)/bin/ringstone bench $(BENCH_ARGS)
+
+.PHONY: format lock
+format: rust python-env ## Format Rust and Python
+	@cargo fmt --all
+	@$(VENV)/bin/ruff check --fix --select I --quiet
+	@$(VENV)/bin/ruff format --quiet
+lock: python-env ## Lock anew what pyproject.toml asks for
+	@$(STEP) lock -- scripts/lock $(LOCK_ARGS)
+
+.PHONY: clean
+clean: ## Remove all that was built, downloaded or logged; .venv too
+	@rm -rf target fuzz/target fuzz/artifacts .cache .venv python/ringstone/_engine.abi3.so demo-report.html
+	@find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
