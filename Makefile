@@ -99,5 +99,5 @@ lock: python-env ## Lock anew what pyproject.toml asks for
 
 .PHONY: clean
 clean: ## Remove all that was built, downloaded or logged; .venv too
-	@rm -rf target fuzz/target fuzz/artifacts .cache .venv python/ringstone/_engine.abi3.so demo-report.html
+	@rm -rf target fuzz/artifacts fuzz/corpus .cache .venv python/ringstone/_engine.abi3.so demo-report.html
 	@find python tests -name __pycache__ -type d -prune -exec rm -rf {} +
