@@ -1,0 +1,129 @@
+"""What starts a VM whose disk is a volume: QEMU command lines and libvirt domain XML.
+
+A vhost-user backend reads and writes guest memory itself, so guest memory must be shared: a memfd (or
+hugetlbfs) object with share=on. QEMU is the frontend and connects to the volume's socket; `reconnect` lets a
+guest outlive a restart of the gateway.
+"""
+
+import re
+from xml.etree import ElementTree as xml
+
+MIB = 1 << 20
+QUEUE_SIZE = 256  # a power of two; two guest jobs at depth 128 fill one queue
+
+
+def device_id(volume: str) -> str:
+    """A QEMU object id for a volume: ids start with a letter and hold letters, digits, "-", "." and "_"
+    only."""
+    return "rs-" + re.sub(r"[^A-Za-z0-9._-]", "_", volume)
+
+
+def _option(value: str) -> str:
+    """A value inside a QEMU option list, where a comma is doubled."""
+    return value.replace(",", ",,")
+
+
+def memory_args(memory_bytes: int, *, hugepages: bool) -> list[str]:
+    """Guest memory that a vhost-user backend can map: `memory_bytes`, a multiple of 2 MiB, shared."""
+    if memory_bytes <= 0 or memory_bytes % (2 * MIB):
+        raise ValueError(f"Guest memory of {memory_bytes} bytes is not a multiple of 2 MiB; give it as such.")
+    backend = f"memory-backend-memfd,id=rs-memory,size={memory_bytes // MIB}M,share=on"
+    if hugepages:
+        backend += ",hugetlb=on"
+    return [
+        "-m",
+        f"{memory_bytes // MIB}M",
+        "-object",
+        backend,
+        "-machine",
+        "memory-backend=rs-memory",
+    ]
+
+
+def volume_args(
+    socket: str, *, volume: str, queues: int, queue_size: int = QUEUE_SIZE, reconnect_s: int = 1
+) -> list[str]:
+    """One vhost-user-blk disk on `socket`. A guest uses one queue a vCPU at most, up to `queues`;
+    `queue_size` is in ring entries; QEMU tries again every `reconnect_s` seconds after the backend has gone
+    (0: never)."""
+    if not 1 <= queues <= 64:
+        raise ValueError(f"{queues} queues are out of range; give 1 to 64.")
+    name = device_id(volume)
+    chardev = f"socket,id={name}-socket,path={_option(socket)}"
+    if reconnect_s:
+        chardev += f",reconnect={reconnect_s}"
+    return [
+        "-chardev",
+        chardev,
+        "-device",
+        f"vhost-user-blk-pci,id={name},chardev={name}-socket,num-queues={queues},queue-size={queue_size}",
+    ]
+
+
+def qemu_args(
+    socket: str,
+    *,
+    volume: str,
+    queues: int,
+    memory_bytes: int,
+    hugepages: bool,
+    reconnect_s: int = 1,
+) -> list[str]:
+    """Arguments to add to a qemu-system command line: the shared memory and the disk.
+
+    QEMU merges the `-machine` option with one given elsewhere on the line, so `-machine q35,accel=kvm` stays
+    the caller's. Further volumes of the same VM add only `volume_args`.
+    """
+    return [
+        *memory_args(memory_bytes, hugepages=hugepages),
+        *volume_args(socket, volume=volume, queues=queues, reconnect_s=reconnect_s),
+    ]
+
+
+def libvirt_disk(socket: str, *, queues: int, target: str = "vda", reconnect_s: int = 1) -> xml.Element:
+    """The `<disk>` element of one volume (libvirt "Format of the domain XML", disks of type vhostuser)."""
+    disk = xml.Element("disk", type="vhostuser", device="disk")
+    xml.SubElement(disk, "driver", name="qemu", type="raw", queues=str(queues), queue_size=str(QUEUE_SIZE))
+    source = xml.SubElement(disk, "source", type="unix", path=socket)
+    if reconnect_s:
+        xml.SubElement(source, "reconnect", enabled="yes", timeout=str(reconnect_s))
+    xml.SubElement(disk, "target", dev=target, bus="virtio")
+    return disk
+
+
+def libvirt_xml(
+    socket: str,
+    *,
+    volume: str,
+    queues: int,
+    memory_bytes: int,
+    hugepages: bool,
+    vcpus: int = 2,
+    target: str = "vda",
+    reconnect_s: int = 1,
+) -> str:
+    """A `<domain>` that starts as it is and boots from the volume, to be completed with networks and
+    consoles.
+
+    In an existing domain take over `<memoryBacking>` and the `<disk>`; the guest's memory must be shared, or
+    libvirt refuses the disk.
+    """
+    if memory_bytes <= 0 or memory_bytes % (2 * MIB):
+        raise ValueError(f"Guest memory of {memory_bytes} bytes is not a multiple of 2 MiB; give it as such.")
+    domain = xml.Element("domain", type="kvm")
+    xml.SubElement(domain, "name").text = volume
+    xml.SubElement(domain, "memory", unit="KiB").text = str(memory_bytes // 1024)
+    backing = xml.SubElement(domain, "memoryBacking")
+    if hugepages:
+        xml.SubElement(backing, "hugepages")
+    xml.SubElement(backing, "source", type="memfd")
+    xml.SubElement(backing, "access", mode="shared")
+    xml.SubElement(domain, "vcpu").text = str(vcpus)
+    system = xml.SubElement(domain, "os")
+    xml.SubElement(system, "type", arch="x86_64", machine="q35").text = "hvm"
+    devices = xml.SubElement(domain, "devices")
+    devices.append(libvirt_disk(socket, queues=queues, target=target, reconnect_s=reconnect_s))
+    serial = xml.SubElement(devices, "serial", type="pty")
+    xml.SubElement(serial, "target", port="0")
+    xml.indent(domain)
+    return xml.tostring(domain, encoding="unicode") + "\n"

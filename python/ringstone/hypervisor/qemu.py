@@ -1,0 +1,173 @@
+"""Runs one QEMU process: starts it with its own console log, QMP session and agent channel, and ends it by
+its pid.
+
+QEMU inherits one end of a socket pair for QMP and one for the agent channel, so there is no socket file to
+wait for and the other end reads end-of-file the moment QEMU is gone.
+"""
+
+import contextlib
+import shutil
+import socket
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Literal, Self
+
+from qemu.qmp import QMPError
+
+from ringstone.hypervisor.args import memory_args
+from ringstone.hypervisor.guest_image import GuestImage
+from ringstone.hypervisor.qmp import QmpSession
+
+AcceleratorName = Literal["kvm", "tcg"]
+
+QEMU = "qemu-system-x86_64"
+AGENT_PORT = "ringstone.agent"
+HOTPLUG_SLOTS = 2
+CONSOLE_TAIL_LINES = 25
+_CPU = {"kvm": "host", "tcg": "max"}
+# Speculation mitigations protect nothing in an emulated CPU and only slow it down.
+_KERNEL_EXTRA = {"kvm": "", "tcg": " mitigations=off"}
+
+
+class QemuError(Exception):
+    """QEMU did not start or went away; the message ends with the tail of its output and of the guest's
+    console."""
+
+
+@dataclass(frozen=True)
+class QemuConfig:
+    """One VM. `devices` are further arguments, from ringstone.hypervisor.args.volume_args say; `folder` takes
+    the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB."""
+
+    image: GuestImage
+    accelerator: AcceleratorName
+    folder: Path
+    devices: Sequence[str] = ()
+    cpus: int = 2
+    memory_bytes: int = 512 << 20
+    hugepages: bool = False
+
+
+class Qemu:
+    """A running QEMU. `agent` is the host's end of the guest's virtio-serial port, `qmp` the monitor."""
+
+    agent: socket.socket
+    qmp: QmpSession
+
+    def __init__(self, config: QemuConfig) -> None:
+        self.config = config
+        self.console_log = config.folder / "console.log"
+        self.output_log = config.folder / "qemu.log"
+        program = shutil.which(QEMU)
+        if program is None:
+            raise QemuError(f"The program {QEMU} is missing; install Debian's package qemu-system-x86.")
+        config.folder.mkdir(parents=True, exist_ok=True)
+        self.agent, agent_peer = socket.socketpair()
+        qmp, qmp_peer = socket.socketpair()
+        with agent_peer, qmp_peer, self.output_log.open("wb") as output:
+            command = [program, *_arguments(config, self.console_log, agent_peer.fileno(), qmp_peer.fileno())]
+            self._process = subprocess.Popen(
+                # A QEMU that outlived a killed parent would keep the guest's memory and the volume's socket.
+                ["setpriv", "--pdeathsig", "KILL", "--", *command],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(agent_peer.fileno(), qmp_peer.fileno()),
+                start_new_session=True,  # Ctrl-C is for the parent, which ends QEMU in its own order
+            )
+        try:
+            self.qmp = QmpSession(qmp)
+        except BaseException as error:
+            self.agent.close()
+            self._end_process()
+            if isinstance(error, QMPError | EOFError | OSError):
+                raise QemuError(self.describe("QEMU did not start")) from error
+            raise
+
+    @property
+    def pid(self) -> int:
+        """QEMU's process id."""
+        return self._process.pid
+
+    def running(self) -> bool:
+        """Whether the process still runs."""
+        return self._process.poll() is None
+
+    def wait(self, timeout_s: float) -> int:
+        """QEMU's exit status, after a guest has powered off. Raises QemuError when it still runs then."""
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired as error:
+            raise QemuError(self.describe(f"QEMU still runs after {timeout_s} s")) from error
+
+    def describe(self, problem: str) -> str:
+        """`problem` with the exit status if there is one and the tails of QEMU's output and of the
+        console."""
+        status = self._process.poll()
+        first_words = _tail(self.output_log).partition("\n")[0]
+        ended = (
+            f" (exit status {status}{': ' if first_words else ''}{first_words})" if status is not None else ""
+        )
+        parts = [f"{problem}{ended}."]
+        for title, path in (("QEMU said", self.output_log), ("the console's last lines", self.console_log)):
+            if tail := _tail(path):
+                parts.append(f"--- {title} ({path}):\n{tail}")
+        return "\n".join(parts)
+
+    def stop(self) -> None:
+        """End QEMU at once, as when the power fails. Idempotent."""
+        self.agent.close()
+        if self.running():
+            with contextlib.suppress(QMPError, EOFError, OSError, TimeoutError):
+                self.qmp.execute("quit")
+        self._end_process()
+        self.qmp.close()
+
+    def _end_process(self) -> None:
+        for end in (self._process.terminate, self._process.kill):
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(5)
+                return
+            end()
+        self._process.wait()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+
+def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int) -> list[str]:
+    accelerator = config.accelerator
+    threads = ",thread=multi" if accelerator == "tcg" else ""
+    hotplug = []
+    for slot in range(HOTPLUG_SLOTS):
+        hotplug += ["-device", f"pcie-root-port,id=hotplug{slot},chassis={slot + 1},slot={slot + 1}"]
+    return [
+        *("-nodefaults", "-no-user-config", "-display", "none"),
+        *("-machine", "q35", "-accel", accelerator + threads, "-cpu", _CPU[accelerator]),
+        *("-smp", str(config.cpus)),
+        *memory_args(config.memory_bytes, hugepages=config.hugepages),
+        *("-kernel", str(config.image.kernel), "-initrd", str(config.image.initrd)),
+        *("-append", "console=ttyS0 panic=-1 audit=0" + _KERNEL_EXTRA[accelerator]),
+        *("-chardev", f"file,id=console,path={console_log},append=on", "-serial", "chardev:console"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=agent,fd={agent_fd}"),
+        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
+        *hotplug,
+        *config.devices,
+    ]
+
+
+def _tail(path: Path) -> str:
+    try:
+        text = path.read_text(errors="replace")
+    except FileNotFoundError:
+        return ""
+    return "\n".join(line.rstrip() for line in text.strip().splitlines()[-CONSOLE_TAIL_LINES:])
