@@ -69,7 +69,8 @@ guest-image: python-env
 lint: lint-rust lint-python lint-shell ## rustfmt, clippy, ruff, mypy, shellcheck; warnings are errors
 lint-rust: rust python-env
 	@$(STEP) rustfmt -- cargo fmt --all --check
-	@$(STEP) clippy -- cargo clippy --locked --workspace --all-targets -- -D warnings
+	@$(STEP) clippy -- cargo clippy --locked --all-targets -- -D warnings
+	@$(STEP) clippy-fuzz -- cargo clippy --locked --package ringstone-fuzz --no-default-features -- -D warnings
 lint-python: python-env
 	@$(STEP) ruff -- $(VENV)/bin/ruff check
 	@$(STEP) ruff-format -- $(VENV)/bin/ruff format --check
