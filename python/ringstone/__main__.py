@@ -1,0 +1,5 @@
+"""`python -m ringstone` is `ringstone`."""
+
+from ringstone.cli import main
+
+main()

@@ -1,0 +1,40 @@
+"""/v1/attachments, named by their volume"""
+
+from fastapi import APIRouter, status
+
+from ringstone import models
+from ringstone.api.context import ServiceDep
+from ringstone.api.views import attachment_views
+from ringstone.errors import NotFoundError
+
+router = APIRouter(prefix="/attachments", tags=["attachments"])
+
+
+@router.get("")
+def list_attachments(service: ServiceDep) -> list[models.Attachment]:
+    """By volume."""
+    return attachment_views(service, service.store.attachments())
+
+
+@router.post("", status_code=status.HTTP_201_CREATED)
+def attach_volume(body: models.AttachmentCreate, service: ServiceDep) -> models.Attachment:
+    """Listen on the socket for a frontend. Comes back after a restart of the gateway or the host."""
+    record = service.attach(body.volume, socket=body.socket, queues=body.queues, read_only=body.read_only)
+    return attachment_views(service, [record])[0]
+
+
+@router.get("/{volume}")
+def show_attachment(volume: str, service: ServiceDep) -> models.Attachment:
+    service.store.volume(volume)
+    record = service.store.attachment(volume)
+    if record is None:
+        raise NotFoundError(
+            f"Volume {volume!r} is not attached; run `ringstone volume attach {volume}` first."
+        )
+    return attachment_views(service, [record])[0]
+
+
+@router.delete("/{volume}", status_code=status.HTTP_204_NO_CONTENT)
+def detach_volume(volume: str, service: ServiceDep, force: bool = False) -> None:
+    """`force` also while a frontend is connected: its guest's requests fail from then on."""
+    service.detach(volume, force=force)

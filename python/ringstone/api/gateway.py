@@ -1,0 +1,61 @@
+"""/v1/gateway, /v1/health and /v1/events"""
+
+import os
+from typing import Annotated
+
+from fastapi import APIRouter, Query
+
+from ringstone import __version__, models
+from ringstone.api.context import ContextDep, ServiceDep
+from ringstone.api.views import pool_view, utc, volume_views
+
+router = APIRouter(tags=["gateway"])
+
+
+@router.get("/gateway")
+def show_gateway(context: ContextDep) -> models.GatewayInfo:
+    config, store = context.config, context.service.store
+    return models.GatewayInfo(
+        version=__version__,
+        engine_version=context.engine_version,
+        pid=os.getpid(),
+        started_at=utc(context.started_ns),
+        cores=list(config.cores),
+        idle_us=config.idle_us,
+        state_dir=str(config.state_dir),
+        run_dir=str(config.run_dir),
+        socket=str(config.socket),
+        stats_path=str(config.stats_path),
+        pools=len(store.pools()),
+        volumes=len(store.volumes()),
+        attachments=len(store.attachments()),
+    )
+
+
+@router.get("/health")
+def show_health(service: ServiceDep) -> models.Health:
+    """Looks at every pool, volume and attachment."""
+    reasons = [
+        f"Pool {pool.name} has failed: {pool.reason}"
+        for pool in (pool_view(service, record) for record in service.store.pools())
+        if pool.state == "failed"
+    ]
+    for volume in volume_views(service, service.store.volumes()):
+        if volume.state != "ready":
+            reasons.append(f"Volume {volume.name} is {volume.state}: {volume.reason or 'see the events.'}")
+        if volume.attachment and volume.attachment.state in ("failed", "needs_reset"):
+            detail = volume.attachment.reason or "reset the device from its guest."
+            reasons.append(f"The attachment of volume {volume.name} is {volume.attachment.state}: {detail}")
+    return models.Health(status="degraded" if reasons else "ok", reasons=reasons)
+
+
+@router.get("/events")
+def list_events(
+    service: ServiceDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100, volume: str | None = None
+) -> list[models.Event]:
+    """The latest `limit` events since the gateway's start, oldest first."""
+    return [
+        models.Event(at=utc(event.at_ns), level=event.level, volume=event.volume, message=event.message)
+        for event in service.events.latest(1000)
+        if volume is None or event.volume == volume
+    ][-limit:]

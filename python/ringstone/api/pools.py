@@ -1,0 +1,42 @@
+"""/v1/pools"""
+
+import time
+
+from fastapi import APIRouter, status
+
+from ringstone import models
+from ringstone.api.context import ServiceDep
+from ringstone.api.views import pool_view
+from ringstone.errors import InvalidError
+from ringstone.store import PoolRecord
+from ringstone.store.records import JsonValue
+
+router = APIRouter(prefix="/pools", tags=["pools"])
+
+
+@router.get("")
+def list_pools(service: ServiceDep) -> list[models.Pool]:
+    """By name."""
+    return [pool_view(service, record) for record in service.store.pools()]
+
+
+@router.post("", status_code=status.HTTP_201_CREATED)
+def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
+    if body.faults is not None and body.type != "faulty":
+        raise InvalidError("Only faulty pools take faults; leave them out.")
+    options: dict[str, JsonValue] = {"direct": body.direct} if body.type in ("file", "faulty") else {}
+    if body.type == "faulty":
+        options |= (body.faults or models.Faults()).model_dump()
+    record = PoolRecord(body.name, body.type, body.path, body.capacity, time.time_ns(), options)
+    return pool_view(service, service.create_pool(record, hugepages=body.hugepages))
+
+
+@router.get("/{name}")
+def show_pool(name: str, service: ServiceDep) -> models.Pool:
+    return pool_view(service, service.store.pool(name))
+
+
+@router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
+def delete_pool(name: str, service: ServiceDep) -> None:
+    """The pool must have no volumes."""
+    service.delete_pool(name)

@@ -1,0 +1,114 @@
+"""From the gateway's plain records to what crosses the API."""
+
+from datetime import UTC, datetime
+
+from ringstone import models
+from ringstone.errors import RingstoneError
+from ringstone.gateway.engine import EngineAttachment, EngineVolume
+from ringstone.gateway.service import Service
+from ringstone.pools import Usage, open_pool
+from ringstone.store import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
+
+
+def utc(nanoseconds: int) -> datetime:
+    """CLOCK_REALTIME nanoseconds as a time, to the microsecond."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+
+
+def pool_view(service: Service, record: PoolRecord) -> models.Pool:
+    volumes = service.store.volumes(record.name)
+    pool = open_pool(record)
+    reason = None
+    usage = Usage(None, None)
+    try:
+        pool.check()
+        usage = pool.usage()
+    except RingstoneError as error:
+        reason = error.message
+    return models.Pool(
+        name=record.name,
+        type=record.type,
+        path=record.path,
+        capacity=record.capacity,
+        state="failed" if reason else "ready",
+        reason=reason,
+        total=usage.total,
+        free=usage.free,
+        provisioned=sum(volume.size for volume in volumes),
+        volumes=len(volumes),
+        created_at=utc(record.created_ns),
+    )
+
+
+def volume_views(service: Service, records: list[VolumeRecord]) -> list[models.Volume]:
+    """One question to the engine for all of them."""
+    opened = {volume.name: volume for volume in service.engine.volumes()}
+    attached = {view.volume: view for view in attachment_views(service, service.store.attachments())}
+    return [
+        _volume_view(service, record, opened.get(record.name), attached.get(record.name))
+        for record in records
+    ]
+
+
+def _volume_view(
+    service: Service,
+    record: VolumeRecord,
+    opened: EngineVolume | None,
+    attachment: models.Attachment | None,
+) -> models.Volume:
+    reason = service.volume_failure(record)
+    state = "failed" if reason and record.state is VolumeState.READY else record.state.value
+    return models.Volume(
+        name=record.name,
+        id=record.id,
+        serial=record.serial,
+        pool=record.pool,
+        size=record.size,
+        block_size=record.block_size,
+        state=state,
+        reason=reason,
+        allocated=open_pool(service.store.pool(record.pool)).allocated(record),
+        detail=opened.detail if opened else None,
+        attachment=attachment,
+        created_at=utc(record.created_ns),
+    )
+
+
+def attachment_views(service: Service, records: list[AttachmentRecord]) -> list[models.Attachment]:
+    served = {one.volume: one for one in service.engine.attachments()}
+    return [_attachment_view(service, record, served.get(record.volume)) for record in records]
+
+
+def _attachment_view(
+    service: Service, record: AttachmentRecord, served: EngineAttachment | None
+) -> models.Attachment:
+    base = models.Attachment(
+        volume=record.volume,
+        socket=record.socket,
+        queues=record.queues,
+        read_only=record.read_only,
+        state="failed",
+        reason=service.attachment_failure(record.volume),
+        created_at=utc(record.created_ns),
+    )
+    if served is None:
+        return base
+    return base.model_copy(
+        update={
+            "state": served.state,
+            "reason": None,
+            "peer_pid": served.peer_pid,
+            "features": served.features,
+            "protocol_features": served.protocol_features,
+            "memory_bytes": served.memory_bytes,
+            "memory_regions": served.memory_regions,
+            "registered_bytes": served.registered_bytes,
+            "queue_states": [
+                models.Queue(
+                    index=queue.index, entries=queue.entries, reactor=queue.reactor, running=queue.running
+                )
+                for queue in served.queues
+            ],
+        }
+    )

@@ -1,0 +1,58 @@
+"""`ringstone gateway`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def gateway(
+    context: typer.Context,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="Configuration file (TOML); default /etc/ringstone/gateway.toml where it exists."),
+    ] = None,
+    cores: Annotated[
+        str | None,
+        typer.Option(help="CPUs for the reactors, one each, such as 1 or 2,4-6; default the last CPU."),
+    ] = None,
+    idle_us: Annotated[
+        int | None,
+        typer.Option(help="Microseconds that a reactor polls without work before it sleeps; default 200."),
+    ] = None,
+    state_dir: Annotated[
+        Path | None, typer.Option(help="Where state is kept; default /var/lib/ringstone.")
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where sockets and the stats page are; default /run/ringstone.")
+    ] = None,
+    log_level: Annotated[
+        str | None, typer.Option(help="debug, info, warning or error; default info.")
+    ] = None,
+    allow_test_pools: Annotated[bool, typer.Option("--allow-test-pools", hidden=True)] = False,
+) -> None:
+    """Run the gateway of this host in the foreground, until SIGTERM or Ctrl-C.
+
+    Its control API listens on <run dir>/gateway.sock, or on the global --socket where that is given.
+    """
+    from ringstone.gateway.config import load_config
+    from ringstone.gateway.daemon import run_gateway
+
+    flags = {
+        "cores": cores,
+        "idle_us": idle_us,
+        "state_dir": str(state_dir.absolute()) if state_dir else None,
+        "run_dir": str(run_dir.absolute()) if run_dir else None,
+        "socket": _given_socket(context),
+        "log_level": log_level,
+    }
+    run_gateway(load_config(config, flags, allow_test_pools=allow_test_pools))
+
+
+def _given_socket(context: typer.Context) -> str | None:
+    """The global --socket only where a person gave it: its default follows the run directory here."""
+    root = context.find_root()
+    source = root.get_parameter_source("socket")
+    if source is None or source.name == "DEFAULT":
+        return None
+    return str(Path(root.params["socket"]).absolute())

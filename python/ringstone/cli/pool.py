@@ -1,0 +1,159 @@
+"""`ringstone pool`"""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table
+
+from ringstone import models
+from ringstone.cli.context import (
+    JsonOption,
+    PoolName,
+    context_of,
+    print_json,
+    print_table,
+    size_argument,
+)
+from ringstone.units import format_size
+
+app = typer.Typer(
+    help="Where volumes' blocks are kept: memory, a directory, a block device.", no_args_is_help=True
+)
+
+
+class PoolType(StrEnum):
+    MEMORY = "memory"
+    FILE = "file"
+    NULL = "null"
+
+
+class Direct(StrEnum):
+    AUTO = "auto"
+    ON = "on"
+    OFF = "off"
+
+
+@app.command("create")
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="POOL", help="A name for the pool.")],
+    kind: Annotated[
+        PoolType,
+        typer.Option(
+            "--type",
+            help="memory: gone with the host; file: a directory or block device; null: keeps nothing.",
+        ),
+    ],
+    path: Annotated[
+        Path | None,
+        typer.Option(
+            help=(
+                "Directory or block device; default /dev/shm/ringstone-POOL for memory, <state "
+                "dir>/pools/POOL for file."
+            )
+        ),
+    ] = None,
+    capacity: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument,
+            metavar="SIZE",
+            help="The most that the volumes' sizes may add up to, such as 100G.",
+        ),
+    ] = None,
+    hugepages: Annotated[
+        bool, typer.Option("--hugepages", help="Memory pool: keep it in huge pages (hugetlbfs).")
+    ] = False,
+    direct: Annotated[
+        Direct, typer.Option(help="File pool: bypass the page cache; auto does where the filesystem can.")
+    ] = Direct.AUTO,
+    json_output: JsonOption = False,
+) -> None:
+    """Make a pool."""
+    cli = context_of(context, json_output)
+    mode: Literal["auto", "on", "off"] = direct.value
+    request = models.PoolCreate(
+        name=name,
+        type=kind.value,
+        path=str(path.absolute()) if path else None,
+        capacity=capacity,
+        hugepages=hugepages,
+        direct=mode,
+    )
+    with cli.client() as client:
+        pool = client.create_pool(request)
+    if cli.json:
+        print_json(pool)
+    else:
+        print(f"Made {pool.type} pool {pool.name}" + (f" in {pool.path}." if pool.path else "."))
+
+
+@app.command("list")
+def list_(context: typer.Context, json_output: JsonOption = False) -> None:
+    """List the pools."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        pools = client.pools()
+    if cli.json:
+        print_json(pools)
+        return
+    table = Table("pool", "type", "path", box=None, header_style="bold")
+    for column in ("volumes", "provisioned", "capacity", "free"):
+        table.add_column(column, justify="right")
+    table.add_column("state")
+    for pool in pools:
+        table.add_row(
+            pool.name,
+            pool.type,
+            pool.path or "-",
+            str(pool.volumes),
+            format_size(pool.provisioned),
+            _size(pool.capacity),
+            _size(pool.free),
+            pool.state,
+        )
+    print_table(table)
+
+
+@app.command("show")
+def show(context: typer.Context, name: PoolName, json_output: JsonOption = False) -> None:
+    """Show one pool."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        pool = client.pool(name)
+    if cli.json:
+        print_json(pool)
+        return
+    table = Table(box=None, show_header=False)
+    rows = {
+        "pool": pool.name,
+        "type": pool.type,
+        "path": pool.path or "-",
+        "state": pool.state if pool.reason is None else f"{pool.state}: {pool.reason}",
+        "volumes": str(pool.volumes),
+        "provisioned": format_size(pool.provisioned),
+        "capacity": _size(pool.capacity),
+        "medium": f"{_size(pool.free)} free of {_size(pool.total)}",
+        "made": pool.created_at.isoformat(timespec="seconds"),
+    }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    print_table(table)
+
+
+@app.command("delete")
+def delete(context: typer.Context, name: PoolName, json_output: JsonOption = False) -> None:
+    """Delete a pool that has no volumes."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        client.delete_pool(name)
+    if cli.json:
+        print_json({"deleted": name})
+    else:
+        print(f"Deleted pool {name}.")
+
+
+def _size(size: int | None) -> str:
+    return "-" if size is None else format_size(size)

@@ -1,0 +1,216 @@
+"""`ringstone volume`"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ringstone import models
+from ringstone.cli import volume_stats
+from ringstone.cli.context import (
+    JsonOption,
+    VolumeName,
+    complete_pools,
+    context_of,
+    print_json,
+    print_table,
+    size_argument,
+)
+from ringstone.units import format_size
+
+app = typer.Typer(help="Disks: make, grow, attach and watch them.", no_args_is_help=True)
+app.command("stats")(volume_stats.stats)
+
+
+@app.command("create")
+def create(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="VOLUME", help="A name for the volume.")],
+    pool: Annotated[str, typer.Option(help="The pool to make it in.", autocompletion=complete_pools)],
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument,
+            metavar="SIZE",
+            help="Bytes or a binary unit, such as 10G; only a block device has a size of its own.",
+        ),
+    ] = None,
+    block_size: Annotated[int, typer.Option(help="Logical block size, 512 or 4096.")] = 512,
+    json_output: JsonOption = False,
+) -> None:
+    """Make a volume. It reads as zeroes, except on a block device, whose content stays."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        volume = client.create_volume(name, pool=pool, size=size, block_size=block_size)
+    if cli.json:
+        print_json(volume)
+    else:
+        print(f"Made volume {volume.name}, {format_size(volume.size)}, in pool {volume.pool}.")
+
+
+@app.command("list")
+def list_(
+    context: typer.Context,
+    pool: Annotated[
+        str | None, typer.Option(help="Only those of this pool.", autocompletion=complete_pools)
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """List the volumes."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        volumes = client.volumes(pool=pool)
+    if cli.json:
+        print_json(volumes)
+        return
+    table = Table("volume", "pool", box=None, header_style="bold")
+    for column in ("size", "allocated", "block"):
+        table.add_column(column, justify="right")
+    for column in ("state", "attached"):
+        table.add_column(column)
+    for volume in volumes:
+        table.add_row(
+            volume.name,
+            volume.pool,
+            format_size(volume.size),
+            "-" if volume.allocated is None else format_size(volume.allocated),
+            str(volume.block_size),
+            volume.state,
+            volume.attachment.state if volume.attachment else "no",
+        )
+    print_table(table)
+
+
+@app.command("show")
+def show(context: typer.Context, name: VolumeName, json_output: JsonOption = False) -> None:
+    """Show one volume."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        volume = client.volume(name)
+    if cli.json:
+        print_json(volume)
+        return
+    table = Table(box=None, show_header=False)
+    rows = {
+        "volume": volume.name,
+        "id": volume.id,
+        "serial": volume.serial,
+        "pool": volume.pool,
+        "size": f"{format_size(volume.size)} ({volume.size} bytes)",
+        "allocated": "-" if volume.allocated is None else format_size(volume.allocated),
+        "block size": str(volume.block_size),
+        "state": volume.state if volume.reason is None else f"{volume.state}: {volume.reason}",
+        "made": volume.created_at.isoformat(timespec="seconds"),
+        **_attachment_rows(volume),
+    }
+    for label, value in rows.items():
+        table.add_row(label, value)
+    print_table(table)
+
+
+def _attachment_rows(volume: models.Volume) -> dict[str, str]:
+    attachment = volume.attachment
+    if attachment is None:
+        return {"attached": "no"}
+    running = [queue for queue in attachment.queue_states if queue.running]
+    reactors = sorted({queue.reactor for queue in running if queue.reactor is not None})
+    rows = {
+        "attached": attachment.state if attachment.reason is None else f"failed: {attachment.reason}",
+        "socket": attachment.socket,
+        "queues": f"{len(running)} running of {attachment.queues}",
+        "read-only": "yes" if attachment.read_only else "no",
+        "served": volume.detail or "-",
+    }
+    if running:
+        rows["reactors"] = ", ".join(map(str, reactors))
+    if attachment.peer_pid is not None:
+        rows["frontend"] = f"process {attachment.peer_pid}"
+        rows["guest memory"] = (
+            f"{format_size(attachment.memory_bytes)} in {attachment.memory_regions} regions, "
+            f"{format_size(attachment.registered_bytes)} registered"
+        )
+    return rows
+
+
+@app.command("resize")
+def resize(
+    context: typer.Context,
+    name: VolumeName,
+    size: Annotated[
+        int, typer.Argument(parser=size_argument, metavar="SIZE", help="The new size, such as 20G.")
+    ],
+    json_output: JsonOption = False,
+) -> None:
+    """Grow a volume. A running guest sees the new size at once; its filesystem is grown from within."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        volume = client.resize_volume(name, size)
+    if cli.json:
+        print_json(volume)
+    else:
+        print(f"Volume {volume.name} now has {format_size(volume.size)}.")
+
+
+@app.command("delete")
+def delete(context: typer.Context, name: VolumeName, json_output: JsonOption = False) -> None:
+    """Delete a volume that is not attached. Its content is gone for good, except on a block device."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        client.delete_volume(name)
+    if cli.json:
+        print_json({"deleted": name})
+    else:
+        print(f"Deleted volume {name}.")
+
+
+@app.command("attach")
+def attach(
+    context: typer.Context,
+    name: VolumeName,
+    at: Annotated[
+        Path | None, typer.Option(help="Socket to listen on; default <run dir>/vhost/VOLUME.sock.")
+    ] = None,
+    queues: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            max=models.MAX_QUEUES,
+            help="The most queues for the guest; default one per reactor, at most 4.",
+        ),
+    ] = None,
+    read_only: Annotated[bool, typer.Option("--read-only", help="The guest may not write.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Serve a volume on a vhost-user socket, also after a restart, until it is detached."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        attachment = client.attach(
+            name, socket=str(at.absolute()) if at else None, queues=queues, read_only=read_only
+        )
+    if cli.json:
+        print_json(attachment)
+    else:
+        print(
+            f"Volume {name} is served at {attachment.socket}; `ringstone qemu-args {name}` shows how to use "
+            "it."
+        )
+
+
+@app.command("detach")
+def detach(
+    context: typer.Context,
+    name: VolumeName,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also while a guest uses it: its requests fail from then on.")
+    ] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Stop serving a volume."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        client.detach(name, force=force)
+    if cli.json:
+        print_json({"detached": name})
+    else:
+        print(f"Volume {name} is no longer attached.")

@@ -1,0 +1,1 @@
+"""The gateway: what exists on this host, and the engine that serves it."""

@@ -1,0 +1,213 @@
+"""The process `ringstone gateway`: what is started, in which order, and how it ends.
+
+Lock, state, engine, restored attachments, then the control API: guests get their disks back before anybody
+can ask. After that Python only waits for requests, events and signals; nothing here runs by the clock but the
+watchdog.
+"""
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import uvicorn
+
+from ringstone import __version__
+from ringstone.api.app import build_app
+from ringstone.api.context import ApiContext
+from ringstone.errors import ExistsError, error_of_os
+from ringstone.gateway.checks import check_socket
+from ringstone.gateway.config import GatewayConfig
+from ringstone.gateway.engine import Engine, engine_version
+from ringstone.gateway.events import EventLog
+from ringstone.gateway.logs import set_up_logging
+from ringstone.gateway.notify import Watchdog, sd_notify, watchdog_interval
+from ringstone.gateway.service import Service
+from ringstone.stats import StatsPage
+from ringstone.store import SqliteStore
+
+log = logging.getLogger("ringstone.gateway")
+
+# How long a request may still run once the gateway is told to stop.
+_GRACE_SECONDS = 5
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn without its ten wake-ups a second and without its signal handlers: the daemon has its own."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self._stop = asyncio.Event()
+
+    async def main_loop(self) -> None:
+        await self._stop.wait()
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+    def stop(self) -> None:
+        self.should_exit = True
+        self._stop.set()
+
+
+def run_gateway(config: GatewayConfig) -> None:
+    """Run until SIGTERM or SIGINT. Errors of ringstone.errors before the API is up; the engine is stopped in
+    any case."""
+    set_up_logging(config.log_level)
+    check_socket(config.socket)
+    started_ns = time.time_ns()
+    with ExitStack() as stack:
+        _make_directories(config)
+        stack.enter_context(_sole_gateway(config))
+        store = SqliteStore(config.database)
+        stack.callback(store.close)
+        engine = Engine(config.cores, idle_us=config.idle_us, stats_path=config.stats_path)
+        stack.callback(engine.stop)
+        stats = stack.enter_context(_open_stats(config.stats_path))
+        events = EventLog()
+        service = Service(
+            store,
+            engine,
+            events,
+            run_dir=config.run_dir,
+            state_dir=config.state_dir,
+            reactors=len(config.cores),
+            allow_test_pools=config.allow_test_pools,
+        )
+        service.restore()
+        interval = watchdog_interval()
+        if interval is not None:
+            watchdog = Watchdog(stats, interval)
+            watchdog.start()
+            stack.callback(watchdog.stop)
+        context = ApiContext(config, service, stats, engine_version(), started_ns)
+        asyncio.run(_serve(config, context, engine, events))
+    log.info("The gateway has stopped.")
+
+
+def _make_directories(config: GatewayConfig) -> None:
+    for path, mode in ((config.state_dir, 0o700), (config.run_dir, 0o755), (config.socket.parent, 0o755)):
+        try:
+            path.mkdir(mode=mode, parents=True, exist_ok=True)
+        except OSError as error:
+            raise error_of_os(
+                error,
+                f"making the directory {path}",
+                "Run as root, or choose another with --state-dir and --run-dir.",
+            ) from error
+
+
+@contextmanager
+def _sole_gateway(config: GatewayConfig) -> Iterator[None]:
+    """One gateway per run directory, for as long as this process lives."""
+    try:
+        fd = os.open(config.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise error_of_os(
+            error, f"opening {config.lock_path}", "Check the directory's permissions."
+        ) from error
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
+            raise ExistsError(
+                f"A gateway (process {holder}) already runs in {config.run_dir}; stop it first, or give this "
+                "one its "
+                "own --run-dir and --state-dir."
+            ) from error
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(fd)
+
+
+def _open_stats(path: Path) -> StatsPage:
+    try:
+        return StatsPage(path)
+    except OSError as error:
+        raise error_of_os(error, f"mapping {path}", "Check the run directory's filesystem.") from error
+
+
+def _listen(path: Path) -> socket.socket:
+    """The control API's socket. Nobody but the owner can connect, not even between bind and listen."""
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear_stale(path)
+        listener.bind(str(path))
+        os.chmod(path, 0o600)
+        listener.listen(128)
+    except OSError as error:
+        listener.close()
+        raise error_of_os(error, f"listening on {path}", "Choose another --socket.") from error
+    except BaseException:
+        listener.close()
+        raise
+    return listener
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove a socket that no process listens on any more; ExistsError when one does, or when it is no
+    socket."""
+    if not os.path.lexists(path):
+        return
+    if not path.is_socket():
+        raise ExistsError(f"{path} exists and is no socket; move it away or choose another --socket.")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        try:
+            probe.connect(str(path))
+        except ConnectionRefusedError:
+            path.unlink()
+            return
+    raise ExistsError(f"Another process listens on {path}; stop it first or choose another --socket.")
+
+
+async def _serve(config: GatewayConfig, context: ApiContext, engine: Engine, events: EventLog) -> None:
+    listener = _listen(config.socket)
+    server = _Server(
+        uvicorn.Config(
+            build_app(context),
+            lifespan="off",
+            log_config=None,
+            access_log=config.log_level == "debug",
+            server_header=False,
+            date_header=False,
+            timeout_graceful_shutdown=_GRACE_SECONDS,
+        )
+    )
+
+    def drain() -> None:
+        for event in engine.drain_events():
+            events.add(event)
+
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, server.stop)
+    event_fd = engine.event_fd()
+    loop.add_reader(event_fd, drain)
+    drain()
+    try:
+        log.info(
+            "Ringstone %s serves its API on %s, with reactors on CPU %s.",
+            __version__,
+            config.socket,
+            ", ".join(map(str, config.cores)),
+        )
+        # The kernel queues connections from listen() on, so a client that sees READY can connect at once.
+        sd_notify("READY=1")
+        await server.serve(sockets=[listener])
+    finally:
+        sd_notify("STOPPING=1")
+        loop.remove_reader(event_fd)
+        drain()
+        with contextlib.suppress(FileNotFoundError):
+            config.socket.unlink()

@@ -1,0 +1,169 @@
+"""The only door to the Rust engine: its calls with Python's types and the project's errors."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from ringstone import _engine
+from ringstone.errors import error_of_code
+from ringstone.gateway.events import Event
+from ringstone.store.records import JsonValue
+
+
+@dataclass(frozen=True, slots=True)
+class EngineQueue:
+    """`entries` is 0 until the frontend sets the ring up; `reactor` indexes the engine's cores, None while
+    stopped."""
+
+    index: int
+    entries: int
+    reactor: int | None
+    running: bool
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAttachment:
+    """`state`: listening, connected, running or needs_reset. Memory sizes are bytes."""
+
+    volume: str
+    socket: str
+    state: str
+    features: int
+    protocol_features: int
+    memory_bytes: int
+    memory_regions: int
+    registered_bytes: int
+    peer_pid: int | None
+    queues: tuple[EngineQueue, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EngineVolume:
+    """A volume the engine has open. `detail` says how, for people ("io_uring, O_DIRECT")."""
+
+    name: str
+    size: int
+    block_size: int
+    read_only: bool
+    backend: str
+    detail: str
+    discard: bool
+    attached: bool
+
+
+class EnginePort(Protocol):
+    """What the service needs of an engine. Calls block; errors are ringstone.errors."""
+
+    def open_volume(
+        self,
+        name: str,
+        backend: dict[str, JsonValue],
+        *,
+        size: int,
+        block_size: int,
+        read_only: bool,
+        serial: str,
+    ) -> None: ...
+    def close_volume(self, name: str) -> None: ...
+    def resize_volume(self, name: str, size: int) -> None: ...
+    def volumes(self) -> list[EngineVolume]: ...
+    def attach(self, name: str, socket_path: str, *, queues: int) -> None: ...
+    def detach(self, name: str, *, force: bool) -> None: ...
+    def attachments(self) -> list[EngineAttachment]: ...
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except _engine.EngineError as error:
+        raise error_of_code(error.code, str(error)) from error
+
+
+class Engine:
+    """Implements EnginePort over ringstone._engine.Engine. `stats_path`: docs/formats/stats-page.md."""
+
+    def __init__(self, cores: Sequence[int], *, idle_us: int, stats_path: Path) -> None:
+        with _translated():
+            self._engine = _engine.Engine(cores, idle_us=idle_us, stats_path=str(stats_path))
+
+    def open_volume(
+        self,
+        name: str,
+        backend: dict[str, JsonValue],
+        *,
+        size: int,
+        block_size: int,
+        read_only: bool,
+        serial: str,
+    ) -> None:
+        with _translated():
+            self._engine.open_volume(
+                name,
+                json.dumps(backend),
+                size=size,
+                block_size=block_size,
+                read_only=read_only,
+                serial=serial,
+            )
+
+    def close_volume(self, name: str) -> None:
+        with _translated():
+            self._engine.close_volume(name)
+
+    def resize_volume(self, name: str, size: int) -> None:
+        with _translated():
+            self._engine.resize_volume(name, size)
+
+    def volumes(self) -> list[EngineVolume]:
+        with _translated():
+            return [EngineVolume(**info) for info in self._engine.volumes()]
+
+    def attach(self, name: str, socket_path: str, *, queues: int) -> None:
+        with _translated():
+            self._engine.attach(name, socket_path, queues=queues)
+
+    def detach(self, name: str, *, force: bool) -> None:
+        with _translated():
+            self._engine.detach(name, force=force)
+
+    def attachments(self) -> list[EngineAttachment]:
+        with _translated():
+            infos = self._engine.attachments()
+        return [
+            EngineAttachment(
+                volume=info["volume"],
+                socket=info["socket"],
+                state=info["state"],
+                features=info["features"],
+                protocol_features=info["protocol_features"],
+                memory_bytes=info["memory_bytes"],
+                memory_regions=info["memory_regions"],
+                registered_bytes=info["registered_bytes"],
+                peer_pid=info["peer_pid"],
+                queues=tuple(
+                    EngineQueue(queue["index"], queue["size"], queue["reactor"], queue["running"])
+                    for queue in info["queues"]
+                ),
+            )
+            for info in infos
+        ]
+
+    def event_fd(self) -> int:
+        """Readable while drain_events() has something."""
+        return self._engine.event_fd()
+
+    def drain_events(self) -> list[Event]:
+        """Does not block."""
+        return [Event(**event) for event in self._engine.drain_events()]
+
+    def stop(self) -> None:
+        """Detach everything, drain and join the reactors. Idempotent."""
+        self._engine.stop()
+
+
+def engine_version() -> str:
+    return _engine.__version__

@@ -1,0 +1,337 @@
+"""The nouns' logic: pools, volumes and attachments over the store, the pools and the engine.
+
+The order of the steps keeps the store ahead of the disk: a volume's row is written in state `creating` or
+`deleting` before its backing is touched, so that whatever interrupts the gateway, restore() finds the rest
+and cleans it up. The engine has a volume open only while it is attached.
+"""
+
+import logging
+import os
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from ringstone.errors import BusyError, ExistsError, InvalidError, NotFoundError, RingstoneError
+from ringstone.gateway import checks
+from ringstone.gateway.engine import EngineAttachment, EnginePort
+from ringstone.gateway.events import EventLog
+from ringstone.gateway.locks import NamedLocks
+from ringstone.gateway.undo import undoing
+from ringstone.pools import PUBLIC_TYPES, TEST_TYPES, Pool, open_pool
+from ringstone.pools.memory import default_path
+from ringstone.store import AttachmentRecord, PoolRecord, Store, VolumeRecord, VolumeState
+
+_MOST_DEFAULT_QUEUES = 4
+
+log = logging.getLogger("ringstone.gateway")
+
+
+class Service:
+    """Every method may be called from any thread, blocks until done, and raises errors of
+    ringstone.errors."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: EnginePort,
+        events: EventLog,
+        *,
+        run_dir: Path,
+        state_dir: Path,
+        reactors: int,
+        allow_test_pools: bool = False,
+    ) -> None:
+        self.store = store
+        self.engine = engine
+        self.events = events
+        self._sockets = run_dir / "vhost"
+        self._pools = state_dir / "pools"
+        self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
+        self._types = PUBLIC_TYPES + TEST_TYPES if allow_test_pools else PUBLIC_TYPES
+        self._locks = NamedLocks()
+        # Attachments of the store that the engine does not serve, with the reason.
+        self._failed_attachments: dict[str, str] = {}
+
+    # pools
+
+    def create_pool(self, record: PoolRecord, *, hugepages: bool = False) -> PoolRecord:
+        """Make a pool of `record`; its path is chosen here when it is None. Option `managed` marks a
+        directory that is made with the pool and removed with it."""
+        checks.check_name("pool", record.name)
+        if record.type not in self._types:
+            raise InvalidError(f"{record.type!r} is not a pool type; use {', '.join(PUBLIC_TYPES)}.")
+        if hugepages and record.type != "memory":
+            raise InvalidError(
+                "Only memory pools can be on hugepages; leave hugepages out or make a memory pool."
+            )
+        with self._locks.hold(f"pool {record.name}"):
+            record = self._placed(record, hugepages)
+            pool = open_pool(record)
+            with self.store.transaction():
+                if any(known.name == record.name for known in self.store.pools()):
+                    raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
+            with undoing(self.events) as undo_later:
+                pool.prepare()
+                undo_later("preparing the pool", pool.discard)
+                with self.store.transaction():
+                    self._refuse_shared_medium(pool)
+                    self.store.add_pool(record)
+            return record
+
+    def _placed(self, record: PoolRecord, hugepages: bool) -> PoolRecord:
+        kind = record.options.get("inner", "memory") if record.type == "faulty" else record.type
+        if kind == "null":
+            if record.path is not None:
+                raise InvalidError("A null pool keeps nothing and takes no path; leave the path out.")
+            return record
+        ours = {**record.options, "managed": True}
+        if record.path is not None:
+            checks.check_absolute("path", record.path)
+            # A directory in memory is gone after a restart of the host and made anew then, so it is made now
+            # too.
+            made = kind == "memory" and not os.path.lexists(record.path)
+            return replace(record, options=ours) if made else record
+        if kind == "memory":
+            path = default_path(record.name, huge=hugepages)
+        else:
+            path = str(self._pools / record.name)
+        return replace(record, path=path, options=ours)
+
+    def _refuse_shared_medium(self, pool: Pool) -> None:
+        identity = pool.identity()
+        if identity is None:
+            return
+        for other in self.store.pools():
+            if open_pool(other).identity() == identity:
+                raise ExistsError(
+                    f"{pool.record.path} already belongs to pool {other.name!r}; choose another path."
+                )
+
+    def delete_pool(self, name: str) -> None:
+        """BusyError while it has volumes."""
+        with self._locks.hold(f"pool {name}"):
+            pool = open_pool(self.store.pool(name))
+            self.store.remove_pool(name)
+            pool.discard()
+
+    # volumes
+
+    def create_volume(self, name: str, pool_name: str, size: int | None, block_size: int) -> VolumeRecord:
+        checks.check_name("volume", name)
+        checks.check_block_size(block_size)
+        with self._locks.hold(f"volume {name}"):
+            pool = open_pool(self.store.pool(pool_name))
+            pool.check()
+            if size is None:
+                size = self._natural_size(pool, block_size)
+            checks.check_size(size, block_size)
+            volume = VolumeRecord(
+                name, str(uuid.uuid4()), pool_name, size, block_size, VolumeState.CREATING, time.time_ns()
+            )
+            with undoing(self.events, volume=name) as undo_later:
+                with self.store.transaction():
+                    others = self.store.volumes(pool_name)
+                    # The row comes first, so that a taken name is told before a full pool.
+                    self.store.add_volume(volume)
+                    pool.admit(size, others, new=True)
+                    pool.refuse_foreign(volume)
+                undo_later("the volume's row", lambda: self.store.remove_volume(name))
+                pool.create_backing(volume)
+                undo_later("the volume's backing", lambda: pool.remove_backing(volume))
+                self._open(volume, pool, read_only=False)
+                self.engine.close_volume(name)
+                self.store.set_volume_state(name, VolumeState.READY)
+            return replace(volume, state=VolumeState.READY)
+
+    def _natural_size(self, pool: Pool, block_size: int) -> int:
+        size = pool.default_size()
+        if size is None:
+            raise InvalidError(
+                "A volume needs a size, for example 10G; only one on a block device has its own."
+            )
+        return size // block_size * block_size
+
+    def _open(self, volume: VolumeRecord, pool: Pool, *, read_only: bool) -> None:
+        self.engine.open_volume(
+            volume.name,
+            pool.backend(volume),
+            size=volume.size,
+            block_size=volume.block_size,
+            read_only=read_only,
+            serial=volume.serial,
+        )
+
+    def resize_volume(self, name: str, size: int) -> VolumeRecord:
+        """Grow a volume, attached or not; a running guest is told."""
+        with self._locks.hold(f"volume {name}"):
+            volume = self._usable(name)
+            checks.check_size(size, volume.block_size)
+            checks.check_growth(name, volume.size, size)
+            pool = open_pool(self.store.pool(volume.pool))
+            pool.check_backing(volume)
+            with undoing(self.events, volume=name) as undo_later:
+                with self.store.transaction():
+                    pool.admit(size - volume.size, self.store.volumes(volume.pool), new=False)
+                    self.store.set_volume_size(name, size)
+                undo_later("the volume's size", lambda: self.store.set_volume_size(name, volume.size))
+                pool.resize_backing(volume, size)
+                undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
+                if self._served(name):
+                    self.engine.resize_volume(name, size)
+            return replace(volume, size=size)
+
+    def delete_volume(self, name: str) -> None:
+        """BusyError while attached. After a failure the volume stays in state `deleting`, and may be deleted
+        again."""
+        with self._locks.hold(f"volume {name}"):
+            with self.store.transaction():
+                volume = self.store.volume(name)
+                if self.store.attachment(name) is not None:
+                    raise BusyError(
+                        f"Volume {name!r} is attached; run `ringstone volume detach {name}` first."
+                    )
+                self.store.set_volume_state(name, VolumeState.DELETING)
+            open_pool(self.store.pool(volume.pool)).remove_backing(volume)
+            self.store.remove_volume(name)
+
+    def _usable(self, name: str) -> VolumeRecord:
+        volume = self.store.volume(name)
+        if volume.state is VolumeState.DELETING:
+            raise BusyError(f"Volume {name!r} is half deleted; run `ringstone volume delete {name}` again.")
+        if volume.state is VolumeState.CREATING:
+            raise BusyError(f"Volume {name!r} is still being made; wait a moment and try again.")
+        return volume
+
+    def volume_failure(self, volume: VolumeRecord) -> str | None:
+        """Why the volume cannot be used now; None when it can."""
+        if volume.state is not VolumeState.READY:
+            return None
+        try:
+            open_pool(self.store.pool(volume.pool)).check_backing(volume)
+        except RingstoneError as error:
+            return error.message
+        return None
+
+    # attachments
+
+    def attach(
+        self, name: str, *, socket: str | None = None, queues: int | None = None, read_only: bool = False
+    ) -> AttachmentRecord:
+        """Serve a volume at `socket`. An attachment that failed earlier is replaced."""
+        path = Path(socket) if socket is not None else self._sockets / f"{name}.sock"
+        checks.check_name("volume", name)
+        checks.check_socket(path)
+        with self._locks.hold(f"volume {name}"):
+            volume = self._usable(name)
+            record = AttachmentRecord(
+                name, str(path), queues or self._default_queues, read_only, time.time_ns()
+            )
+            with undoing(self.events, volume=name) as undo_later:
+                undo_later("the attachment's row", self._record_attachment(record))
+                self._serve(volume, record)
+            return record
+
+    def _record_attachment(self, record: AttachmentRecord) -> Callable[[], None]:
+        """Write the row, in place of one that failed earlier. Returns what takes it back."""
+        name = record.volume
+        with self.store.transaction():
+            reason = self._failed_attachments.get(name)
+            failed = self.store.attachment(name) if reason is not None else None
+            if failed is not None:
+                self.store.remove_attachment(name)
+            self.store.add_attachment(record)
+        self._failed_attachments.pop(name, None)
+
+        def take_back() -> None:
+            with self.store.transaction():
+                self.store.remove_attachment(name)
+                if failed is not None and reason is not None:
+                    self.store.add_attachment(failed)
+                    self._failed_attachments[name] = reason
+
+        return take_back
+
+    def _serve(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
+        """Open the volume in the engine and listen; all or nothing."""
+        pool = open_pool(self.store.pool(volume.pool))
+        pool.check_backing(volume)
+        path = Path(record.socket)
+        if path.parent == self._sockets:
+            self._sockets.mkdir(mode=0o755, parents=True, exist_ok=True)
+        elif not path.parent.is_dir():
+            raise InvalidError(
+                f"The directory of the socket {path} does not exist; create it or choose another."
+            )
+        self._open(volume, pool, read_only=record.read_only)
+        with undoing(self.events, volume=volume.name) as undo_later:
+            undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
+            self.engine.attach(volume.name, record.socket, queues=record.queues)
+
+    def detach(self, name: str, *, force: bool = False) -> None:
+        """BusyError while a frontend is connected, unless `force`."""
+        with self._locks.hold(f"volume {name}"):
+            self.store.volume(name)
+            if self.store.attachment(name) is None:
+                raise NotFoundError(f"Volume {name!r} is not attached; there is nothing to detach.")
+            if self._served(name):
+                self.engine.detach(name, force=force)
+            if any(volume.name == name for volume in self.engine.volumes()):
+                self.engine.close_volume(name)
+            self.store.remove_attachment(name)
+            self._failed_attachments.pop(name, None)
+
+    def _served(self, name: str) -> EngineAttachment | None:
+        return next((one for one in self.engine.attachments() if one.volume == name), None)
+
+    def attachment_failure(self, volume: str) -> str | None:
+        """Why the volume's attachment is not served; None when it is."""
+        return self._failed_attachments.get(volume)
+
+    # start
+
+    def restore(self) -> None:
+        """Bring back what the store knows. What cannot be brought back is reported as an event and left
+        failed."""
+        for volume in self.store.volumes():
+            self._attempt("The volume is not usable", volume.name, partial(self._restore_volume, volume))
+        volumes = {volume.name: volume for volume in self.store.volumes()}
+        for record in self.store.attachments():
+            serve = partial(self._serve, volumes[record.volume], record)
+            reason = self._attempt("The volume is not served", record.volume, serve)
+            if reason is not None:
+                self._failed_attachments[record.volume] = reason
+
+    def _attempt(self, failure: str, volume: str, step: Callable[[], None]) -> str | None:
+        """Run `step`; what it raises becomes an event, so that one volume never stops the others. The reason,
+        or None."""
+        try:
+            step()
+        except RingstoneError as error:
+            reason = error.message
+        except Exception as error:
+            log.exception("volume %s", volume)
+            reason = f"{type(error).__name__}: {error}. The gateway's log has the details."
+        else:
+            return None
+        self.events.say("error", f"{failure}: {reason}", volume=volume)
+        return reason
+
+    def _restore_volume(self, volume: VolumeRecord) -> None:
+        pool = open_pool(self.store.pool(volume.pool))
+        if volume.state is VolumeState.READY:
+            notice = pool.restore_backing(volume)
+            if notice is not None:
+                self.events.say("warning", notice, volume=volume.name)
+            return
+        pool.remove_backing(volume)
+        self.store.remove_volume(volume.name)
+        self.events.say(
+            "warning",
+            "Making the volume was interrupted and has been undone; make it again if it is wanted."
+            if volume.state is VolumeState.CREATING
+            else "Deleting the volume was interrupted and has been finished.",
+            volume=volume.name,
+        )

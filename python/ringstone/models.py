@@ -1,0 +1,180 @@
+"""What crosses the control API, checked on both sides. Sizes are bytes, times are UTC.
+
+Inside the gateway the same nouns are the plain records of ringstone.store.
+"""
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+NAME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"
+BLOCK_SIZES = (512, 4096)
+MAX_QUEUES = 64
+# The largest multiple of 4096 in a signed 64-bit offset, which is what files and the state database count in.
+MAX_SIZE = (1 << 63) - 4096
+
+Size = Annotated[int, Field(strict=True, ge=1, le=MAX_SIZE)]
+
+
+class _Request(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class _Answer(BaseModel):
+    # A newer gateway may say more than this client knows.
+    model_config = ConfigDict(extra="ignore", frozen=True)
+
+
+class ErrorBody(_Answer):
+    """Every answer that is not a success. `code` is a stable word, `message` a sentence with the next
+    step."""
+
+    code: str
+    message: str
+
+
+class Faults(_Request):
+    """How a faulty pool (tests only) misbehaves: chances per million requests, decided by `seed`."""
+
+    inner: Literal["memory", "file"] = "memory"
+    seed: int = Field(default=0, ge=0)
+    error_per_million: int = Field(default=0, ge=0, le=1_000_000)
+    delay_us: int = Field(default=0, ge=0)
+    torn_per_million: int = Field(default=0, ge=0, le=1_000_000)
+    lost_per_million: int = Field(default=0, ge=0, le=1_000_000)
+
+
+class PoolCreate(_Request):
+    """`path`: a directory, or for a file pool also a block device; without it the gateway chooses.
+    `capacity`: the most that the volumes' sizes may add up to. `hugepages`: a memory pool on hugetlbfs.
+    `direct`: whether a file pool bypasses the page cache."""
+
+    name: str
+    type: str
+    path: str | None = None
+    capacity: Size | None = None
+    hugepages: bool = False
+    direct: Literal["auto", "on", "off"] = "auto"
+    faults: Faults | None = None
+
+
+class Pool(_Answer):
+    """`state` is ready, or failed with a `reason`. `provisioned`: the volumes' sizes added up; `total` and
+    `free` are those of the medium, None where there is no limit or it is not there."""
+
+    name: str
+    type: str
+    path: str | None
+    capacity: int | None
+    state: Literal["ready", "failed"]
+    reason: str | None
+    total: int | None
+    free: int | None
+    provisioned: int
+    volumes: int
+    created_at: datetime
+
+
+class VolumeCreate(_Request):
+    """`size` may be left out only where the pool is one block device: then it is the device's."""
+
+    name: str
+    pool: str
+    size: Size | None = None
+    block_size: int = 512
+
+
+class VolumeResize(_Request):
+    size: Size
+
+
+class AttachmentCreate(_Request):
+    """`socket`: an absolute path; the default is <run dir>/vhost/<volume>.sock. `queues`: the most that the
+    frontend may use; the default is one per reactor, at most 4."""
+
+    volume: str
+    socket: str | None = None
+    queues: int | None = Field(default=None, ge=1, le=MAX_QUEUES)
+    read_only: bool = False
+
+
+class Queue(_Answer):
+    """`entries` is 0 until the frontend sets the ring up; `reactor` counts the gateway's cores, None while
+    stopped."""
+
+    index: int
+    entries: int
+    reactor: int | None
+    running: bool
+
+
+class Attachment(_Answer):
+    """`state`: listening (no frontend), connected (negotiating), running, needs_reset (stopped after a
+    malformed ring: the guest must reset the device) or failed (not served; `reason` says why)."""
+
+    volume: str
+    socket: str
+    queues: int
+    read_only: bool
+    state: str
+    reason: str | None = None
+    peer_pid: int | None = None
+    features: int = 0
+    protocol_features: int = 0
+    memory_bytes: int = 0
+    memory_regions: int = 0
+    registered_bytes: int = 0
+    queue_states: list[Queue] = []
+    created_at: datetime
+
+
+class Volume(_Answer):
+    """`state`: ready, failed (its backing is missing or damaged; `reason` says what), creating or deleting.
+    `allocated`: bytes it takes of the medium, None when unknown. `detail`: how the engine serves it, while
+    attached."""
+
+    name: str
+    id: str
+    serial: str
+    pool: str
+    size: int
+    block_size: int
+    state: str
+    reason: str | None
+    allocated: int | None
+    detail: str | None
+    attachment: Attachment | None
+    created_at: datetime
+
+
+class Event(_Answer):
+    """`level` is info, warning or error; `volume` is "" when none is concerned."""
+
+    at: datetime
+    level: str
+    volume: str
+    message: str
+
+
+class GatewayInfo(_Answer):
+    version: str
+    engine_version: str
+    pid: int
+    started_at: datetime
+    cores: list[int]
+    idle_us: int
+    state_dir: str
+    run_dir: str
+    socket: str
+    stats_path: str
+    pools: int
+    volumes: int
+    attachments: int
+
+
+class Health(_Answer):
+    """`status` is ok, or degraded with one sentence per thing that is not as it should be."""
+
+    status: Literal["ok", "degraded"]
+    reasons: list[str]

@@ -1,0 +1,101 @@
+"""What the gateway asks of a pool. A pool holds no state of its own: the store knows what exists, the disk
+what is there."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from ringstone.errors import NoSpaceError
+from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.units import format_size
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Bytes of the medium under the pool; None where there is no limit (null) or it is not there
+    (missing)."""
+
+    total: int | None
+    free: int | None
+
+
+class Pool(Protocol):
+    """Methods block on the medium and raise errors of ringstone.errors only."""
+
+    record: PoolRecord
+
+    def prepare(self) -> None:
+        """When the pool is made: check its path, and make its directory where it is ours to make."""
+        ...
+
+    def discard(self) -> None:
+        """When the pool is deleted: remove what prepare() made, unless something foreign lies in it."""
+        ...
+
+    def identity(self) -> str | None:
+        """Names the medium, so that two pools never share one; None for media that cannot be shared by
+        mistake."""
+        ...
+
+    def check(self) -> None:
+        """Raise when the pool's medium is not there now."""
+        ...
+
+    def usage(self) -> Usage: ...
+
+    def default_size(self) -> int | None:
+        """The size of a volume made without one; None when there is no natural one."""
+        ...
+
+    def admit(self, extra: int, volumes: Sequence[VolumeRecord], *, new: bool) -> None:
+        """Raise NoSpaceError or BusyError unless `extra` bytes fit beside `volumes`, all that the pool has:
+        for a `new` volume, or for the growth of one of them."""
+        ...
+
+    def refuse_foreign(self, volume: VolumeRecord) -> None:
+        """ExistsError when something that is not ours lies where the backing of a new volume would."""
+        ...
+
+    def create_backing(self, volume: VolumeRecord) -> None:
+        """Make the volume's backing, zeroed. ExistsError when one is there. A failure leaves nothing
+        behind."""
+        ...
+
+    def remove_backing(self, volume: VolumeRecord) -> None:
+        """Remove the backing; one that is not there is no error."""
+        ...
+
+    def resize_backing(self, volume: VolumeRecord, size: int) -> None:
+        """Grow the backing to `size` bytes, or cut back what an undone growth added."""
+        ...
+
+    def check_backing(self, volume: VolumeRecord) -> None:
+        """Raise FailedError when the backing is missing or shorter than the volume."""
+        ...
+
+    def restore_backing(self, volume: VolumeRecord) -> str | None:
+        """At the gateway's start: as check_backing(), but a pool whose content does not outlive the host
+        makes the backing anew, and returns a sentence that says what was lost."""
+        ...
+
+    def allocated(self, volume: VolumeRecord) -> int | None:
+        """Bytes that the backing takes of the medium; None when not known."""
+        ...
+
+    def backend(self, volume: VolumeRecord) -> dict[str, JsonValue]:
+        """The engine's description of the backing (ringstone._engine.Engine.open_volume)."""
+        ...
+
+
+def admit_to_capacity(record: PoolRecord, extra: int, volumes: Sequence[VolumeRecord]) -> None:
+    """NoSpaceError unless `extra` bytes more stay within the pool's capacity, if it has one."""
+    if record.capacity is None:
+        return
+    room = record.capacity - sum(volume.size for volume in volumes)
+    if extra > room:
+        raise NoSpaceError(
+            f"Pool {record.name!r} has {format_size(max(room, 0))} left of {format_size(record.capacity)}, "
+            "and "
+            f"{format_size(extra)} more were asked for. Choose a smaller size, delete a volume or use "
+            "another pool."
+        )

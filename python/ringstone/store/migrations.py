@@ -1,0 +1,43 @@
+"""The SQLite schema, as the ordered statements that lead from one version to the next.
+
+A released migration never changes; a new version is appended. Index 0 leads from an empty database to version
+1.
+"""
+
+MIGRATIONS: tuple[tuple[str, ...], ...] = (
+    (
+        """
+        CREATE TABLE pools (
+            name TEXT PRIMARY KEY,
+            type TEXT NOT NULL,
+            path TEXT,
+            capacity INTEGER CHECK (capacity > 0),
+            options TEXT NOT NULL DEFAULT '{}',
+            created_ns INTEGER NOT NULL
+        ) STRICT
+        """,
+        """
+        CREATE TABLE volumes (
+            name TEXT PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            pool TEXT NOT NULL REFERENCES pools (name) ON DELETE RESTRICT,
+            size INTEGER NOT NULL CHECK (size > 0),
+            block_size INTEGER NOT NULL CHECK (block_size IN (512, 4096)),
+            state TEXT NOT NULL CHECK (state IN ('creating', 'ready', 'deleting')),
+            created_ns INTEGER NOT NULL
+        ) STRICT
+        """,
+        "CREATE INDEX volumes_by_pool ON volumes (pool)",
+        """
+        CREATE TABLE attachments (
+            volume TEXT PRIMARY KEY REFERENCES volumes (name) ON DELETE RESTRICT,
+            socket TEXT NOT NULL UNIQUE,
+            queues INTEGER NOT NULL CHECK (queues BETWEEN 1 AND 64),
+            read_only INTEGER NOT NULL CHECK (read_only IN (0, 1)),
+            created_ns INTEGER NOT NULL
+        ) STRICT
+        """,
+    ),
+)
+
+SCHEMA_VERSION = len(MIGRATIONS)

@@ -1,0 +1,95 @@
+"""An engine that serves nobody: it keeps what it was told, checks it as the real one does, and fails on command.
+
+For tests of the gateway's logic. What needs a disk to be served is tested against the real engine.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from ringstone.errors import BusyError, ExistsError, NotFoundError, RingstoneError
+from ringstone.gateway.engine import EngineAttachment, EngineQueue, EngineVolume
+from ringstone.store.records import JsonValue
+
+
+@dataclass
+class FakeEngine:
+    """Implements ringstone.gateway.engine.EnginePort. `failures`: raised once by the method of that name."""
+
+    failures: dict[str, RingstoneError] = field(default_factory=dict)
+    calls: list[str] = field(default_factory=list)
+    backends: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+    serials: dict[str, str] = field(default_factory=dict)
+    before: Callable[[str], None] = lambda call: None
+    _volumes: dict[str, EngineVolume] = field(default_factory=dict)
+    _attachments: dict[str, EngineAttachment] = field(default_factory=dict)
+
+    def _enter(self, method: str, name: str) -> None:
+        self.calls.append(f"{method} {name}")
+        self.before(f"{method} {name}")
+        failure = self.failures.pop(method, None)
+        if failure is not None:
+            raise failure
+
+    def open_volume(
+        self,
+        name: str,
+        backend: dict[str, JsonValue],
+        *,
+        size: int,
+        block_size: int,
+        read_only: bool,
+        serial: str,
+    ) -> None:
+        self._enter("open_volume", name)
+        if name in self._volumes:
+            raise ExistsError(f"The engine has volume {name!r} open.")
+        self.backends[name] = backend
+        self.serials[name] = serial
+        kind = str(backend["type"])
+        self._volumes[name] = EngineVolume(name, size, block_size, read_only, kind, "fake", True, False)
+
+    def close_volume(self, name: str) -> None:
+        self._enter("close_volume", name)
+        if name in self._attachments:
+            raise BusyError(f"Volume {name!r} is attached.")
+        if self._volumes.pop(name, None) is None:
+            raise NotFoundError(f"The engine has no volume {name!r}.")
+
+    def resize_volume(self, name: str, size: int) -> None:
+        self._enter("resize_volume", name)
+        self._volumes[name] = replace(self._volumes[name], size=size)
+
+    def volumes(self) -> list[EngineVolume]:
+        return list(self._volumes.values())
+
+    def attach(self, name: str, socket_path: str, *, queues: int) -> None:
+        self._enter("attach", name)
+        if name in self._attachments:
+            raise ExistsError(f"Volume {name!r} is attached.")
+        self._volumes[name] = replace(self._volumes[name], attached=True)
+        stopped = tuple(EngineQueue(index, 0, None, False) for index in range(queues))
+        self._attachments[name] = EngineAttachment(
+            name, socket_path, "listening", 0, 0, 0, 0, 0, None, stopped
+        )
+
+    def detach(self, name: str, *, force: bool) -> None:
+        self._enter("detach", name)
+        if self._attachments[name].peer_pid is not None and not force:
+            raise BusyError(f"A frontend uses volume {name!r}.")
+        del self._attachments[name]
+        self._volumes[name] = replace(self._volumes[name], attached=False)
+
+    def attachments(self) -> list[EngineAttachment]:
+        return list(self._attachments.values())
+
+    def connect(self, name: str, *, peer_pid: int) -> None:
+        """As if a frontend had connected and its first queue ran."""
+        queues = self._attachments[name].queues
+        self._attachments[name] = replace(
+            self._attachments[name],
+            state="running",
+            peer_pid=peer_pid,
+            memory_bytes=1 << 30,
+            memory_regions=1,
+            queues=(EngineQueue(0, 256, 0, True), *queues[1:]),
+        )
