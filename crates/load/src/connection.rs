@@ -165,6 +165,12 @@ pub(crate) fn share<C: ByteValued, R: Copy>(
     if !step.is_multiple_of(PAGE) {
         return Err(LoadError::config("region_bytes", "must be a multiple of 4096"));
     }
+    // One region more holds the rings.
+    let (wanted, most) = (memory.len().div_ceil(step) + 1, transport.max_mem_regions());
+    if wanted as u64 > most {
+        let problem = format!("makes {wanted} regions but the backend takes {most}; raise it");
+        return Err(LoadError::config("region_bytes", problem));
+    }
     let mut regions = 0;
     for offset in (0..memory.len()).step_by(step) {
         let len = step.min(memory.len() - offset);

@@ -1,1 +1,35 @@
+//! One polling thread per core.
+//!
+//! Enters: [`Queue`]s (a ring, its volume and its notification descriptors), handed over through a mailbox. A [`Reactor`]
+//! takes requests from its rings, copies them to memory at once or puts them on its own io_uring, and writes used entries
+//! when they are done. Leaves: the queues again, drained, when the control thread asks for them back.
+//!
+//! The loop, in the order of one turn: mailbox, completions of the io_uring, rings, one `io_uring_enter` for all of it.
+//! Nothing in it allocates, locks or logs per request. A reactor with nothing to do asks the guests for kicks and sleeps in
+//! `io_uring_enter`, where kicks, completions and mail all wake it.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `core.rs` | the loop: turns, sleeping, time accounting |
+//! | `queue.rs` | one queue: taking requests from the ring, completing them |
+//! | `execute.rs` | carrying a request out on its drive, in steps where it must be |
+//! | `slots.rs` | requests in flight |
+//! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
+//! | `fixed.rs` | guest memory registered with the io_uring |
+//! | `uring.rs` | the io_uring itself |
+//! | `mailbox.rs`, `handle.rs` | how the control thread and a reactor talk |
 
+mod core;
+mod error;
+mod execute;
+mod fixed;
+mod handle;
+mod mailbox;
+mod pools;
+mod queue;
+mod slots;
+mod uring;
+
+pub use error::ReactorError;
+pub use handle::{Command, ReactorHandle, ReactorSettings, Registered, Reply};
+pub use queue::{Queue, QueueKey, QueueParts};

@@ -1,0 +1,27 @@
+use std::io;
+use std::path::PathBuf;
+
+use ringstone_mapping::MappingError;
+
+/// Why a drive could not be opened or used.
+#[derive(Debug, thiserror::Error)]
+pub enum DriveError {
+    #[error("cannot open {path}: {source}; check that it exists and that you may read and write it")]
+    Open { path: PathBuf, source: io::Error },
+    #[error("{path} is neither a regular file nor a block device; give one of these")]
+    WrongType { path: PathBuf },
+    #[error("{path} holds {have} bytes but the volume has {want}; make it longer first")]
+    TooShort { path: PathBuf, have: u64, want: u64 },
+    #[error("{path} needs blocks of {needed} bytes but the volume has {block_size}; make the volume with a block size of {needed}, or open it with direct I/O off")]
+    BlockSize { path: PathBuf, needed: u32, block_size: u32 },
+    #[error("{path} does not take direct I/O: {source}; open it with direct I/O set to auto or off")]
+    NoDirect { path: PathBuf, source: io::Error },
+    #[error("there are not enough free huge pages for {want} bytes ({source}); raise vm.nr_hugepages or set hugepages to auto")]
+    NoHugePages { want: u64, source: io::Error },
+    #[error("cannot get {want} bytes of memory for the volume: {source}; free memory or make the volume smaller")]
+    NoMemory { want: u64, source: io::Error },
+    #[error(transparent)]
+    Mapping(#[from] MappingError),
+    #[error("the file behind the volume was cut while it was in use")]
+    Poisoned,
+}

@@ -1,0 +1,227 @@
+//! A regular file or block device driven by io_uring.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Seek, SeekFrom};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::DriveError;
+
+/// Whether to go past the page cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Direct {
+    /// O_DIRECT where the file system takes it.
+    Auto,
+    On,
+    Off,
+}
+
+/// An open file or block device and what it can do.
+pub struct FileDrive {
+    file: File,
+    path: PathBuf,
+    direct: bool,
+    block_device: bool,
+    /// Alignment of buffer addresses and of segment lengths that direct I/O needs; 1 without it.
+    memory_align: u32,
+    offset_align: u32,
+    punch: bool,
+    zero_range: bool,
+}
+
+impl FileDrive {
+    /// Open `path` for a volume of `size` bytes and blocks of `block_size`.
+    ///
+    /// # Errors
+    /// It is missing, of the wrong type, too short, or cannot do direct I/O with that block size.
+    pub fn open(
+        path: &Path,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+        direct: Direct,
+    ) -> Result<Self, DriveError> {
+        let fail = |source| DriveError::Open { path: path.to_owned(), source };
+        let open = |flags| {
+            // O_NONBLOCK: opening a FIFO by mistake must not hang; it means nothing to files and drives.
+            OpenOptions::new()
+                .read(true)
+                .write(!read_only)
+                .custom_flags(flags | libc::O_CLOEXEC | libc::O_NONBLOCK)
+                .open(path)
+        };
+        let kind = std::fs::metadata(path).map_err(fail)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DriveError::WrongType { path: path.to_owned() });
+        }
+        let (file, direct) = match direct {
+            Direct::Off => (open(0).map_err(fail)?, false),
+            Direct::On => (
+                open(libc::O_DIRECT)
+                    .map_err(|source| DriveError::NoDirect { path: path.to_owned(), source })?,
+                true,
+            ),
+            Direct::Auto => match open(libc::O_DIRECT) {
+                Ok(file) => (file, true),
+                Err(e) if e.raw_os_error() == Some(libc::EINVAL) => (open(0).map_err(fail)?, false),
+                Err(e) => return Err(fail(e)),
+            },
+        };
+        let block_device = kind.is_block_device();
+        let (memory_align, offset_align) = if direct { alignment(&file, block_device) } else { (1, 1) };
+        if offset_align > block_size {
+            return Err(DriveError::BlockSize { path: path.to_owned(), needed: offset_align, block_size });
+        }
+        let mut drive = Self {
+            file,
+            path: path.to_owned(),
+            direct,
+            block_device,
+            memory_align,
+            offset_align,
+            punch: false,
+            zero_range: false,
+        };
+        drive.check_len(size)?;
+        if !read_only {
+            drive.probe_ranges();
+        }
+        Ok(drive)
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    /// For tests of what lies behind, and for `fstat`.
+    pub fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+
+    /// A buffer can go to the drive in place.
+    #[inline(always)]
+    pub fn takes(&self, ptr: *const u8, len: usize) -> bool {
+        (ptr as usize & (self.memory_align as usize - 1)) | (len & (self.offset_align as usize - 1)) == 0
+    }
+
+    pub fn can_punch(&self) -> bool {
+        self.punch
+    }
+
+    /// Ranges can be zeroed and stay allocated.
+    pub fn can_zero_range(&self) -> bool {
+        self.zero_range
+    }
+
+    pub fn describe(&self) -> String {
+        let kind = if self.block_device { "block device" } else { "file" };
+        let mode = if self.direct { "O_DIRECT" } else { "through the page cache" };
+        format!("{kind}, io_uring, {mode}")
+    }
+
+    pub(crate) fn check_len(&self, want: u64) -> Result<(), DriveError> {
+        let fail = |source| DriveError::Open { path: self.path.clone(), source };
+        // The end of a block device is found by seeking; the offset is not used by anybody else.
+        let have = (&self.file).seek(SeekFrom::End(0)).map_err(fail)?;
+        if have < want {
+            return Err(DriveError::TooShort { path: self.path.clone(), have, want });
+        }
+        Ok(())
+    }
+
+    /// Ask the file system what it can do, on a range behind the end of a file where nothing can be harmed.
+    fn probe_ranges(&mut self) {
+        if self.block_device {
+            // The kernel zeroes by itself where the drive cannot, and a discard that does not zero is refused with
+            // EOPNOTSUPP by PUNCH_HOLE; both are answered request by request.
+            self.punch = true;
+            self.zero_range = true;
+            return;
+        }
+        let end = self.file.metadata().map_or(0, |m| m.size()).next_multiple_of(1 << 20);
+        let works = |mode| {
+            // SAFETY: a plain system call on our descriptor; KEEP_SIZE and a range behind the end leave the content alone.
+            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, end as libc::off_t, 4096) == 0 }
+        };
+        self.punch = works(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+        self.zero_range = works(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE);
+        if self.zero_range {
+            // ZERO_RANGE may have allocated behind the end; give it back.
+            works(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
+        }
+    }
+}
+
+/// Memory and offset alignment of direct I/O: statx tells since Linux 6.1, else the logical block size.
+fn alignment(file: &File, block_device: bool) -> (u32, u32) {
+    // SAFETY: statx fills the zeroed struct for a valid descriptor and an empty path.
+    let (rc, stat) = unsafe {
+        let mut stat: libc::statx = std::mem::zeroed();
+        let rc = libc::statx(
+            file.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            libc::STATX_DIOALIGN,
+            &mut stat,
+        );
+        (rc, stat)
+    };
+    if rc == 0
+        && stat.stx_mask & libc::STATX_DIOALIGN != 0
+        && stat.stx_dio_offset_align.is_power_of_two()
+        && stat.stx_dio_mem_align.is_power_of_two()
+    {
+        return (stat.stx_dio_mem_align, stat.stx_dio_offset_align);
+    }
+    if block_device {
+        let mut size: libc::c_int = 0;
+        const BLKSSZGET: libc::c_ulong = 0x1268;
+        // SAFETY: BLKSSZGET writes one int.
+        if unsafe { libc::ioctl(file.as_raw_fd(), BLKSSZGET, &mut size) } == 0 && size >= 512 {
+            return (size as u32, size as u32);
+        }
+    }
+    (512, 512)
+}
+
+/// True if a path lies on a file system that lives in memory (tmpfs, hugetlbfs), where mapping beats any I/O.
+pub fn lives_in_memory(path: &Path) -> io::Result<bool> {
+    const TMPFS: libc::__fsword_t = 0x0102_1994;
+    const HUGETLBFS: libc::__fsword_t = 0x9584_58f6;
+    let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
+    // SAFETY: fstatfs fills the zeroed struct for a valid descriptor.
+    unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        if libc::fstatfs(file.as_raw_fd(), &mut stat) != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(matches!(stat.f_type, TMPFS | HUGETLBFS) && file.metadata()?.is_file())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_a_short_and_a_wrong_file_are_told_apart() {
+        let dir = tempfile::tempdir().unwrap();
+        let open = |path: &Path| FileDrive::open(path, 1 << 20, 512, false, Direct::Auto).err().unwrap();
+        assert!(matches!(open(&dir.path().join("missing")), DriveError::Open { .. }));
+        assert!(matches!(open(dir.path()), DriveError::WrongType { .. }));
+        let short = dir.path().join("short");
+        std::fs::write(&short, [0u8; 512]).unwrap();
+        assert!(matches!(open(&short), DriveError::TooShort { have: 512, .. }));
+    }
+
+    #[test]
+    fn opening_leaves_the_content_and_the_length_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![7u8; 1 << 20]).unwrap();
+        let drive = FileDrive::open(&path, 1 << 20, 4096, false, Direct::Auto).unwrap();
+        drop(drive);
+        assert_eq!(std::fs::read(&path).unwrap(), vec![7u8; 1 << 20]);
+    }
+}

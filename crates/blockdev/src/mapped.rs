@@ -1,0 +1,418 @@
+//! A volume in memory: a file on tmpfs or hugetlbfs, or an anonymous one, mapped and copied from and to.
+//!
+//! The file stays thin. A bit per chunk says whether the chunk has memory; a chunk without reads as zeroes and is never
+//! touched, and gets its memory with one system call before its first write, so that a full file system is an I/O error
+//! and not a SIGBUS. Concurrent discards and writes of one chunk may end either way, as on any disk.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::Mutex;
+
+use ringstone_mapping::Mapping;
+
+use crate::error::DriveError;
+
+/// Whether an anonymous volume uses huge pages.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum HugePages {
+    /// Where enough of them are free.
+    Auto,
+    On,
+    Off,
+}
+
+/// Bytes that get their memory together where pages are small: one system call for 16 first writes, a few microseconds.
+const SMALL_CHUNK: usize = 64 << 10;
+
+struct View {
+    mapping: Mapping,
+    chunk_shift: u32,
+    present: Box<[AtomicU64]>,
+}
+
+/// A drive in memory.
+pub struct MappedDrive {
+    file: File,
+    path: Option<PathBuf>,
+    current: AtomicPtr<View>,
+    /// Every view there ever was: a reactor may still be copying in one that a resize replaced. Freed with the drive.
+    views: Mutex<Vec<*mut View>>,
+}
+
+// SAFETY: views are shared memory plus atomics, and are freed only with the drive itself.
+unsafe impl Send for MappedDrive {}
+// SAFETY: as above.
+unsafe impl Sync for MappedDrive {}
+
+impl MappedDrive {
+    /// Map the file at `path`, which must live on tmpfs or hugetlbfs to make sense.
+    ///
+    /// # Errors
+    /// It cannot be opened or is shorter than `size`.
+    pub fn open(path: &Path, size: u64) -> Result<Self, DriveError> {
+        let fail = |source| DriveError::Open { path: path.to_owned(), source };
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
+            .open(path)
+            .map_err(fail)?;
+        let have = file.metadata().map_err(fail)?.len();
+        if have < size {
+            return Err(DriveError::TooShort { path: path.to_owned(), have, want: size });
+        }
+        Self::from_file(file, Some(path.to_owned()), size)
+    }
+
+    /// Memory without a name: its content goes with the drive. Huge pages are taken at once, small ones when written.
+    ///
+    /// # Errors
+    /// No memory, or no huge pages where they were demanded.
+    pub fn anonymous(size: u64, huge: HugePages) -> Result<Self, DriveError> {
+        if huge != HugePages::Off {
+            match Self::memfd(size, libc::MFD_HUGETLB).and_then(|drive| drive.populate_all(size).map(|()| drive)) {
+                Ok(drive) => return Ok(drive),
+                Err(error) if huge == HugePages::On => {
+                    let source = match error {
+                        DriveError::NoMemory { source, .. } => source,
+                        other => io::Error::other(other),
+                    };
+                    return Err(DriveError::NoHugePages { want: size, source });
+                }
+                // Auto: small pages will do.
+                Err(_) => {}
+            }
+        }
+        Self::memfd(size, 0)
+    }
+
+    fn memfd(size: u64, flags: libc::c_uint) -> Result<Self, DriveError> {
+        let fail = |source| DriveError::NoMemory { want: size, source };
+        // SAFETY: a plain system call with a NUL-terminated name; the result is checked before it becomes a File.
+        let file = unsafe {
+            let fd = libc::memfd_create(c"ringstone-volume".as_ptr(), flags | libc::MFD_CLOEXEC);
+            if fd < 0 {
+                return Err(fail(io::Error::last_os_error()));
+            }
+            File::from_raw_fd(fd)
+        };
+        let page = ringstone_mapping::page_size_of(file.as_fd()) as u64;
+        file.set_len(size.next_multiple_of(page)).map_err(fail)?;
+        Self::from_file(file, None, size).map_err(|error| fail(io::Error::other(error)))
+    }
+
+    fn from_file(file: File, path: Option<PathBuf>, size: u64) -> Result<Self, DriveError> {
+        let view = Box::into_raw(Box::new(View::new(&file, size)?));
+        Ok(Self { file, path, current: AtomicPtr::new(view), views: Mutex::new(vec![view]) })
+    }
+
+    #[inline(always)]
+    fn view(&self) -> &View {
+        // SAFETY: the pointer is one of `views`, which live as long as the drive.
+        unsafe { &*self.current.load(Ordering::Acquire) }
+    }
+
+    pub fn fd(&self) -> RawFd {
+        self.file.as_raw_fd()
+    }
+
+    pub fn describe(&self) -> String {
+        let page = self.view().mapping.page_size();
+        let pages = if page > 4096 { format!("{} MiB pages", page >> 20) } else { "4 KiB pages".into() };
+        match &self.path {
+            Some(_) => format!("mapped file in memory, {pages}"),
+            None => format!("anonymous memory, {pages}"),
+        }
+    }
+
+    fn populate_all(&self, size: u64) -> Result<(), DriveError> {
+        let view = self.view();
+        view.mapping
+            .populate(0, size as usize)
+            .map_err(|error| DriveError::NoMemory { want: size, source: io::Error::other(error) })?;
+        for word in &view.present {
+            word.store(u64::MAX, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    pub(crate) fn resize(&self, size: u64) -> Result<(), DriveError> {
+        if self.path.is_none() {
+            let page = self.view().mapping.page_size() as u64;
+            self.file
+                .set_len(size.next_multiple_of(page))
+                .map_err(|source| DriveError::NoMemory { want: size, source })?;
+        }
+        let view = Box::into_raw(Box::new(View::new(&self.file, size)?));
+        self.views.lock().unwrap_or_else(|e| e.into_inner()).push(view);
+        self.current.store(view, Ordering::Release);
+        Ok(())
+    }
+
+    /// Copy `len` bytes at `offset` to `to`.
+    ///
+    /// # Errors
+    /// The file was cut behind the mapping.
+    ///
+    /// # Safety
+    /// `to` must be valid for `len` bytes of writes, and the range inside the drive.
+    #[inline(always)]
+    pub unsafe fn read(&self, offset: u64, to: *mut u8, len: usize) -> Result<(), DriveError> {
+        let view = self.view();
+        // SAFETY: the caller's promise.
+        unsafe { view.each_chunk(offset, len, |from, at, n, present| {
+            if present {
+                std::ptr::copy_nonoverlapping(from, to.add(at), n);
+            } else {
+                std::ptr::write_bytes(to.add(at), 0, n);
+            }
+            Ok(())
+        }) }?;
+        view.sound()
+    }
+
+    /// Copy `len` bytes from `from` to `offset`.
+    ///
+    /// # Errors
+    /// There is no memory for the chunk, or the file was cut behind the mapping.
+    ///
+    /// # Safety
+    /// `from` must be valid for `len` bytes of reads, and the range inside the drive.
+    #[inline(always)]
+    pub unsafe fn write(&self, offset: u64, from: *const u8, len: usize) -> Result<(), DriveError> {
+        let view = self.view();
+        // SAFETY: the caller's promise.
+        unsafe { view.each_chunk(offset, len, |to, at, n, present| {
+            if !present {
+                view.make_present(offset + at as u64)?;
+            }
+            std::ptr::copy_nonoverlapping(from.add(at), to, n);
+            Ok(())
+        }) }?;
+        view.sound()
+    }
+
+    /// Bring the first cache line of a range near; wrong offsets do no harm.
+    #[inline(always)]
+    pub fn prefetch(&self, offset: u64) {
+        #[cfg(target_arch = "x86_64")]
+        // SAFETY: a prefetch has no architectural effect, whatever the address.
+        unsafe {
+            let line = self.view().mapping.as_ptr().wrapping_add(offset as usize);
+            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = offset;
+    }
+
+    /// Begin to deallocate a range: the ragged ends are zeroed at once, and the whole chunks between them, if any, are
+    /// returned as (offset, length) for a `FALLOC_FL_PUNCH_HOLE` that the caller submits.
+    ///
+    /// # Errors
+    /// As for [`write`](Self::write).
+    pub fn begin_discard(&self, offset: u64, len: u64) -> Result<Option<(u64, u64)>, DriveError> {
+        let view = self.view();
+        let chunk = 1u64 << view.chunk_shift;
+        let end = offset + len;
+        let (first, last) = (offset.next_multiple_of(chunk), end / chunk * chunk);
+        if first >= last {
+            view.zero(offset, len)?;
+            return Ok(None);
+        }
+        view.zero(offset, first - offset)?;
+        view.zero(last, end - last)?;
+        for index in first >> view.chunk_shift..last >> view.chunk_shift {
+            view.word(index).fetch_and(!(1 << (index % 64)), Ordering::AcqRel);
+        }
+        view.sound()?;
+        Ok(Some((first, last - first)))
+    }
+}
+
+impl View {
+    fn new(file: &File, size: u64) -> Result<Self, DriveError> {
+        let mapping = Mapping::new(file.as_fd(), 0, size)?;
+        let chunk_shift = mapping.page_size().max(SMALL_CHUNK).trailing_zeros();
+        let chunks = size.div_ceil(1 << chunk_shift);
+        let present = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
+        let view = Self { mapping, chunk_shift, present };
+        view.find_data(file, size);
+        Ok(view)
+    }
+
+    /// Mark the chunks that hold data from an earlier life of the file.
+    fn find_data(&self, file: &File, size: u64) {
+        let mut at = 0i64;
+        loop {
+            // SAFETY: plain system calls on a valid descriptor.
+            let data = unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) };
+            if data < 0 || data as u64 >= size {
+                return;
+            }
+            // SAFETY: as above.
+            let hole = unsafe { libc::lseek(file.as_raw_fd(), data, libc::SEEK_HOLE) };
+            let end = if hole > data { (hole as u64).min(size) } else { size };
+            for index in data as u64 >> self.chunk_shift..=(end - 1) >> self.chunk_shift {
+                self.word(index).fetch_or(1 << (index % 64), Ordering::Relaxed);
+            }
+            at = end as i64;
+        }
+    }
+
+    #[inline(always)]
+    fn word(&self, chunk: u64) -> &AtomicU64 {
+        &self.present[(chunk / 64) as usize]
+    }
+
+    #[inline(always)]
+    fn sound(&self) -> Result<(), DriveError> {
+        if self.mapping.poisoned() {
+            return Err(DriveError::Poisoned);
+        }
+        Ok(())
+    }
+
+    /// Call `with(pointer, done so far, bytes, present)` for each piece of a range that lies in one chunk.
+    ///
+    /// # Safety
+    /// The range must lie inside the drive.
+    #[inline(always)]
+    unsafe fn each_chunk(
+        &self,
+        offset: u64,
+        len: usize,
+        mut with: impl FnMut(*mut u8, usize, usize, bool) -> Result<(), DriveError>,
+    ) -> Result<(), DriveError> {
+        let chunk = 1usize << self.chunk_shift;
+        let mut done = 0;
+        while done < len {
+            let at = offset as usize + done;
+            let n = (chunk - (at & (chunk - 1))).min(len - done);
+            let index = (at >> self.chunk_shift) as u64;
+            let present = self.word(index).load(Ordering::Acquire) & (1 << (index % 64)) != 0;
+            // SAFETY: inside the drive, hence inside the mapping.
+            let pointer = unsafe { self.mapping.as_ptr().add(at) };
+            with(pointer, done, n, present)?;
+            done += n;
+        }
+        Ok(())
+    }
+
+    /// Give the chunk at `offset` its memory.
+    #[cold]
+    fn make_present(&self, offset: u64) -> Result<(), DriveError> {
+        let index = offset >> self.chunk_shift;
+        let start = (index << self.chunk_shift) as usize;
+        let len = (1usize << self.chunk_shift).min(self.mapping.len() - start);
+        self.mapping.populate(start, len)?;
+        self.word(index).fetch_or(1 << (index % 64), Ordering::AcqRel);
+        Ok(())
+    }
+
+    /// Zero a range of less than two chunks; chunks without memory are zero already.
+    fn zero(&self, offset: u64, len: u64) -> Result<(), DriveError> {
+        // SAFETY: the range was checked against the volume, which is no longer than the drive.
+        unsafe { self.each_chunk(offset, len as usize, |to, _, n, present| {
+            if present {
+                std::ptr::write_bytes(to, 0, n);
+            }
+            Ok(())
+        }) }
+    }
+}
+
+impl Drop for MappedDrive {
+    fn drop(&mut self) {
+        for view in self.views.get_mut().unwrap_or_else(|e| e.into_inner()).drain(..) {
+            // SAFETY: made by Box::into_raw, freed once, and nobody holds the drive any more.
+            drop(unsafe { Box::from_raw(view) });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::MetadataExt;
+
+    fn read(drive: &MappedDrive, offset: u64, len: usize) -> Vec<u8> {
+        let mut bytes = vec![0xaau8; len];
+        // SAFETY: the buffer is as long as asked and the tests stay inside the drive.
+        unsafe { drive.read(offset, bytes.as_mut_ptr(), len).unwrap() };
+        bytes
+    }
+
+    fn write(drive: &MappedDrive, offset: u64, bytes: &[u8]) {
+        // SAFETY: as above.
+        unsafe { drive.write(offset, bytes.as_ptr(), bytes.len()).unwrap() };
+    }
+
+    fn blocks(drive: &MappedDrive) -> u64 {
+        drive.file.metadata().unwrap().blocks() * 512
+    }
+
+    #[test]
+    fn reading_what_was_never_written_takes_no_memory() {
+        let drive = MappedDrive::anonymous(64 << 20, HugePages::Off).unwrap();
+        assert_eq!(read(&drive, 1 << 20, 1 << 20), vec![0; 1 << 20]);
+        assert_eq!(blocks(&drive), 0);
+        write(&drive, (1 << 20) - 100, &[5; 300]);
+        assert_eq!(read(&drive, (1 << 20) - 100, 300), vec![5; 300]);
+        assert!(blocks(&drive) <= 2 * SMALL_CHUNK as u64);
+    }
+
+    #[test]
+    fn a_discard_zeroes_the_ragged_ends_and_names_the_chunks_between() {
+        let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
+        write(&drive, 0, &vec![9; 1 << 20]);
+        let chunk = SMALL_CHUNK as u64;
+        let punch = drive.begin_discard(chunk / 2, 3 * chunk).unwrap();
+        assert_eq!(punch, Some((chunk, 2 * chunk)));
+        assert_eq!(read(&drive, chunk / 2, 3 * SMALL_CHUNK), vec![0; 3 * SMALL_CHUNK]);
+        assert_eq!(read(&drive, 0, SMALL_CHUNK / 2), vec![9; SMALL_CHUNK / 2]);
+        assert_eq!(read(&drive, chunk / 2 + 3 * chunk, 10), vec![9; 10]);
+        assert_eq!(drive.begin_discard(8 * chunk + 512, 512).unwrap(), None);
+    }
+
+    #[test]
+    fn a_file_opened_again_shows_its_data() {
+        let path = Path::new("/dev/shm").join(format!("ringstone-test-{}", std::process::id()));
+        std::fs::write(&path, vec![0u8; 0]).unwrap();
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(4 << 20).unwrap();
+        {
+            let drive = MappedDrive::open(&path, 4 << 20).unwrap();
+            write(&drive, 3 << 20, b"still here");
+        }
+        let drive = MappedDrive::open(&path, 4 << 20);
+        std::fs::remove_file(&path).unwrap();
+        let drive = drive.unwrap();
+        assert_eq!(read(&drive, 3 << 20, 10), b"still here");
+        assert_eq!(read(&drive, 1 << 20, 10), [0; 10]);
+    }
+
+    /// A full tmpfs must be an I/O error, never a signal; here the file is cut instead, which faults in the same place.
+    #[test]
+    fn a_file_cut_behind_the_drive_is_an_error() {
+        let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
+        write(&drive, 0, &[1; 4096]);
+        drive.file.set_len(0).unwrap();
+        let mut bytes = [0u8; 512];
+        // SAFETY: inside the drive; the fault is what is tested.
+        let result = unsafe { drive.read(0, bytes.as_mut_ptr(), 512) };
+        assert!(matches!(result, Err(DriveError::Poisoned)));
+    }
+
+    #[test]
+    fn growing_keeps_the_content() {
+        let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
+        write(&drive, 1000, b"kept");
+        drive.resize(2 << 20).unwrap();
+        write(&drive, (2 << 20) - 4, b"tail");
+        assert_eq!(read(&drive, 1000, 4), b"kept");
+        assert_eq!(read(&drive, (2 << 20) - 4, 4), b"tail");
+    }
+}

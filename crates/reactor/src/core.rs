@@ -1,0 +1,430 @@
+//! The loop of one reactor.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
+use ringstone_virtio_blk::Operation;
+use ringstone_virtqueue::{Chain, Notify};
+
+use crate::fixed::FixedBuffers;
+use crate::handle::{Command, Outbox, Reply};
+use crate::mailbox::Receiver;
+use crate::pools::Pools;
+use crate::queue::{Queue, QueueParts};
+use crate::uring::{Completion, Tag, Uring};
+
+/// Completions handled in one turn before the rings have theirs.
+const REAP: usize = 256;
+
+/// What all queues of a reactor use.
+pub struct Shared {
+    pub uring: Uring,
+    pub pools: Pools,
+    pub fixed: FixedBuffers,
+    pub chain: Chain,
+    pub clock: Clock,
+    /// Tick of the present turn.
+    pub now: u64,
+    pub stats: ReactorStats,
+    /// Places of queues whose used ring has entries the driver was not shown.
+    pub dirty: Vec<u16>,
+    /// Requests (place, generation, head) that wait for a bounce buffer.
+    pub starved: Vec<(u16, u16, u16)>,
+    pub delayed: Delayed,
+    pub outbox: Outbox,
+}
+
+/// Requests that a faulty drive holds back, by the tick at which they go on.
+#[derive(Default)]
+pub struct Delayed(BinaryHeap<Reverse<(u64, u16, u16, u16)>>);
+
+impl Delayed {
+    pub fn push(&mut self, until: u64, place: u16, generation: u16, head: u16) {
+        self.0.push(Reverse((until, place, generation, head)));
+    }
+
+    fn due(&mut self, now: u64) -> Option<(u16, u16, u16)> {
+        let Reverse((until, place, generation, head)) = *self.0.peek()?;
+        if until > now {
+            return None;
+        }
+        self.0.pop();
+        Some((place, generation, head))
+    }
+
+    fn next(&self) -> Option<u64> {
+        self.0.peek().map(|Reverse((until, ..))| *until)
+    }
+}
+
+impl Shared {
+    /// Tell the control thread of an I/O error: the first of a queue, and then whenever their number doubles.
+    #[cold]
+    pub fn report_error(
+        &mut self,
+        parts: &QueueParts,
+        before: u64,
+        operation: Operation,
+        offset: u64,
+        len: u64,
+        result: i32,
+    ) {
+        if !(before + 1).is_power_of_two() {
+            return;
+        }
+        let why = if result == 0 {
+            "the file ends before the volume does".to_string()
+        } else {
+            std::io::Error::from_raw_os_error(-result).to_string()
+        };
+        let message = format!(
+            "{operation:?} of {len} bytes at {offset} failed: {why} ({} errors on queue {} so far)",
+            before + 1,
+            parts.key.vring
+        );
+        self.outbox.send(Reply::Trouble { key: parts.key, message });
+    }
+}
+
+/// One reactor: the thread's whole state.
+pub struct Reactor {
+    shared: Shared,
+    inbox: Receiver<Command>,
+    wake: OwnedFd,
+    places: Vec<Option<Box<Queue>>>,
+    generations: Vec<u16>,
+    /// Places in use, in the order they are polled.
+    active: Vec<u16>,
+    idle_ticks: u64,
+    running: bool,
+}
+
+impl Reactor {
+    pub fn new(shared: Shared, inbox: Receiver<Command>, wake: OwnedFd, idle_ticks: u64) -> Self {
+        Self {
+            shared,
+            inbox,
+            wake,
+            places: Vec::new(),
+            generations: Vec::new(),
+            active: Vec::new(),
+            idle_ticks,
+            running: true,
+        }
+    }
+
+    /// Run until told to stop. Queues still here are given back undrained only if their drive never answers.
+    pub fn run(&mut self) {
+        self.shared.uring.watch(self.wake.as_raw_fd(), Tag::Mail);
+        self.shared.stats.set_asleep(false);
+        let mut turn_began = self.shared.clock.now();
+        let mut last_work = turn_began;
+        while self.running || !self.active.is_empty() {
+            self.shared.now = turn_began;
+            let work = self.turn();
+            let now = self.shared.clock.now();
+            let spent = self.shared.clock.ns(now - turn_began);
+            turn_began = now;
+            self.shared.stats.add(ReactorCounter::Turns, 1);
+            if work {
+                last_work = now;
+                self.shared.stats.add(ReactorCounter::BusyNs, spent);
+                self.publish_uring_counts();
+            } else {
+                self.shared.stats.add(ReactorCounter::IdleNs, spent);
+                if now - last_work > self.idle_ticks && self.running {
+                    self.sleep();
+                    turn_began = self.shared.clock.now();
+                    last_work = turn_began;
+                }
+            }
+        }
+    }
+
+    /// One turn; true if there was anything to do.
+    #[inline]
+    fn turn(&mut self) -> bool {
+        let mut work = self.mail();
+        work |= self.reap();
+        let mut stopping = false;
+        for at in 0..self.active.len() {
+            let place = usize::from(self.active[at]);
+            if let Some(queue) = &mut self.places[place] {
+                if queue.poll(&mut self.shared) > 0 {
+                    work = true;
+                }
+                if !queue.partial.is_empty() {
+                    queue.continue_partial(&mut self.shared);
+                    work = true;
+                }
+                stopping |= queue.is_stopping();
+            }
+        }
+        work |= self.rare();
+        self.flush_dirty();
+        self.shared.uring.turn();
+        if stopping {
+            self.release_drained();
+        }
+        work
+    }
+
+    /// What hardly ever happens: delayed and starved requests, memory to register.
+    #[inline(always)]
+    fn rare(&mut self) -> bool {
+        if self.shared.delayed.0.is_empty() && self.shared.starved.is_empty() && !self.shared.fixed.pending() {
+            return false;
+        }
+        self.rare_work()
+    }
+
+    #[cold]
+    fn rare_work(&mut self) -> bool {
+        let mut work = false;
+        self.shared.now = self.shared.clock.now();
+        while let Some((place, generation, head)) = self.shared.delayed.due(self.shared.now) {
+            work = true;
+            self.resume(place, generation, head);
+        }
+        for (place, generation, head) in std::mem::take(&mut self.shared.starved) {
+            self.resume(place, generation, head);
+        }
+        if self.shared.fixed.pending() {
+            work = true;
+            if let Some(done) = self.shared.fixed.step(&self.shared.uring) {
+                self.shared.outbox.send(Reply::Registered(done));
+            }
+        }
+        work
+    }
+
+    fn resume(&mut self, place: u16, generation: u16, head: u16) {
+        if let Some(queue) = self.places[usize::from(place)].as_mut().filter(|q| q.generation == generation) {
+            queue.execute(head, &mut self.shared);
+        }
+    }
+
+    #[inline(always)]
+    fn reap(&mut self) -> bool {
+        let mut reaped = 0;
+        while reaped < REAP {
+            let Some(completion) = self.shared.uring.reap() else { break };
+            if reaped == 0 {
+                self.shared.now = self.shared.clock.now();
+            }
+            reaped += 1;
+            self.dispatch(completion);
+        }
+        if reaped > 0 {
+            self.flush_dirty();
+            self.shared.stats.add(ReactorCounter::Reaped, reaped as u64);
+        }
+        reaped > 0
+    }
+
+    #[inline(always)]
+    fn dispatch(&mut self, completion: Completion) {
+        match completion.tag {
+            Tag::Request { place, generation, head } => {
+                if let Some(queue) =
+                    self.places[usize::from(place)].as_mut().filter(|q| q.generation == generation)
+                {
+                    queue.completed(head, completion.result, &mut self.shared);
+                }
+            }
+            Tag::Kick { place, generation } => {
+                if let Some(queue) =
+                    self.places[usize::from(place)].as_mut().filter(|q| q.generation == generation)
+                {
+                    queue.parts.stats.add(QueueCounter::Kicks, 1);
+                    if !completion.more && completion.result != -libc::ECANCELED {
+                        if let Some(kick) = &queue.parts.kick {
+                            self.shared.uring.watch(kick.as_raw_fd(), completion.tag);
+                        }
+                    }
+                }
+            }
+            Tag::Mail => {
+                if !completion.more {
+                    self.shared.uring.watch(self.wake.as_raw_fd(), Tag::Mail);
+                }
+            }
+            Tag::Ignore => {}
+        }
+    }
+
+    #[inline(always)]
+    fn flush_dirty(&mut self) {
+        while let Some(place) = self.shared.dirty.pop() {
+            if let Some(queue) = &mut self.places[usize::from(place)] {
+                queue.flush(&mut self.shared);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn mail(&mut self) -> bool {
+        let mut work = false;
+        while let Some(command) = self.inbox.receive() {
+            work = true;
+            self.shared.stats.add(ReactorCounter::Messages, 1);
+            self.obey(command);
+        }
+        work
+    }
+
+    #[cold]
+    fn obey(&mut self, command: Command) {
+        match command {
+            Command::Start(queue) => self.start(queue),
+            Command::Stop(key) => {
+                if let Some(queue) = self.find(key) {
+                    queue.stop();
+                }
+            }
+            Command::SetCall(key, call) => {
+                // A call may be queued with the old descriptor's number: submit it before that is closed.
+                self.shared.uring.submit_all();
+                if let Some(place) = self.place_of(key) {
+                    if let Some(queue) = &mut self.places[place] {
+                        queue.parts.call = call;
+                        // What completed between the old descriptor and the new one may have gone unheard.
+                        queue.call(&mut self.shared);
+                    }
+                }
+            }
+            Command::SetKick(key, kick) => {
+                if let Some(place) = self.place_of(key) {
+                    if let Some(queue) = &mut self.places[place] {
+                        let tag = Tag::Kick { place: queue.place, generation: queue.generation };
+                        self.shared.uring.cancel(tag);
+                        if let Some(kick) = &kick {
+                            self.shared.uring.watch(kick.as_raw_fd(), tag);
+                        }
+                        // The cancelled poll refers to the descriptor's file, not to its number; it may be closed now.
+                        queue.parts.kick = kick;
+                    }
+                }
+            }
+            Command::Register(mapping) => {
+                if let Err(failed) = self.shared.fixed.add(mapping) {
+                    self.shared.outbox.send(Reply::Registered(failed));
+                }
+            }
+            Command::Unregister(mapping) => self.shared.fixed.remove(&mapping, &self.shared.uring),
+            Command::Shutdown => self.running = false,
+        }
+    }
+
+    fn start(&mut self, mut queue: Box<Queue>) {
+        let place = self.places.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.places.push(None);
+            self.generations.push(0);
+            self.places.len() - 1
+        });
+        self.generations[place] = self.generations[place].wrapping_add(1);
+        queue.place = place as u16;
+        queue.generation = self.generations[place];
+        queue.parts.ring.set_kicks(Notify::Suppressed);
+        if let Some(kick) = &queue.parts.kick {
+            let tag = Tag::Kick { place: queue.place, generation: queue.generation };
+            self.shared.uring.watch(kick.as_raw_fd(), tag);
+        }
+        // A driver that waits for something an earlier process completed must look again.
+        queue.call(&mut self.shared);
+        self.places[place] = Some(queue);
+        self.active.push(place as u16);
+        self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
+    }
+
+    #[cold]
+    fn release_drained(&mut self) {
+        let mut at = 0;
+        while at < self.active.len() {
+            let place = usize::from(self.active[at]);
+            let queue = self.places[place].as_mut();
+            let Some(queue) = queue.filter(|q| q.is_stopping()) else {
+                at += 1;
+                continue;
+            };
+            if let Some(message) = queue.take_failure() {
+                self.shared.outbox.send(Reply::Failed { key: queue.parts.key, message });
+            }
+            if queue.drained() {
+                self.give_back(at, place);
+            } else {
+                at += 1;
+            }
+        }
+    }
+
+    #[cold]
+    fn give_back(&mut self, at: usize, place: usize) {
+        let Some(queue) = self.places[place].take() else { return };
+        self.active.swap_remove(at);
+        if queue.parts.kick.is_some() {
+            self.shared.uring.cancel(Tag::Kick { place: queue.place, generation: queue.generation });
+        }
+        // A last call may still be queued with the descriptor's number: submit it before that is closed.
+        self.shared.uring.submit_all();
+        self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
+        self.shared.outbox.send(Reply::Stopped(queue));
+    }
+
+    fn place_of(&self, key: crate::QueueKey) -> Option<usize> {
+        self.active
+            .iter()
+            .map(|place| usize::from(*place))
+            .find(|place| self.places[*place].as_ref().is_some_and(|queue| queue.parts.key == key))
+    }
+
+    fn find(&mut self, key: crate::QueueKey) -> Option<&mut Queue> {
+        let place = self.place_of(key)?;
+        self.places[place].as_deref_mut()
+    }
+
+    /// Arm every kick, look once more, and sleep until something happens.
+    #[cold]
+    fn sleep(&mut self) {
+        let queues = self.active.iter().map(|place| usize::from(*place));
+        let mut waiting = self.shared.fixed.pending() || !self.shared.starved.is_empty();
+        for place in queues.clone() {
+            if let Some(queue) = &mut self.places[place] {
+                if !queue.is_stopping() {
+                    queue.parts.ring.set_kicks(Notify::Armed);
+                }
+            }
+        }
+        for place in queues.clone() {
+            if let Some(queue) = &mut self.places[place] {
+                // A ring whose driver never kicks must be polled.
+                waiting |= queue.has_work() || queue.parts.kick.is_none() && !queue.is_stopping();
+            }
+        }
+        if !waiting {
+            let before = self.shared.clock.now();
+            let timeout = self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
+            self.publish_uring_counts();
+            self.shared.stats.set_asleep(true);
+            self.shared.uring.sleep(timeout);
+            self.shared.stats.set_asleep(false);
+            let asleep = self.shared.clock.ns(self.shared.clock.now() - before);
+            self.shared.stats.add(ReactorCounter::AsleepNs, asleep);
+            self.shared.stats.add(ReactorCounter::WakeUps, 1);
+        }
+        for place in queues {
+            if let Some(queue) = &mut self.places[place] {
+                if !queue.is_stopping() {
+                    queue.parts.ring.set_kicks(Notify::Suppressed);
+                }
+            }
+        }
+    }
+
+    fn publish_uring_counts(&self) {
+        self.shared.stats.set(ReactorCounter::Enters, self.shared.uring.enters);
+        self.shared.stats.set(ReactorCounter::Submitted, self.shared.uring.submitted);
+    }
+}

@@ -1,0 +1,213 @@
+//! The control thread's side of a reactor.
+
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+
+use ringstone_mapping::Mapping;
+use ringstone_telemetry::{Clock, ReactorStats};
+use ringstone_virtqueue::Chain;
+
+use crate::core::{Delayed, Reactor, Shared};
+use crate::error::ReactorError;
+use crate::fixed::FixedBuffers;
+pub use crate::fixed::Registered;
+use crate::mailbox::{mailbox, Receiver, Sender};
+use crate::pools::Pools;
+use crate::queue::{Queue, QueueKey};
+use crate::uring::Uring;
+
+/// Messages that may wait in a mailbox. The control thread keeps what does not fit.
+const CAPACITY: usize = 1024;
+
+/// What the control thread tells a reactor.
+pub enum Command {
+    /// Run this queue from now on.
+    Start(Box<Queue>),
+    /// Take no more from this queue, and give it back as [`Reply::Stopped`] once what is in flight is done.
+    Stop(QueueKey),
+    SetCall(QueueKey, Option<OwnedFd>),
+    SetKick(QueueKey, Option<OwnedFd>),
+    /// Register guest memory with the io_uring; answered by [`Reply::Registered`].
+    Register(Arc<Mapping>),
+    /// Forget it; queues that use it must have been stopped.
+    Unregister(Arc<Mapping>),
+    /// End once every queue has been stopped.
+    Shutdown,
+}
+
+/// What a reactor tells the control thread.
+pub enum Reply {
+    Stopped(Box<Queue>),
+    /// The ring is unusable; the queue takes nothing more. `Stopped` follows when what was in flight is done.
+    Failed { key: QueueKey, message: String },
+    /// An I/O error worth a log line.
+    Trouble { key: QueueKey, message: String },
+    Registered(Registered),
+}
+
+/// How a reactor is to run.
+#[derive(Clone, Copy, Debug)]
+pub struct ReactorSettings {
+    pub core: usize,
+    /// Nanoseconds of polling without work before it sleeps.
+    pub idle_ns: u64,
+}
+
+/// A reactor's way to the control thread.
+pub struct Outbox {
+    sender: Sender<Reply>,
+    wake: Arc<OwnedFd>,
+    /// What did not fit. Only a control thread that hangs lets this grow.
+    backlog: Vec<Reply>,
+}
+
+impl Outbox {
+    pub fn send(&mut self, reply: Reply) {
+        self.backlog.push(reply);
+        while !self.backlog.is_empty() {
+            let reply = self.backlog.remove(0);
+            if let Err(reply) = self.sender.send(reply) {
+                self.backlog.insert(0, reply);
+                break;
+            }
+        }
+        ring_bell(&self.wake);
+    }
+}
+
+/// The control thread's handle; dropping it shuts the reactor down and waits for its thread.
+pub struct ReactorHandle {
+    sender: Sender<Command>,
+    receiver: Receiver<Reply>,
+    wake: Arc<OwnedFd>,
+    thread: Option<JoinHandle<()>>,
+    core: usize,
+}
+
+impl ReactorHandle {
+    /// Start a reactor thread bound to its core. `control` is an eventfd that is written when there is a [`Reply`].
+    ///
+    /// # Errors
+    /// No usable io_uring, or a core that this process may not use.
+    pub fn start(
+        settings: ReactorSettings,
+        clock: Clock,
+        stats: ReactorStats,
+        control: Arc<OwnedFd>,
+    ) -> Result<Self, ReactorError> {
+        let (sender, inbox) = mailbox(CAPACITY);
+        let (replies, receiver) = mailbox(CAPACITY);
+        let wake = Arc::new(eventfd().map_err(ReactorError::Spawn)?);
+        let theirs = wake.try_clone().map_err(ReactorError::Spawn)?;
+        let outbox = Outbox { sender: replies, wake: control, backlog: Vec::new() };
+        let (ready, started) = std::sync::mpsc::channel();
+        let thread = std::thread::Builder::new()
+            .name(format!("reactor-{}", settings.core))
+            .spawn(move || match prepare(settings, clock, stats, outbox) {
+                Ok(shared) => {
+                    let idle = shared.clock.ticks(settings.idle_ns);
+                    let _ = ready.send(Ok(()));
+                    Reactor::new(shared, inbox, theirs, idle).run();
+                }
+                Err(error) => {
+                    let _ = ready.send(Err(error));
+                }
+            })
+            .map_err(ReactorError::Spawn)?;
+        match started.recv() {
+            Ok(Ok(())) => Ok(Self { sender, receiver, wake, thread: Some(thread), core: settings.core }),
+            Ok(Err(error)) => Err(error),
+            Err(_) => Err(ReactorError::Spawn(std::io::Error::other("the thread ended at once"))),
+        }
+    }
+
+    pub fn core(&self) -> usize {
+        self.core
+    }
+
+    /// Send a command; it comes back if the mailbox is full, to be tried again after some replies.
+    pub fn send(&mut self, command: Command) -> Result<(), Command> {
+        let result = self.sender.send(command);
+        ring_bell(&self.wake);
+        result
+    }
+
+    /// The next reply, if there is one.
+    pub fn receive(&mut self) -> Option<Reply> {
+        self.receiver.receive()
+    }
+}
+
+impl Drop for ReactorHandle {
+    fn drop(&mut self) {
+        let mut command = Command::Shutdown;
+        while let Err(back) = self.send(command) {
+            command = back;
+            std::thread::yield_now();
+        }
+        if let Some(thread) = self.thread.take() {
+            // A reactor that panicked has said so on stderr; there is nothing to add.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// On the reactor's own thread: its core, its ring (single issuer), its memory.
+fn prepare(
+    settings: ReactorSettings,
+    clock: Clock,
+    stats: ReactorStats,
+    outbox: Outbox,
+) -> Result<Shared, ReactorError> {
+    bind(settings.core)?;
+    let mut uring = Uring::new().map_err(ReactorError::Uring)?;
+    uring.enable().map_err(ReactorError::Uring)?;
+    Ok(Shared {
+        fixed: FixedBuffers::new(&uring),
+        uring,
+        pools: Pools::new(),
+        chain: Chain::default(),
+        clock,
+        now: clock.now(),
+        stats,
+        dirty: Vec::with_capacity(256),
+        starved: Vec::new(),
+        delayed: Delayed::default(),
+        outbox,
+    })
+}
+
+fn bind(core: usize) -> Result<(), ReactorError> {
+    let fail = |source| Err(ReactorError::Bind { core, source });
+    if core >= libc::CPU_SETSIZE as usize {
+        return fail(std::io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    // SAFETY: the set is a plain bit mask on our stack; `core` is below its size.
+    let rc = unsafe {
+        let mut set: libc::cpu_set_t = std::mem::zeroed();
+        libc::CPU_SET(core, &mut set);
+        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
+    };
+    if rc != 0 {
+        return fail(std::io::Error::last_os_error());
+    }
+    Ok(())
+}
+
+fn eventfd() -> std::io::Result<OwnedFd> {
+    // SAFETY: a plain system call; the descriptor is checked and owned from here on.
+    unsafe {
+        let fd = libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        if fd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        Ok(OwnedFd::from_raw_fd(fd))
+    }
+}
+
+fn ring_bell(bell: &OwnedFd) {
+    let one = 1u64;
+    // SAFETY: eight bytes of a live local to our own non-blocking eventfd; if its counter is full the bell rings already.
+    unsafe { libc::write(bell.as_raw_fd(), (&raw const one).cast(), 8) };
+}
