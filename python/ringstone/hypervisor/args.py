@@ -126,4 +126,4 @@ def libvirt_xml(
     serial = xml.SubElement(devices, "serial", type="pty")
     xml.SubElement(serial, "target", port="0")
     xml.indent(domain)
-    return xml.tostring(domain, encoding="unicode") + "\n"
+    return xml.tostring(domain, encoding="unicode")

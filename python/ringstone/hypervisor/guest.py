@@ -15,6 +15,7 @@ from typing import Self
 
 from qemu.qmp import QMPError
 
+from ringstone.errors import RingstoneError
 from ringstone.hypervisor.fio import FioJob, FioResult, fio_command, parse_fio
 from ringstone.hypervisor.qemu import Qemu, QemuConfig, QemuError
 
@@ -23,11 +24,11 @@ _READY = re.compile(rb"RINGSTONE-GUEST-READY ([0-9a-f-]{36})\n")
 _REPLY = re.compile(rb"REPLY (\d+) (\d+) (\d+) (\d+)\n")
 
 
-class GuestError(Exception):
+class GuestError(RingstoneError):
     """The guest is of no further use: it went away, restarted by itself or did not answer in time."""
 
 
-class CommandFailed(Exception):
+class CommandFailed(RingstoneError):
     """A command in the guest ended with an exit code other than 0."""
 
     def __init__(self, command: str, result: "CommandResult") -> None:

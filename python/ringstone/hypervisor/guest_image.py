@@ -20,6 +20,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from ringstone.errors import RingstoneError
 from ringstone.hypervisor.cpio import CpioWriter
 from ringstone.hypervisor.elf import drop_libraries
 
@@ -44,7 +45,7 @@ _SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 Report = Callable[[str], None]
 
 
-class GuestImageError(Exception):
+class GuestImageError(RingstoneError):
     """The image cannot be built; the message says what to do."""
 
 

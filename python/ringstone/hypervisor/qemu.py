@@ -17,6 +17,7 @@ from typing import Literal, Self
 
 from qemu.qmp import QMPError
 
+from ringstone.errors import RingstoneError
 from ringstone.hypervisor.args import memory_args
 from ringstone.hypervisor.guest_image import GuestImage
 from ringstone.hypervisor.qmp import QmpSession
@@ -32,7 +33,7 @@ _CPU = {"kvm": "host", "tcg": "max"}
 _KERNEL_EXTRA = {"kvm": "", "tcg": " mitigations=off"}
 
 
-class QemuError(Exception):
+class QemuError(RingstoneError):
     """QEMU did not start or went away; the message ends with the tail of its output and of the guest's
     console."""
 
