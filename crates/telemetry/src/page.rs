@@ -85,14 +85,14 @@ impl Drop for Map {
 impl Map {
     #[inline(always)]
     fn u64_at(&self, offset: usize) -> &AtomicU64 {
-        debug_assert!(offset % 8 == 0 && offset + 8 <= self.len);
+        debug_assert!(offset.is_multiple_of(8) && offset + 8 <= self.len);
         // SAFETY: every offset is computed from the layout, inside the mapping and aligned; the memory is only ever used atomically.
         unsafe { &*self.base.add(offset).cast::<AtomicU64>() }
     }
 
     #[inline(always)]
     fn u32_at(&self, offset: usize) -> &AtomicU32 {
-        debug_assert!(offset % 4 == 0 && offset + 4 <= self.len);
+        debug_assert!(offset.is_multiple_of(4) && offset + 4 <= self.len);
         // SAFETY: as in `u64_at`.
         unsafe { &*self.base.add(offset).cast::<AtomicU32>() }
     }

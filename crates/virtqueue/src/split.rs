@@ -87,7 +87,7 @@ impl SplitRing {
         let part = |part, address: u64, len, align| {
             let ptr = memory.translate_user(address, len).ok_or(RingError::OutsideMemory { part, address, len })?;
             // Atomic access needs the host address aligned; mappings begin at the same offset in a page as the region.
-            if address % align != 0 || ptr as u64 % align != 0 {
+            if !address.is_multiple_of(align) || !(ptr as u64).is_multiple_of(align) {
                 return Err(RingError::Misaligned { part, address, align });
             }
             Ok(ptr)
@@ -304,7 +304,7 @@ impl SplitRing {
             return fail("its length is no multiple of 16 from 16 to 524288");
         }
         match self.memory.translate(descriptor.address, len) {
-            Some(table) if table as usize % 8 == 0 => Ok((table, (len / DESC_SIZE) as u16)),
+            Some(table) if (table as usize).is_multiple_of(8) => Ok((table, (len / DESC_SIZE) as u16)),
             Some(_) => fail("it is not aligned to 8 bytes"),
             None => fail("it is not inside guest memory"),
         }

@@ -111,7 +111,7 @@ fn cut(name: &str) -> &str {
 }
 
 fn check_size(size: u64, block_size: u32) -> Result<(), VolumeError> {
-    if size == 0 || size % u64::from(block_size) != 0 || size > i64::MAX as u64 {
+    if size == 0 || !size.is_multiple_of(u64::from(block_size)) || size > i64::MAX as u64 {
         return Err(VolumeError::Size { size, block_size });
     }
     Ok(())
