@@ -77,7 +77,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
             stack.enter_context(gateway)
             step.detail = f"process {gateway.pid}, control API at {gateway.socket}"
         with progress.step("Pool and volume") as step:
-            attachment = _make_volume(gateway, options)
+            attachment = _make_volume(gateway, options, stack)
             step.detail = (
                 f"{format_size(options.size)} in a {options.pool} pool, served at {attachment.socket}"
             )
@@ -92,7 +92,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
         ]
         checks = _verify(guest, stats, progress)
         with progress.step("Shut down") as step:
-            checks += _shut_down(guest, gateway, stats)
+            checks += _shut_down(guest, gateway, stats, options)
             step.detail = "guest and gateway have ended"
     kept = str(folder) if options.keep else None
     return DemoResult(setting, measurements, checks, time.monotonic() - began, kept)
@@ -110,9 +110,13 @@ def _folder(options: DemoOptions) -> Iterator[Path]:
             shutil.rmtree(folder)
 
 
-def _make_volume(gateway: GatewayProcess, options: DemoOptions) -> models.Attachment:
+def _make_volume(gateway: GatewayProcess, options: DemoOptions, stack: ExitStack) -> models.Attachment:
     client = gateway.client
-    client.create_pool(models.PoolCreate(name=POOL, type=options.pool))
+    memory = None
+    if options.pool == "memory":
+        # Volumes in memory are files too, and the gateway would not come back to remove them after a crash.
+        memory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ringstone-demo-", dir="/dev/shm"))
+    client.create_pool(models.PoolCreate(name=POOL, type=options.pool, path=memory))
     client.create_volume(VOLUME, pool=POOL, size=options.size)
     return client.attach(VOLUME, queues=GUEST_CPUS)
 
@@ -221,12 +225,14 @@ def _word(check: Check) -> str:
     return check.detail if check.passed else "FAILED"
 
 
-def _shut_down(guest: Guest, gateway: GatewayProcess, stats: StatsPage) -> list[Check]:
+def _shut_down(guest: Guest, gateway: GatewayProcess, stats: StatsPage, options: DemoOptions) -> list[Check]:
     complaints = guest.run("dmesg | grep -i 'I/O error'", check=False).stdout.strip().splitlines()
     guest.shutdown()
     errors = totals(stats.read(), VOLUME).counters["errors"]
     gateway.client.detach(VOLUME)
-    gateway.client.delete_volume(VOLUME)
+    if not options.keep:
+        gateway.client.delete_volume(VOLUME)
+        gateway.client.delete_pool(POOL)
     status = gateway.stop()
     detail = (
         complaints[0] if complaints else f"{errors} errors counted by the gateway, none seen by the guest"

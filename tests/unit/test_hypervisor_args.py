@@ -1,0 +1,95 @@
+"""What QEMU and libvirt are told about a volume."""
+
+import itertools
+import shutil
+import subprocess
+from pathlib import Path
+from xml.etree import ElementTree as xml
+
+import pytest
+
+from ringstone.hypervisor.args import device_id, libvirt_xml, qemu_args, volume_args
+
+GIB = 1 << 30
+
+
+def _options(arguments: list[str], name: str) -> list[str]:
+    return [value for option, value in itertools.pairwise(arguments) if option == name]
+
+
+def test_guest_memory_is_shared_and_of_the_given_size() -> None:
+    arguments = qemu_args("/run/a.sock", volume="a", queues=2, memory_bytes=GIB, hugepages=False)
+    assert _options(arguments, "-m") == ["1024M"]
+    assert _options(arguments, "-object") == ["memory-backend-memfd,id=rs-memory,size=1024M,share=on"]
+    assert _options(arguments, "-machine") == ["memory-backend=rs-memory"]
+
+
+def test_huge_pages_are_asked_of_the_memfd() -> None:
+    arguments = qemu_args("/run/a.sock", volume="a", queues=2, memory_bytes=GIB, hugepages=True)
+    assert _options(arguments, "-object")[0].endswith(",share=on,hugetlb=on")
+
+
+def test_the_disk_reconnects_and_has_the_queues() -> None:
+    arguments = qemu_args("/run/a.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=False)
+    assert _options(arguments, "-chardev") == ["socket,id=rs-a-socket,path=/run/a.sock,reconnect=1"]
+    assert _options(arguments, "-device") == [
+        "vhost-user-blk-pci,id=rs-a,chardev=rs-a-socket,num-queues=4,queue-size=256"
+    ]
+
+
+def test_a_comma_in_the_socket_path_does_not_end_the_option() -> None:
+    assert "path=/run/a,,b.sock" in volume_args("/run/a,b.sock", volume="a", queues=1)[1]
+
+
+def test_ids_are_valid_whatever_the_name() -> None:
+    assert device_id("9 lives/ä") == "rs-9_lives__"
+
+
+@pytest.mark.parametrize("memory_bytes", [0, -GIB, GIB + 4096])
+def test_memory_that_cannot_be_in_huge_pages_is_refused(memory_bytes: int) -> None:
+    with pytest.raises(ValueError, match="multiple of 2 MiB"):
+        qemu_args("/run/a.sock", volume="a", queues=1, memory_bytes=memory_bytes, hugepages=False)
+    with pytest.raises(ValueError, match="multiple of 2 MiB"):
+        libvirt_xml("/run/a.sock", volume="a", queues=1, memory_bytes=memory_bytes, hugepages=False)
+
+
+@pytest.mark.parametrize("queues", [0, 65])
+def test_queues_out_of_range_are_refused(queues: int) -> None:
+    with pytest.raises(ValueError, match="1 to 64"):
+        volume_args("/run/a.sock", volume="a", queues=queues)
+
+
+@pytest.mark.parametrize("hugepages", [False, True])
+def test_the_domain_has_what_a_vhost_user_disk_needs(hugepages: bool) -> None:
+    domain = xml.fromstring(
+        libvirt_xml("/run/a&b.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=hugepages)
+    )
+    backing = domain.find("memoryBacking")
+    assert backing is not None
+    assert (backing.find("hugepages") is not None) is hugepages
+    assert [child.attrib for child in backing if child.tag != "hugepages"] == [
+        {"type": "memfd"},
+        {"mode": "shared"},
+    ]
+    disk = domain.find("devices/disk")
+    assert disk is not None
+    assert disk.attrib == {"type": "vhostuser", "device": "disk"}
+    assert {child.tag: child.attrib for child in disk.iter()} | {"disk": {}} == {
+        "disk": {},
+        "driver": {"name": "qemu", "type": "raw", "queues": "4", "queue_size": "256"},
+        "source": {"type": "unix", "path": "/run/a&b.sock"},
+        "reconnect": {"enabled": "yes", "timeout": "1"},
+        "target": {"dev": "vda", "bus": "virtio"},
+    }
+
+
+@pytest.mark.skipif(
+    shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None,
+    reason="needs Debian's packages libvirt-clients and libxml2-utils",
+)
+@pytest.mark.parametrize("hugepages", [False, True])
+def test_libvirts_own_schema_accepts_the_domain(tmp_path: Path, hugepages: bool) -> None:
+    path = tmp_path / "domain.xml"
+    path.write_text(libvirt_xml("/run/a.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=hugepages))
+    done = subprocess.run(["virt-xml-validate", str(path), "domain"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,107 @@
+"""How the guest image is made: the archive, the trimmed fio, and what decides that it is built anew."""
+
+import io
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ringstone.hypervisor import guest_image
+from ringstone.hypervisor.cpio import CpioWriter
+from ringstone.hypervisor.elf import drop_libraries
+from ringstone.hypervisor.guest_image import FIO_LIBRARIES, GuestImageError
+
+
+def _fio() -> bytes:
+    fio = shutil.which("fio")
+    assert fio is not None, "Debian's package fio is missing"
+    return Path(fio).read_bytes()
+
+
+def test_another_program_unpacks_the_archive(tmp_path: Path) -> None:
+    archive = io.BytesIO()
+    cpio = CpioWriter(archive)
+    cpio.directory("tmp", 0o1777)
+    cpio.file("etc/deep/odd", b"12345", 0o600)
+    cpio.file("bin/tool", b"#!/bin/sh\n", 0o755)
+    cpio.symlink("bin/alias", "tool")
+    cpio.close()
+    subprocess.run(
+        ["busybox", "cpio", "-idm"], input=archive.getvalue(), cwd=tmp_path, check=True, capture_output=True
+    )
+    assert (tmp_path / "etc/deep/odd").read_bytes() == b"12345"
+    assert (tmp_path / "etc/deep/odd").stat().st_mode & 0o7777 == 0o600
+    assert (tmp_path / "bin/tool").stat().st_mode & 0o7777 == 0o755
+    assert os.readlink(tmp_path / "bin/alias") == "tool"
+    assert (tmp_path / "tmp").stat().st_mode & 0o7777 == 0o1777
+
+
+def test_fio_runs_without_the_libraries_of_its_network_engines(tmp_path: Path) -> None:
+    fio = tmp_path / "fio"
+    fio.write_bytes(drop_libraries(_fio(), FIO_LIBRARIES))
+    fio.chmod(0o755)
+    needed = subprocess.run(["ldd", str(fio)], capture_output=True, text=True, check=True).stdout
+    assert "librbd" not in needed
+    assert "librados" not in needed
+    job = [
+        "--name=job",
+        f"--filename={tmp_path}/data",
+        "--size=256k",
+        "--bs=4k",
+        "--rw=randwrite",
+        "--verify=crc32c",
+    ]
+    for engine in ("psync", "libaio", "io_uring"):
+        done = subprocess.run(
+            [str(fio), *job, f"--ioengine={engine}"], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_program_that_needs_nothing_dropped_is_left_as_it_was_but_for_weak_symbols(tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    found = shutil.which("mke2fs", path="/usr/sbin:/sbin")
+    assert found is not None
+    libraries = [
+        "libext2fs.so.2",
+        "libcom_err.so.2",
+        "libblkid.so.1",
+        "libuuid.so.1",
+        "libe2p.so.2",
+        "libc.so.6",
+    ]
+    program.write_bytes(drop_libraries(Path(found).read_bytes(), libraries))
+    program.chmod(0o755)
+    subprocess.run([str(program), "-V"], check=True, capture_output=True)
+
+
+def test_what_is_no_elf_file_is_refused() -> None:
+    with pytest.raises(ValueError, match="ELF"):
+        drop_libraries(b"#!/bin/sh\n", ["libc.so.6"])
+
+
+def test_the_key_follows_kernel_packages_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    key = guest_image._image_key(Path("linux-image-1"), {"fio": "3.33"})
+    assert guest_image._image_key(Path("linux-image-1"), {"fio": "3.33"}) == key
+    others = {
+        guest_image._image_key(Path("linux-image-2"), {"fio": "3.33"}),
+        guest_image._image_key(Path("linux-image-1"), {"fio": "3.34"}),
+    }
+    recipe = tmp_path / "recipe"
+    recipe.write_text("another init")
+    monkeypatch.setattr(guest_image, "_RECIPE", (recipe,))
+    others.add(guest_image._image_key(Path("linux-image-1"), {"fio": "3.33"}))
+    assert len(others | {key}) == 4
+
+
+def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(GuestImageError, match="apt-get install no-such-package-a no-such-package-b"):
+        guest_image._package_versions(["zstd", "no-such-package-a", "no-such-package-b"])
+
+
+def test_module_dependencies_are_read_from_the_module() -> None:
+    module = b"\0license=GPL\0depends=virtio-ring,virtio\0name=virtio_blk\0"
+    assert guest_image._module_dependencies(module) == ["virtio_ring", "virtio"]
+    assert guest_image._module_dependencies(b"\0depends=\0") == []
