@@ -131,7 +131,7 @@ impl Guest {
             for _ in 0..waiting {
                 let Ok(head) = ring.peek(0) else { return };
                 ring.prefetch_descriptors(head);
-                ring.first_buffer(head);
+                ring.prefetch_first_buffer(head);
                 ring.take();
                 let mut chain = std::mem::take(&mut self.chain);
                 let walked = ring.walk(head, &mut chain);
@@ -169,7 +169,8 @@ impl Guest {
                 if !matches!(request.operation, Operation::Read | Operation::Flush | Operation::GetId) {
                     assert!(!geometry.read_only, "a write to a read-only disk");
                 }
-                let data = if request.operation == Operation::Write { chain.readable() } else { chain.writable() };
+                let data =
+                    if request.operation == Operation::Write { chain.readable() } else { chain.writable() };
                 touch(data, &request.operation);
                 (status::OK, byte)
             }
