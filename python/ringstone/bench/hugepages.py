@@ -1,0 +1,41 @@
+"""2 MiB pages for the length of a measurement."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PAGE_BYTES = 2 << 20
+POOL = Path("/proc/sys/vm/nr_hugepages")
+_FREE = Path("/sys/kernel/mm/hugepages/hugepages-2048kB/free_hugepages")
+
+
+def pages_for(*sizes: int) -> int:
+    """Pages that hold memories of these sizes, each on pages of its own."""
+    return sum(-(-size // PAGE_BYTES) for size in sizes)
+
+
+def free_pages(path: Path = _FREE) -> int:
+    """Free 2 MiB pages; 0 on a kernel without them."""
+    try:
+        return int(path.read_text())
+    except FileNotFoundError:
+        return 0
+
+
+@contextmanager
+def reserved(pages: int, *, pool: Path = POOL, free: Path = _FREE) -> Iterator[int]:
+    """Have `pages` free 2 MiB pages where root can have them, and give the former pool back at the end.
+
+    Yields how many are free, which may be fewer: memory may be too fragmented, or this may not be root.
+    """
+    lacking = pages - free_pages(free)
+    if lacking <= 0 or not os.access(pool, os.W_OK):
+        yield free_pages(free)
+        return
+    former = pool.read_text().strip()
+    try:
+        pool.write_text(str(int(former) + lacking))
+        yield free_pages(free)
+    finally:
+        pool.write_text(former)

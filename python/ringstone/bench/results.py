@@ -1,0 +1,185 @@
+"""Rows that are judged, raw figures beside them, and the files they are kept in."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from ringstone.bench.compare import Rounds
+from ringstone.bench.machine import Machine
+from ringstone.bench.spread import Bar, Spread
+
+
+class Row(BaseModel):
+    """One line of the table: a figure, the reference it is judged by, and the verdict. `judged` is what the
+    bar was applied to: the median ratio, or the median figure where there is no reference."""
+
+    section: str
+    what: str
+    unit: str
+    value: Spread
+    reference: str | None = None
+    reference_value: Spread | None = None
+    ratio: Spread | None = None
+    bar: str
+    judged: float
+    passed: bool
+    limited_by: str
+
+    @classmethod
+    def absolute(cls, section: str, what: str, unit: str, value: Spread, bar: Bar, limited_by: str) -> "Row":
+        """Judged by its own median."""
+        return cls(
+            section=section,
+            what=what,
+            unit=unit,
+            value=value,
+            bar=bar.text,
+            judged=value.median,
+            passed=bar.met(value.median),
+            limited_by=limited_by,
+        )
+
+    @classmethod
+    def relative(
+        cls,
+        section: str,
+        what: str,
+        unit: str,
+        value: Spread,
+        reference: tuple[str, Spread],
+        ratio: Spread,
+        bar: Bar,
+        limited_by: str,
+    ) -> "Row":
+        """Judged by the median of the ratios."""
+        return cls(
+            section=section,
+            what=what,
+            unit=unit,
+            value=value,
+            reference=reference[0],
+            reference_value=reference[1],
+            ratio=ratio,
+            bar=bar.text,
+            judged=ratio.median,
+            passed=bar.met(ratio.median),
+            limited_by=limited_by,
+        )
+
+
+class Raw(BaseModel):
+    """All rounds of one contender, as measured."""
+
+    section: str
+    contender: str
+    shape: dict[str, Any]
+    rounds: list[dict[str, Any]]
+
+    @classmethod
+    def of(cls, section: str, rounds: Rounds) -> "Raw":
+        figures = [
+            {
+                "iops": one.iops,
+                "mean_ns": one.mean_ns,
+                "p99_ns": one.p99_ns,
+                "reactor_busy_ns": one.reactor.busy_ns if one.reactor else None,
+                "reactor_busy_share": one.reactor.busy_share if one.reactor else None,
+                "report": one.raw,
+            }
+            for one in rounds.measurements
+        ]
+        return cls(section=section, contender=rounds.name, shape=rounds.shape.as_dict(), rounds=figures)
+
+
+class Results(BaseModel):
+    """A whole run."""
+
+    name: str
+    plan: str
+    machine: Machine
+    notes: list[str] = []
+    rows: list[Row] = []
+    raw: list[Raw] = []
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.rows) and all(row.passed for row in self.rows)
+
+    def keep(self, section: str, *rounds: Rounds) -> None:
+        self.raw.extend(Raw.of(section, one) for one in rounds)
+
+    def write(self, directory: Path) -> Path:
+        """Write <day>-<name>.json and make README.md anew from it; the path of the former."""
+        directory.mkdir(parents=True, exist_ok=True)
+        path = directory / f"{self.machine.at[:10]}-{self.name}.json"
+        path.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
+        others = sorted(other.name for other in directory.glob("*.json") if other != path)
+        (directory / "README.md").write_text(markdown(self, path.name, others))
+        return path
+
+
+def markdown(results: Results, raw: str, others: list[str]) -> str:
+    """The table with what it was measured on, for people."""
+    machine = results.machine
+    lines = [
+        "# Results",
+        "",
+        f"Measured {machine.at} with `ringstone bench suite`: {results.plan}. Raw figures: [{raw}]({raw});",
+        "the method: [docs/benchmarks.md](../../docs/benchmarks.md). A figure is its median with the least and",
+        "greatest of the rounds in brackets; a ratio is taken round by round.",
+        "",
+        f"- CPU: {machine.cpu}, {machine.cores} cores{', virtualised' if machine.virtualised else ''}; "
+        f"{machine.memory_bytes / (1 << 30):.0f} GiB of memory; "
+        f"load average {machine.load_average:.2f} at the start",
+        f"- Software: {machine.distribution}, Linux {machine.kernel}; "
+        + ", ".join(f"{tool} {_version(tool, version)}" for tool, version in machine.versions.items()),
+        f"- Revision: {machine.revision or 'unknown'}",
+        *(f"- {note}" for note in results.notes),
+        "",
+    ]
+    for section in dict.fromkeys(row.section for row in results.rows):
+        lines += [
+            f"## {section[:1].upper()}{section[1:]}",
+            "",
+            "| what | Ringstone | beside | ratio | bar | met | what the limit was |",
+            "|---|---|---|---|---|---|---|",
+            *(_line(row) for row in results.rows if row.section == section),
+            "",
+        ]
+    if others:
+        lines += ["## Earlier runs", "", *(f"- [{other}]({other})" for other in others), ""]
+    return "\n".join(lines)
+
+
+def _line(row: Row) -> str:
+    beside = "-"
+    if row.reference is not None and row.reference_value is not None:
+        beside = f"{row.reference}: {figure(row.reference_value, row.unit)}"
+    ratio = "-" if row.ratio is None else ratio_text(row.ratio)
+    cells = (
+        row.what,
+        figure(row.value, row.unit),
+        beside,
+        ratio,
+        row.bar,
+        "yes" if row.passed else "**no**",
+        row.limited_by,
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def figure(spread: Spread, unit: str) -> str:
+    """Median with least and greatest, such as "1,234 (1,200..1,300) IOPS"."""
+    digits = ",.0f" if spread.median >= 100 else ".3g"
+    middle, low, high = (format(value, digits) for value in (spread.median, spread.minimum, spread.maximum))
+    return f"{middle} ({low}..{high}) {unit}"
+
+
+def ratio_text(spread: Spread) -> str:
+    return f"{spread.median:.2f} ({spread.minimum:.2f}..{spread.maximum:.2f})"
+
+
+def _version(tool: str, version: str) -> str:
+    return version.removeprefix(f"{tool} version ").removeprefix(f"{tool}-")
