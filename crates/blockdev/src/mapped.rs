@@ -236,6 +236,7 @@ impl MappedDrive {
 impl View {
     fn new(file: &File, size: u64) -> Result<Self, DriveError> {
         let mapping = Mapping::new(file.as_fd(), 0, size)?;
+        mapping.prefer_huge_pages();
         let chunk_shift = mapping.page_size().max(SMALL_CHUNK).trailing_zeros();
         let chunks = size.div_ceil(1 << chunk_shift);
         let present = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();

@@ -1,1 +1,160 @@
+//! `ringstone._engine`: the one module that knows Python. Every call that may wait releases the GIL; reactors never see it.
 
+use std::path::PathBuf;
+
+use pyo3::create_exception;
+use pyo3::exceptions::PyException;
+use pyo3::prelude::*;
+use pyo3::types::{PyDict, PyList};
+use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, VolumeSpec};
+
+create_exception!(_engine, EngineError, PyException);
+
+fn raise(py: Python<'_>, code: &str, message: String) -> PyErr {
+    let error = EngineError::new_err(message);
+    match error.value(py).setattr("code", code) {
+        Ok(()) => error,
+        Err(other) => other,
+    }
+}
+
+fn engine_error(py: Python<'_>, error: &gateway::EngineError) -> PyErr {
+    raise(py, error.code().as_str(), error.to_string())
+}
+
+#[pyclass]
+struct Engine(gateway::Engine);
+
+#[pymethods]
+impl Engine {
+    #[new]
+    #[pyo3(signature = (cores, *, idle_us = 200, stats_path))]
+    fn new(py: Python<'_>, cores: Vec<usize>, idle_us: u64, stats_path: PathBuf) -> PyResult<Self> {
+        let settings = EngineSettings { cores, idle_us, stats_path };
+        py.detach(|| gateway::Engine::start(&settings)).map(Self).map_err(|e| engine_error(py, &e))
+    }
+
+    #[pyo3(signature = (name, backend, *, size, block_size = 512, read_only = false, serial = String::new()))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python signature")]
+    fn open_volume(
+        &self,
+        py: Python<'_>,
+        name: String,
+        backend: &str,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+        serial: String,
+    ) -> PyResult<()> {
+        let opened = BackendSpec::parse(backend).and_then(|backend| {
+            let spec = VolumeSpec { name, backend, size, block_size, read_only, serial };
+            py.detach(|| self.0.open_volume(&spec))
+        });
+        opened.map_err(|e| engine_error(py, &e))
+    }
+
+    fn close_volume(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.close_volume(name)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn resize_volume(&self, py: Python<'_>, name: &str, size: u64) -> PyResult<()> {
+        py.detach(|| self.0.resize_volume(name, size)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn volumes<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let volumes = py.detach(|| self.0.volumes()).map_err(|e| engine_error(py, &e))?;
+        let list = PyList::empty(py);
+        for volume in volumes {
+            let row = PyDict::new(py);
+            row.set_item("name", volume.name)?;
+            row.set_item("size", volume.size)?;
+            row.set_item("block_size", volume.block_size)?;
+            row.set_item("read_only", volume.read_only)?;
+            row.set_item("backend", volume.backend)?;
+            row.set_item("detail", volume.detail)?;
+            row.set_item("discard", volume.discard)?;
+            row.set_item("attached", volume.attached)?;
+            list.append(row)?;
+        }
+        Ok(list)
+    }
+
+    #[pyo3(signature = (name, socket_path, *, queues = 1))]
+    fn attach(&self, py: Python<'_>, name: &str, socket_path: PathBuf, queues: usize) -> PyResult<()> {
+        py.detach(|| self.0.attach(name, &socket_path, queues)).map_err(|e| engine_error(py, &e))
+    }
+
+    #[pyo3(signature = (name, *, force = false))]
+    fn detach(&self, py: Python<'_>, name: &str, force: bool) -> PyResult<()> {
+        py.detach(|| self.0.detach(name, force)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn attachments<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let attachments = py.detach(|| self.0.attachments()).map_err(|e| engine_error(py, &e))?;
+        let list = PyList::empty(py);
+        for attachment in attachments {
+            let row = PyDict::new(py);
+            row.set_item("volume", attachment.volume)?;
+            row.set_item("socket", attachment.socket.to_string_lossy())?;
+            row.set_item("state", attachment.state)?;
+            row.set_item("features", attachment.features)?;
+            row.set_item("protocol_features", attachment.protocol_features)?;
+            row.set_item("memory_bytes", attachment.memory_bytes)?;
+            row.set_item("memory_regions", attachment.memory_regions)?;
+            row.set_item("registered_bytes", attachment.registered_bytes)?;
+            row.set_item("peer_pid", attachment.peer_pid)?;
+            let queues = PyList::empty(py);
+            for queue in attachment.queues {
+                let entry = PyDict::new(py);
+                entry.set_item("index", queue.index)?;
+                entry.set_item("size", queue.size)?;
+                entry.set_item("reactor", queue.reactor)?;
+                entry.set_item("running", queue.running)?;
+                queues.append(entry)?;
+            }
+            row.set_item("queues", queues)?;
+            list.append(row)?;
+        }
+        Ok(list)
+    }
+
+    fn event_fd(&self) -> i32 {
+        self.0.event_fd()
+    }
+
+    fn drain_events<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyList>> {
+        let list = PyList::empty(py);
+        for event in self.0.drain_events() {
+            let row = PyDict::new(py);
+            row.set_item("at_ns", event.at_ns)?;
+            row.set_item("level", event.level.as_str())?;
+            row.set_item("volume", event.volume)?;
+            row.set_item("message", event.message)?;
+            list.append(row)?;
+        }
+        Ok(list)
+    }
+
+    fn stop(&self, py: Python<'_>) {
+        py.detach(|| self.0.stop());
+    }
+}
+
+#[pyfunction]
+fn load(py: Python<'_>, config: &str) -> PyResult<String> {
+    py.detach(|| ringstone_load::run_json(config)).map_err(|e| raise(py, "invalid", e.to_string()))
+}
+
+#[pyfunction]
+fn limit(py: Python<'_>, config: &str) -> PyResult<String> {
+    py.detach(|| ringstone_load::limit_json(config)).map_err(|e| raise(py, "invalid", e.to_string()))
+}
+
+#[pymodule]
+fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
+    module.add("__version__", env!("CARGO_PKG_VERSION"))?;
+    module.add("EngineError", module.py().get_type::<EngineError>())?;
+    module.add_class::<Engine>()?;
+    module.add_function(wrap_pyfunction!(load, module)?)?;
+    module.add_function(wrap_pyfunction!(limit, module)?)
+}

@@ -1,1 +1,30 @@
+//! The gateway's engine: volumes, the sockets they are served on, and the one control thread between frontends and reactors.
+//!
+//! Enters: calls from the control API (open a volume, attach it, ...) and messages from frontends. Leaves: queues for the
+//! reactors to run, replies to the frontends, events for the log. The control thread waits in one epoll for its callers, for
+//! every socket and for the reactors' answers; it never waits for any one of them. What takes long and concerns nobody else
+//! (opening a drive, filling huge pages) is done on the caller's own thread before the control thread hears of it.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `engine.rs` | the API of the whole: [`Engine`] |
+//! | `control.rs` | the control thread: epoll, commands, sessions' turns |
+//! | `attachment.rs` | one attached volume: listener, session, rings |
+//! | `placement.rs` | which reactor a queue goes to, and the reactors' mailboxes |
+//! | `device.rs` | the virtio-blk device a session shows |
+//! | `backend.rs` | what a volume's JSON description opens |
+//! | `events.rs` | the log the control API reads |
 
+mod attachment;
+mod backend;
+mod control;
+mod device;
+mod engine;
+mod error;
+mod events;
+mod placement;
+
+pub use backend::BackendSpec;
+pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, VolumeInfo, VolumeSpec};
+pub use error::{Code, EngineError};
+pub use events::{Event, Level};

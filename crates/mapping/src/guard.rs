@@ -2,7 +2,7 @@
 //!
 //! Only async-signal-safe operations run in the handler: atomic loads, `mmap`, `write` on an eventfd, `sigaction`.
 
-use std::os::fd::RawFd;
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicUsize, Ordering};
 use std::sync::Once;
 
@@ -67,10 +67,11 @@ impl Drop for Guard {
     }
 }
 
-/// An eventfd that becomes readable when a guarded mapping was poisoned. The same descriptor for the whole process.
-pub fn poison_event() -> RawFd {
+/// An eventfd that becomes readable when a guarded mapping was poisoned: one for the whole process, never closed.
+pub fn poison_event() -> BorrowedFd<'static> {
     INSTALL.call_once(install);
-    EVENT_FD.load(Ordering::Acquire)
+    // SAFETY: `install` made the descriptor and nobody closes it.
+    unsafe { BorrowedFd::borrow_raw(EVENT_FD.load(Ordering::Acquire)) }
 }
 
 fn install() {

@@ -14,6 +14,7 @@ pub struct Mapping {
     lead: usize,
     len: usize,
     page_size: usize,
+    allocated: bool,
     guard: Option<Guard>,
 }
 
@@ -42,7 +43,7 @@ impl Mapping {
     /// A range that is empty, wraps or ends behind the file; no free guard slot; what `mmap` says.
     pub fn new(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MappingError> {
         let end = offset.checked_add(len).filter(|_| len > 0).ok_or(MappingError::BadRange { offset, len })?;
-        let file_len = file_len(fd)?;
+        let (file_len, allocated) = file_len(fd)?;
         if file_len < end {
             return Err(MappingError::FileTooShort { offset, len, file_len });
         }
@@ -67,13 +68,10 @@ impl Mapping {
         let Some(base) = NonNull::new(address.cast::<u8>()).filter(|_| address != libc::MAP_FAILED) else {
             return Err(MappingError::last("mmap"));
         };
-        let mut mapping = Self { base, map_len, lead, len: len as usize, page_size, guard: None };
+        let mut mapping = Self { base, map_len, lead, len: len as usize, page_size, allocated, guard: None };
         mapping.guard = Some(Guard::new(address as usize, map_len)?);
-        // SAFETY: advice on our own mapping; both are hints, so their result does not matter.
-        unsafe {
-            libc::madvise(address, map_len, libc::MADV_DONTDUMP);
-            libc::madvise(address, map_len, libc::MADV_HUGEPAGE);
-        }
+        // SAFETY: advice on our own mapping; guest and volume content has no place in a core dump.
+        unsafe { libc::madvise(address, map_len, libc::MADV_DONTDUMP) };
         Ok(mapping)
     }
 
@@ -96,6 +94,17 @@ impl Mapping {
     /// Bytes of the pages that back it.
     pub fn page_size(&self) -> usize {
         self.page_size
+    }
+
+    /// Every page of the file had its memory when it was mapped, so pinning the mapping takes no more.
+    pub fn allocated(&self) -> bool {
+        self.allocated || self.page_size > 4096
+    }
+
+    /// Ask for transparent huge pages, where the administrator allows them for shared memory.
+    pub fn prefer_huge_pages(&self) {
+        // SAFETY: advice on our own mapping; where it is not taken, small pages do as well.
+        unsafe { libc::madvise(self.base.as_ptr().cast(), self.map_len, libc::MADV_HUGEPAGE) };
     }
 
     /// True once the file was cut behind the mapping: what is read from then on is zeroes and what is written is lost.
@@ -132,7 +141,8 @@ impl Drop for Mapping {
     }
 }
 
-fn file_len(fd: BorrowedFd<'_>) -> Result<u64, MappingError> {
+/// Length in bytes, and whether every page is allocated.
+fn file_len(fd: BorrowedFd<'_>) -> Result<(u64, bool), MappingError> {
     // SAFETY: fstat fills the zeroed struct for a valid descriptor.
     let stat = unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
@@ -141,7 +151,7 @@ fn file_len(fd: BorrowedFd<'_>) -> Result<u64, MappingError> {
         }
         stat
     };
-    Ok(stat.st_size.max(0) as u64)
+    Ok((stat.st_size.max(0) as u64, stat.st_blocks * 512 >= stat.st_size))
 }
 
 #[cfg(test)]
@@ -191,7 +201,7 @@ mod tests {
         assert!(!bystander.poisoned());
         let mut count = 0u64;
         // SAFETY: reads eight bytes into a live local.
-        let n = unsafe { libc::read(crate::guard::poison_event(), (&raw mut count).cast(), 8) };
+        let n = unsafe { libc::read(crate::guard::poison_event().as_raw_fd(), (&raw mut count).cast(), 8) };
         assert_eq!((n, count >= 1), (8, true));
     }
 }

@@ -80,6 +80,10 @@ impl Queue {
         }
     }
 
+    pub fn key(&self) -> QueueKey {
+        self.parts.key
+    }
+
     pub fn into_parts(self) -> QueueParts {
         self.parts
     }

@@ -1,0 +1,125 @@
+//! What a volume's JSON description opens.
+
+use std::path::PathBuf;
+
+use ringstone_blockdev::{lives_in_memory, Direct, Drive, DriveError, Faults, FileDrive, HugePages, MappedDrive};
+use serde::Deserialize;
+
+use crate::error::EngineError;
+
+/// A drive as the control side describes it.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
+pub enum BackendSpec {
+    Memory {
+        #[serde(default)]
+        path: Option<PathBuf>,
+        #[serde(default)]
+        hugepages: Choice,
+    },
+    File {
+        path: PathBuf,
+        #[serde(default)]
+        direct: Choice,
+    },
+    Null,
+    Faulty {
+        inner: Box<BackendSpec>,
+        #[serde(default)]
+        seed: u64,
+        #[serde(default)]
+        error_per_million: u32,
+        #[serde(default)]
+        torn_per_million: u32,
+        #[serde(default)]
+        lost_per_million: u32,
+        #[serde(default)]
+        delay_us: u32,
+    },
+}
+
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Choice {
+    #[default]
+    Auto,
+    On,
+    Off,
+}
+
+impl BackendSpec {
+    pub fn parse(json: &str) -> Result<Self, EngineError> {
+        serde_json::from_str(json).map_err(EngineError::Backend)
+    }
+
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::Memory { .. } => "memory",
+            Self::File { .. } => "file",
+            Self::Null => "null",
+            Self::Faulty { .. } => "faulty",
+        }
+    }
+
+    /// Open the drive for a volume of `size` bytes.
+    pub fn open(&self, size: u64, block_size: u32, read_only: bool) -> Result<(Drive, Option<Faults>), EngineError> {
+        let drive = match self {
+            Self::Memory { path: Some(path), .. } => Drive::Mapped(MappedDrive::open(path, size)?),
+            Self::Memory { path: None, hugepages } => {
+                let huge = match hugepages {
+                    Choice::Auto => HugePages::Auto,
+                    Choice::On => HugePages::On,
+                    Choice::Off => HugePages::Off,
+                };
+                Drive::Mapped(MappedDrive::anonymous(size, huge)?)
+            }
+            Self::File { path, direct } => {
+                let in_memory = lives_in_memory(path)
+                    .map_err(|source| DriveError::Open { path: path.clone(), source })?;
+                if in_memory {
+                    Drive::Mapped(MappedDrive::open(path, size)?)
+                } else {
+                    let direct = match direct {
+                        Choice::Auto => Direct::Auto,
+                        Choice::On => Direct::On,
+                        Choice::Off => Direct::Off,
+                    };
+                    Drive::File(FileDrive::open(path, size, block_size, read_only, direct)?)
+                }
+            }
+            Self::Null => Drive::Null,
+            Self::Faulty { inner, .. } => {
+                if matches!(**inner, Self::Null | Self::Faulty { .. }) {
+                    return Err(EngineError::FaultyInner(inner.kind().into()));
+                }
+                inner.open(size, block_size, read_only)?.0
+            }
+        };
+        Ok((drive, self.faults()))
+    }
+
+    fn faults(&self) -> Option<Faults> {
+        match *self {
+            Self::Faulty { seed, error_per_million, torn_per_million, lost_per_million, delay_us, .. } => {
+                Some(Faults { seed, error_per_million, torn_per_million, lost_per_million, delay_us })
+            }
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn descriptions_with_unknown_words_are_refused() {
+        assert!(BackendSpec::parse(r#"{"type":"null"}"#).is_ok());
+        assert!(BackendSpec::parse(r#"{"type":"memory","path":null,"hugepages":"off"}"#).is_ok());
+        for bad in [r#"{"type":"tape"}"#, r#"{"type":"file"}"#, r#"{"type":"file","path":"x","dirct":"on"}"#, "{"] {
+            assert!(matches!(BackendSpec::parse(bad), Err(EngineError::Backend(_))), "{bad}");
+        }
+        let nested = r#"{"type":"faulty","inner":{"type":"null"}}"#;
+        assert!(matches!(BackendSpec::parse(nested).unwrap().open(4096, 512, false), Err(EngineError::FaultyInner(_))));
+    }
+}

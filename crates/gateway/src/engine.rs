@@ -1,0 +1,307 @@
+//! The API of the engine.
+
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{channel, Sender};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use ringstone_reactor::{ReactorHandle, ReactorSettings};
+use ringstone_telemetry::{Clock, StatsPage};
+use ringstone_volume::Volume;
+
+use crate::attachment::Attachment;
+use crate::backend::BackendSpec;
+use crate::control::{Call, Control};
+use crate::error::EngineError;
+use crate::events::{Event, Events};
+use crate::placement::Reactors;
+
+/// How an engine is to run.
+#[derive(Clone, Debug)]
+pub struct EngineSettings {
+    /// One reactor on each.
+    pub cores: Vec<usize>,
+    /// Microseconds of polling without work before a reactor sleeps.
+    pub idle_us: u64,
+    pub stats_path: PathBuf,
+}
+
+/// A volume to open.
+#[derive(Clone, Debug)]
+pub struct VolumeSpec {
+    pub name: String,
+    pub backend: BackendSpec,
+    /// Bytes.
+    pub size: u64,
+    pub block_size: u32,
+    pub read_only: bool,
+    /// Up to 20 bytes; empty: the begin of the name.
+    pub serial: String,
+}
+
+/// An open volume, for a person.
+#[derive(Clone, Debug)]
+pub struct VolumeInfo {
+    pub name: String,
+    pub size: u64,
+    pub block_size: u32,
+    pub read_only: bool,
+    pub backend: &'static str,
+    pub detail: String,
+    pub discard: bool,
+    pub attached: bool,
+}
+
+/// One queue of an attachment.
+#[derive(Clone, Debug)]
+pub struct QueueInfo {
+    pub index: usize,
+    pub size: u32,
+    pub reactor: Option<usize>,
+    pub running: bool,
+}
+
+/// An attached volume, for a person.
+#[derive(Clone, Debug)]
+pub struct AttachmentInfo {
+    pub volume: String,
+    pub socket: PathBuf,
+    pub state: &'static str,
+    pub features: u64,
+    pub protocol_features: u64,
+    pub memory_bytes: u64,
+    pub memory_regions: usize,
+    pub registered_bytes: u64,
+    pub peer_pid: Option<i32>,
+    pub queues: Vec<QueueInfo>,
+}
+
+/// The engine: reactors, a control thread, and what is open and attached. All methods may be called from any thread.
+pub struct Engine {
+    calls: Mutex<Option<Sender<Call>>>,
+    bell: Arc<EventFd>,
+    events: Events,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Engine {
+    /// Start the reactors and the control thread.
+    ///
+    /// # Errors
+    /// No cores, one that cannot be used, no usable io_uring, or a stats page that cannot be made.
+    pub fn start(settings: &EngineSettings) -> Result<Self, EngineError> {
+        if settings.cores.is_empty() {
+            return Err(EngineError::NoCores);
+        }
+        let system = |what| move |source| EngineError::System { what, source };
+        let bell = || {
+            EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)
+                .map_err(|errno| EngineError::System { what: "eventfd", source: errno.into() })
+        };
+        let page = StatsPage::create(&settings.stats_path, &settings.cores)?;
+        let events = Events::new().map_err(system("eventfd"))?;
+        let clock = Clock::calibrate();
+        let reactors_bell = bell()?;
+        let handles = settings
+            .cores
+            .iter()
+            .enumerate()
+            .map(|(index, core)| {
+                let settings = ReactorSettings { core: *core, idle_ns: settings.idle_us * 1000 };
+                let control = std::os::fd::AsFd::as_fd(&reactors_bell).try_clone_to_owned().map_err(system("dup"))?;
+                Ok(ReactorHandle::start(settings, clock, page.reactor(index), Arc::new(control))?)
+            })
+            .collect::<Result<Vec<_>, EngineError>>()?;
+        let (calls, receiver) = channel();
+        let calls_bell = Arc::new(bell()?);
+        let control =
+            Control::new(page, events.clone(), Reactors::new(handles), reactors_bell, receiver, calls_bell.clone())
+                .map_err(system("epoll"))?;
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || control.run())
+            .map_err(system("starting the control thread"))?;
+        Ok(Self {
+            calls: Mutex::new(Some(calls)),
+            bell: calls_bell,
+            events,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// Run `call` on the control thread and wait for what it returns.
+    fn call<T: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut Control) -> T + Send + 'static,
+    ) -> Result<T, EngineError> {
+        let (sender, receiver) = channel();
+        self.post(Box::new(move |control| {
+            // The caller waits below; if it is gone there is nobody to tell.
+            let _ = sender.send(call(control));
+        }))?;
+        receiver.recv().map_err(|_| EngineError::Stopped)
+    }
+
+    fn post(&self, call: Call) -> Result<(), EngineError> {
+        let calls = self.calls.lock().unwrap_or_else(|e| e.into_inner());
+        calls.as_ref().and_then(|calls| calls.send(call).ok()).ok_or(EngineError::Stopped)?;
+        // A full counter means that the bell rings already.
+        let _ = self.bell.write(1);
+        Ok(())
+    }
+
+    /// Open a volume.
+    ///
+    /// # Errors
+    /// The name is taken, or its drive cannot be opened; nothing stays open then.
+    pub fn open_volume(&self, spec: &VolumeSpec) -> Result<(), EngineError> {
+        let taken = spec.name.clone();
+        if self.call(move |control| control.volumes.contains_key(&taken))? {
+            return Err(EngineError::VolumeExists(spec.name.clone()));
+        }
+        // On the caller's thread: opening may take long.
+        let (drive, faults) = spec.backend.open(spec.size, spec.block_size, spec.read_only)?;
+        let volume =
+            Volume::new(&spec.name, &spec.serial, spec.size, spec.block_size, spec.read_only, drive, faults)?;
+        let volume = Arc::new(volume);
+        self.call(move |control| match control.volumes.get(volume.name()) {
+            Some(_) => Err(EngineError::VolumeExists(volume.name().into())),
+            None => {
+                control.volumes.insert(volume.name().into(), volume);
+                Ok(())
+            }
+        })?
+    }
+
+    /// Close a volume that is not attached.
+    ///
+    /// # Errors
+    /// It is not open, or attached.
+    pub fn close_volume(&self, name: &str) -> Result<(), EngineError> {
+        let name = name.to_owned();
+        let closed = self.call(move |control| {
+            if control.attachment_of(&name).is_some() {
+                return Err(EngineError::Attached(name));
+            }
+            control.volumes.remove(&name).ok_or(EngineError::NoVolume(name))
+        })??;
+        // The last reference goes here: unmapping a large volume is not the control thread's business.
+        drop(closed);
+        Ok(())
+    }
+
+    /// Grow a volume, running or not.
+    ///
+    /// # Errors
+    /// It is not open, would shrink, or its drive is too short.
+    pub fn resize_volume(&self, name: &str, size: u64) -> Result<(), EngineError> {
+        let volume = self.volume(name)?;
+        volume.resize(size)?;
+        let name = name.to_owned();
+        self.call(move |control| control.resized(&name))
+    }
+
+    fn volume(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
+        let name = name.to_owned();
+        self.call(move |control| control.volumes.get(&name).cloned().ok_or(EngineError::NoVolume(name)))?
+    }
+
+    /// Every open volume, by name.
+    ///
+    /// # Errors
+    /// The engine was stopped.
+    pub fn volumes(&self) -> Result<Vec<VolumeInfo>, EngineError> {
+        let mut volumes = self.call(|control| {
+            let info = |volume: &Arc<Volume>| VolumeInfo {
+                name: volume.name().into(),
+                size: volume.size(),
+                block_size: volume.block_size(),
+                read_only: volume.read_only(),
+                backend: match (volume.faults(), volume.drive()) {
+                    (Some(_), _) => "faulty",
+                    (None, ringstone_blockdev::Drive::Mapped(_)) => "memory",
+                    (None, ringstone_blockdev::Drive::File(_)) => "file",
+                    (None, ringstone_blockdev::Drive::Null) => "null",
+                },
+                detail: volume.drive().describe(),
+                discard: !volume.read_only() && volume.drive().can_discard(),
+                attached: control.attachment_of(volume.name()).is_some(),
+            };
+            control.volumes.values().map(info).collect::<Vec<_>>()
+        })?;
+        volumes.sort_by(|a, b| a.name.cmp(&b.name));
+        Ok(volumes)
+    }
+
+    /// Serve a volume on a socket.
+    ///
+    /// # Errors
+    /// It is not open or attached already, the socket is somebody else's, or the number of queues is impossible.
+    pub fn attach(&self, name: &str, path: &Path, queues: usize) -> Result<(), EngineError> {
+        if !(1..=64).contains(&queues) {
+            return Err(EngineError::Queues { queues });
+        }
+        let volume = self.volume(name)?;
+        let path = path.to_owned();
+        self.call(move |control| {
+            if control.attachment_of(volume.name()).is_some() {
+                return Err(EngineError::Attached(volume.name().into()));
+            }
+            let attachment = Attachment::new(volume, &path, queues as u16, &control.page)?;
+            control.attach(attachment)
+        })?
+    }
+
+    /// Stop serving a volume; returns when everything in flight is done and the socket is gone.
+    ///
+    /// # Errors
+    /// It is not attached, or a frontend is connected and `force` is not set.
+    pub fn detach(&self, name: &str, force: bool) -> Result<(), EngineError> {
+        let (sender, receiver) = channel();
+        let name = name.to_owned();
+        self.post(Box::new(move |control| control.detach(&name, force, sender)))?;
+        receiver.recv().map_err(|_| EngineError::Stopped)?
+    }
+
+    /// Every attached volume, by name.
+    ///
+    /// # Errors
+    /// The engine was stopped.
+    pub fn attachments(&self) -> Result<Vec<AttachmentInfo>, EngineError> {
+        let mut all = self.call(|control| control.attachments().map(Attachment::info).collect::<Vec<_>>())?;
+        all.sort_by(|a, b| a.volume.cmp(&b.volume));
+        Ok(all)
+    }
+
+    /// The eventfd that is readable while there are events.
+    pub fn event_fd(&self) -> i32 {
+        self.events.fd()
+    }
+
+    pub fn drain_events(&self) -> Vec<Event> {
+        self.events.drain()
+    }
+
+    /// Detach everything and end all threads. Does nothing the second time.
+    pub fn stop(&self) {
+        let attached = self.attachments().unwrap_or_default();
+        for attachment in attached {
+            // Detached meanwhile by somebody else: as good.
+            let _ = self.detach(&attachment.volume, true);
+        }
+        let _ = self.call(|control| control.stopping = true);
+        self.calls.lock().unwrap_or_else(|e| e.into_inner()).take();
+        let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();
+        if let Some(thread) = thread {
+            // A control thread that panicked has said so on stderr.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}

@@ -1,0 +1,115 @@
+use std::io;
+use std::path::PathBuf;
+
+use ringstone_blockdev::DriveError;
+use ringstone_reactor::ReactorError;
+use ringstone_telemetry::TelemetryError;
+use ringstone_volume::VolumeError;
+
+/// The kind of an error, for callers that act on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Code {
+    Exists,
+    NotFound,
+    Busy,
+    Invalid,
+    NoDevice,
+    NoSpace,
+    Unsupported,
+    Io,
+    Stopped,
+}
+
+impl Code {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Exists => "exists",
+            Self::NotFound => "not_found",
+            Self::Busy => "busy",
+            Self::Invalid => "invalid",
+            Self::NoDevice => "no_device",
+            Self::NoSpace => "no_space",
+            Self::Unsupported => "unsupported",
+            Self::Io => "io",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Why a call of the engine failed.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    #[error("volume {0:?} is open already; close it first or choose another name")]
+    VolumeExists(String),
+    #[error("volume {0:?} is not open; open it first")]
+    NoVolume(String),
+    #[error("volume {0:?} is attached; detach it first")]
+    Attached(String),
+    #[error("volume {0:?} is not attached; attach it first")]
+    NotAttached(String),
+    #[error("a frontend is connected to volume {0:?}; stop the virtual machine first, or force the detach")]
+    Connected(String),
+    #[error("{queues} queues are not possible; use 1 to 64")]
+    Queues { queues: usize },
+    #[error("no cores were given; name at least one")]
+    NoCores,
+    #[error("the backend description is not valid: {0}")]
+    Backend(serde_json::Error),
+    #[error("a faulty drive cannot be put over {0:?}; use memory or file")]
+    FaultyInner(String),
+    #[error("somebody else listens on {path}; stop that process or choose another socket path")]
+    SocketTaken { path: PathBuf },
+    #[error("{path} exists and is no socket; remove it or choose another socket path")]
+    NotASocket { path: PathBuf },
+    #[error("cannot listen on {path}: {source}; check that its directory exists and is writable")]
+    Listen { path: PathBuf, source: io::Error },
+    #[error("the engine was stopped; start a new one")]
+    Stopped,
+    #[error("{what} failed: {source}")]
+    System { what: &'static str, source: io::Error },
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
+    #[error(transparent)]
+    Reactor(#[from] ReactorError),
+    #[error(transparent)]
+    Telemetry(#[from] TelemetryError),
+}
+
+impl From<DriveError> for EngineError {
+    fn from(error: DriveError) -> Self {
+        Self::Volume(error.into())
+    }
+}
+
+impl EngineError {
+    pub fn code(&self) -> Code {
+        match self {
+            Self::VolumeExists(_) | Self::SocketTaken { .. } | Self::NotASocket { .. } => Code::Exists,
+            Self::NoVolume(_) | Self::NotAttached(_) => Code::NotFound,
+            Self::Attached(_) | Self::Connected(_) => Code::Busy,
+            Self::Queues { .. } | Self::NoCores | Self::Backend(_) | Self::FaultyInner(_) => Code::Invalid,
+            Self::Stopped => Code::Stopped,
+            Self::Listen { .. } | Self::System { .. } => Code::Io,
+            Self::Volume(error) => volume_code(error),
+            Self::Reactor(ReactorError::Bind { .. }) => Code::Invalid,
+            Self::Reactor(ReactorError::Uring(_)) => Code::Unsupported,
+            Self::Reactor(ReactorError::Spawn(_)) => Code::Io,
+            Self::Telemetry(TelemetryError::Create { .. }) => Code::Io,
+            Self::Telemetry(TelemetryError::Full { .. }) => Code::NoSpace,
+        }
+    }
+}
+
+fn volume_code(error: &VolumeError) -> Code {
+    match error {
+        VolumeError::Drive(drive) => match drive {
+            DriveError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NoDevice,
+            DriveError::Open { .. } | DriveError::Poisoned | DriveError::Mapping(_) => Code::Io,
+            DriveError::WrongType { .. } | DriveError::BlockSize { .. } => Code::Invalid,
+            DriveError::TooShort { .. } | DriveError::NoHugePages { .. } | DriveError::NoMemory { .. } => Code::NoSpace,
+            DriveError::NoDirect { .. } => Code::Unsupported,
+        },
+        _ => Code::Invalid,
+    }
+}
+

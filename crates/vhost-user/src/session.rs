@@ -1,0 +1,410 @@
+//! The state of one vhost-user connection, message by message.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::sync::Arc;
+
+use ringstone_mapping::Mapping;
+use ringstone_virtqueue::{MemoryRegion, MemoryTable, RingAddresses, MAX_RING_SIZE};
+
+use crate::error::SessionError;
+use crate::inflight::Inflight;
+use crate::message::{protocol, Reply, Request, WireRegion, MAX_CONFIG, MAX_MEMORY_SLOTS};
+use crate::vring::{Vring, VringSetup};
+use crate::F_PROTOCOL_FEATURES;
+
+/// virtio 1.2, 2.1: the device has met an error from which it cannot recover.
+const STATUS_NEEDS_RESET: u64 = 64;
+const F_RING_INDIRECT_DESC: u64 = 1 << 28;
+const F_RING_EVENT_IDX: u64 = 1 << 29;
+
+/// The virtio device behind a session.
+pub trait DeviceModel {
+    /// virtio feature bits on offer, without the vhost-user bit.
+    fn features(&self) -> u64;
+    fn max_queues(&self) -> u16;
+    /// The configuration space.
+    fn config(&self) -> Vec<u8>;
+    /// Write configuration bytes; false if a driver may not.
+    fn set_config(&mut self, offset: usize, bytes: &[u8]) -> bool;
+    /// The driver's choice of features is known.
+    fn set_features(&mut self, features: u64);
+}
+
+/// Vrings that must be at rest before a message is applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quiet {
+    None,
+    Vring(u16),
+    All,
+}
+
+/// What a message changed in a vring that goes on running.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Effect {
+    None,
+    Call(u16),
+    Kick(u16),
+    /// Guest memory is another; the old mappings are no longer needed.
+    Memory,
+}
+
+/// The outcome of a message.
+pub struct Applied {
+    pub reply: Option<Reply>,
+    /// A descriptor to send with the reply.
+    pub descriptor: Option<OwnedFd>,
+    pub effect: Effect,
+}
+
+impl Applied {
+    fn silent() -> Self {
+        Self { reply: None, descriptor: None, effect: Effect::None }
+    }
+
+    fn with(reply: Reply) -> Self {
+        Self { reply: Some(reply), ..Self::silent() }
+    }
+
+    fn effect(effect: Effect) -> Self {
+        Self { effect, ..Self::silent() }
+    }
+}
+
+/// See the module.
+pub struct Session<D> {
+    device: D,
+    features: u64,
+    protocol_features: u64,
+    vrings: Vec<Vring>,
+    regions: Vec<MemoryRegion>,
+    memory: Arc<MemoryTable>,
+    status: u64,
+    backend_channel: Option<OwnedFd>,
+    inflight: Option<Inflight>,
+    /// A ring was malformed; nothing runs until the device is reset.
+    broken: bool,
+}
+
+impl<D: DeviceModel> Session<D> {
+    pub fn new(device: D) -> Self {
+        let vrings = (0..device.max_queues()).map(|_| Vring::default()).collect();
+        Self {
+            device,
+            features: 0,
+            protocol_features: 0,
+            vrings,
+            regions: Vec::new(),
+            memory: Arc::default(),
+            status: 0,
+            backend_channel: None,
+            inflight: None,
+            broken: false,
+        }
+    }
+
+    pub fn device(&self) -> &D {
+        &self.device
+    }
+
+    pub fn features(&self) -> u64 {
+        self.features
+    }
+
+    pub fn protocol_features(&self) -> u64 {
+        self.protocol_features
+    }
+
+    pub fn memory(&self) -> &Arc<MemoryTable> {
+        &self.memory
+    }
+
+    pub fn broken(&self) -> bool {
+        self.broken
+    }
+
+    /// Ring entries of a vring as set so far.
+    pub fn vring_size(&self, index: u16) -> u32 {
+        self.vrings[usize::from(index)].size
+    }
+
+    pub fn backend_channel(&self) -> Option<&OwnedFd> {
+        self.backend_channel.as_ref()
+    }
+
+    /// Stop for good until a reset: a ring cannot be trusted any more.
+    pub fn set_broken(&mut self) {
+        self.broken = true;
+        self.status |= STATUS_NEEDS_RESET;
+    }
+
+    /// The descriptors through which the frontend hears of vring errors.
+    pub fn error_descriptors(&self) -> impl Iterator<Item = &OwnedFd> {
+        self.vrings.iter().filter_map(|vring| vring.error.as_ref())
+    }
+
+    /// Whether to answer a message that has no answer of its own.
+    pub fn acknowledges(&self) -> bool {
+        self.protocol_features & protocol::REPLY_ACK != 0
+    }
+
+    /// Which vrings must rest before `request` is applied.
+    pub fn needs_quiet(&self, request: &Request) -> Quiet {
+        let one = |index: &u32| match u16::try_from(*index) {
+            Ok(index) if usize::from(index) < self.vrings.len() => Quiet::Vring(index),
+            // apply() will refuse it.
+            _ => Quiet::None,
+        };
+        match request {
+            Request::SetVringNum { index, .. }
+            | Request::SetVringAddr { index, .. }
+            | Request::SetVringBase { index, .. }
+            | Request::GetVringBase { index }
+            | Request::SetVringEnable { index, enable: false } => one(index),
+            Request::SetFeatures(_)
+            | Request::ResetOwner
+            | Request::SetMemTable(_)
+            | Request::AddMemReg(_)
+            | Request::RemMemReg(_)
+            | Request::ResetDevice
+            | Request::SetInflightFd(_)
+            | Request::SetStatus(0) => Quiet::All,
+            _ => Quiet::None,
+        }
+    }
+
+    /// A vring came to rest with `base` as its next available entry.
+    pub fn stopped(&mut self, index: u16, base: u16) {
+        self.vrings[usize::from(index)].base = base;
+    }
+
+    /// What it takes to run vring `index`, if the frontend has said all there is to say.
+    ///
+    /// # Errors
+    /// A descriptor could not be duplicated.
+    pub fn runnable(&self, index: u16) -> Result<Option<VringSetup>, SessionError> {
+        let vring = &self.vrings[usize::from(index)];
+        let (Some(addresses), Some(kick)) = (vring.addresses, &vring.kick) else {
+            return Ok(None);
+        };
+        if self.broken || !vring.enabled || vring.size == 0 || self.regions.is_empty() {
+            return Ok(None);
+        }
+        Ok(Some(VringSetup {
+            memory: self.memory.clone(),
+            size: vring.size,
+            addresses,
+            base: vring.base,
+            event_idx: self.features & F_RING_EVENT_IDX != 0,
+            indirect: self.features & F_RING_INDIRECT_DESC != 0,
+            kick: kick.as_ref().map(OwnedFd::try_clone).transpose()?,
+            call: vring.call.as_ref().map(OwnedFd::try_clone).transpose()?,
+        }))
+    }
+
+    /// A copy of a vring's present call descriptor.
+    ///
+    /// # Errors
+    /// It could not be duplicated.
+    pub fn call_descriptor(&self, index: u16) -> Result<Option<OwnedFd>, SessionError> {
+        Ok(self.vrings[usize::from(index)].call.as_ref().map(OwnedFd::try_clone).transpose()?)
+    }
+
+    /// A copy of a vring's present kick descriptor.
+    ///
+    /// # Errors
+    /// It could not be duplicated.
+    pub fn kick_descriptor(&self, index: u16) -> Result<Option<OwnedFd>, SessionError> {
+        Ok(self.vrings[usize::from(index)].kick.iter().flatten().next().map(OwnedFd::try_clone).transpose()?)
+    }
+
+    /// Apply a request. The vrings that [`needs_quiet`](Self::needs_quiet) names must be at rest.
+    ///
+    /// # Errors
+    /// A value that is wrong in itself or in the present state; nothing was changed then.
+    pub fn apply(&mut self, code: u32, request: Request, mut fds: Vec<OwnedFd>) -> Result<Applied, SessionError> {
+        let (least, most) = request.descriptors();
+        if fds.len() < least || fds.len() > most {
+            return Err(SessionError::Descriptors { request: code, got: fds.len(), want: most });
+        }
+        match request {
+            Request::GetFeatures => Ok(Applied::with(Reply::u64(self.offered()))),
+            Request::SetFeatures(asked) => self.set_features(asked),
+            Request::SetOwner => Ok(Applied::silent()),
+            Request::ResetOwner | Request::ResetDevice | Request::SetStatus(0) => {
+                self.reset();
+                Ok(Applied::silent())
+            }
+            Request::GetProtocolFeatures => Ok(Applied::with(Reply::u64(protocol::OFFERED))),
+            Request::SetProtocolFeatures(asked) => {
+                if asked & !protocol::OFFERED != 0 {
+                    return Err(SessionError::Features { asked, offered: protocol::OFFERED });
+                }
+                self.protocol_features = asked;
+                Ok(Applied::silent())
+            }
+            Request::GetQueueNum => Ok(Applied::with(Reply::u64(u64::from(self.device.max_queues())))),
+            Request::GetMaxMemSlots => Ok(Applied::with(Reply::u64(MAX_MEMORY_SLOTS as u64))),
+            Request::SetMemTable(wire) => {
+                let regions = wire.iter().zip(fds).map(|(r, fd)| map(r, &fd)).collect::<Result<_, _>>()?;
+                self.set_memory(regions)
+            }
+            Request::AddMemReg(wire) => {
+                let mut regions = self.regions.clone();
+                regions.extend(fds.pop().map(|fd| map(&wire, &fd)).transpose()?);
+                self.set_memory(regions)
+            }
+            Request::RemMemReg(wire) => {
+                let mut regions = self.regions.clone();
+                let known = |r: &MemoryRegion| (r.guest, r.len, r.user) == (wire.guest, wire.len, wire.user);
+                let at = regions.iter().position(known).ok_or(SessionError::NoRegion { guest: wire.guest })?;
+                regions.remove(at);
+                self.set_memory(regions)
+            }
+            Request::SetVringNum { index, num } => {
+                let valid = num.is_power_of_two() && (2..=u32::from(MAX_RING_SIZE)).contains(&num);
+                let vring = self.vring(index)?;
+                if !valid {
+                    return Err(SessionError::BadVringValue { index, what: "ring size", value: num.into() });
+                }
+                vring.size = num;
+                Ok(Applied::silent())
+            }
+            Request::SetVringAddr { index, descriptors, used, available } => {
+                self.vring(index)?.addresses = Some(RingAddresses { descriptors, available, used });
+                Ok(Applied::silent())
+            }
+            Request::SetVringBase { index, base } => {
+                let vring = self.vring(index)?;
+                vring.base = u16::try_from(base)
+                    .map_err(|_| SessionError::BadVringValue { index, what: "base", value: base.into() })?;
+                Ok(Applied::silent())
+            }
+            Request::GetVringBase { index } => {
+                let vring = self.vring(index)?;
+                // "The back-end must stop the ring"; it starts again with the next kick descriptor.
+                vring.kick = None;
+                Ok(Applied::with(Reply::vring_state(index, u32::from(vring.base))))
+            }
+            Request::SetVringKick { index, .. } => {
+                let kick = fds.pop().map(|fd| eventfd(fd, "kick")).transpose()?;
+                self.vring(index)?.kick = Some(kick);
+                Ok(Applied::effect(Effect::Kick(index as u16)))
+            }
+            Request::SetVringCall { index, .. } => {
+                let call = fds.pop().map(|fd| eventfd(fd, "call")).transpose()?;
+                self.vring(index)?.call = call;
+                Ok(Applied::effect(Effect::Call(index as u16)))
+            }
+            Request::SetVringErr { index, .. } => {
+                let error = fds.pop().map(|fd| eventfd(fd, "error")).transpose()?;
+                self.vring(index)?.error = error;
+                Ok(Applied::silent())
+            }
+            Request::SetVringEnable { index, enable } => {
+                self.vring(index)?.enabled = enable;
+                Ok(Applied::silent())
+            }
+            Request::SetBackendReqFd => {
+                self.backend_channel = fds.pop();
+                Ok(Applied::silent())
+            }
+            Request::GetConfig { offset, len, flags } => {
+                Ok(Applied::with(Reply::config(offset, flags, &self.read_config(offset, len))))
+            }
+            Request::SetConfig { offset, flags, bytes } => self.write_config(offset, flags, &bytes),
+            Request::GetInflightFd(wire) => {
+                let (wire, fd) = Inflight::create(wire.queues.min(self.device.max_queues()), wire.queue_size)?;
+                Ok(Applied { descriptor: Some(fd), ..Applied::with(Reply::inflight(&wire)) })
+            }
+            Request::SetInflightFd(wire) => {
+                let fd = fds.pop().ok_or(SessionError::Inflight { why: "it has no descriptor" })?;
+                self.inflight = Some(Inflight::open(&wire, &fd, self.device.max_queues())?);
+                Ok(Applied::silent())
+            }
+            Request::SetStatus(status) => {
+                self.status = status | self.status & STATUS_NEEDS_RESET;
+                Ok(Applied::silent())
+            }
+            Request::GetStatus => Ok(Applied::with(Reply::u64(self.status))),
+        }
+    }
+
+    fn offered(&self) -> u64 {
+        self.device.features() | F_PROTOCOL_FEATURES
+    }
+
+    fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
+        let queues = self.vrings.len() as u16;
+        self.vrings.get_mut(index as usize).ok_or(SessionError::NoVring { index, queues })
+    }
+
+    fn set_features(&mut self, asked: u64) -> Result<Applied, SessionError> {
+        let offered = self.offered();
+        if asked & !offered != 0 {
+            return Err(SessionError::Features { asked, offered });
+        }
+        self.features = asked;
+        self.device.set_features(asked);
+        if asked & F_PROTOCOL_FEATURES == 0 {
+            // "If VHOST_USER_F_PROTOCOL_FEATURES has not been negotiated, the ring starts directly in the enabled state."
+            for vring in &mut self.vrings {
+                vring.enabled = true;
+            }
+        }
+        Ok(Applied::silent())
+    }
+
+    fn reset(&mut self) {
+        let enabled = self.features & F_PROTOCOL_FEATURES == 0;
+        for vring in &mut self.vrings {
+            vring.reset(enabled);
+        }
+        self.status = 0;
+        self.broken = false;
+    }
+
+    fn set_memory(&mut self, regions: Vec<MemoryRegion>) -> Result<Applied, SessionError> {
+        let layout = SessionError::MemoryLayout { limit: MAX_MEMORY_SLOTS };
+        if regions.len() > MAX_MEMORY_SLOTS {
+            return Err(layout);
+        }
+        self.memory = Arc::new(MemoryTable::new(regions.clone()).ok_or(layout)?);
+        self.regions = regions;
+        Ok(Applied::effect(Effect::Memory))
+    }
+
+    /// "Any length within the specification": bytes behind the structure are zero; none if the range is not acceptable.
+    fn read_config(&self, offset: u32, len: u32) -> Vec<u8> {
+        let (offset, len) = (offset as usize, len as usize);
+        if offset.saturating_add(len) > MAX_CONFIG {
+            return Vec::new();
+        }
+        let mut space = self.device.config();
+        space.resize(MAX_CONFIG, 0);
+        space[offset..offset + len].to_vec()
+    }
+
+    fn write_config(&mut self, offset: u32, flags: u32, bytes: &[u8]) -> Result<Applied, SessionError> {
+        // Flag 1: a live migration sets what our own device says anyway.
+        const LIVE_MIGRATION: u32 = 1;
+        if flags & LIVE_MIGRATION != 0 || self.device.set_config(offset as usize, bytes) {
+            return Ok(Applied::silent());
+        }
+        Err(SessionError::Config { offset, len: bytes.len() })
+    }
+}
+
+fn map(wire: &WireRegion, fd: &OwnedFd) -> Result<MemoryRegion, SessionError> {
+    let mapping = Mapping::new(fd.as_fd(), wire.offset, wire.len)
+        .map_err(|source| SessionError::Mapping { guest: wire.guest, source })?;
+    Ok(MemoryRegion { guest: wire.guest, len: wire.len, user: wire.user, mapping: Arc::new(mapping) })
+}
+
+/// Take only eventfds where notifications are meant: writing to anything else could block or do harm.
+fn eventfd(fd: OwnedFd, what: &'static str) -> Result<OwnedFd, SessionError> {
+    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    if link.as_os_str() != "anon_inode:[eventfd]" {
+        return Err(SessionError::NotAnEventFd { what });
+    }
+    Ok(fd)
+}
