@@ -20,11 +20,12 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 
 class LineProcess:
-    """A child that reads and writes lines of JSON and ends when its input does."""
+    """A child that reads and writes lines of JSON and ends when its input does. `log` takes its standard
+    error and, by its stem, names it in errors."""
 
     def __init__(self, command: Sequence[str], *, log: Path) -> None:
         self._log = log
-        self._name = " ".join(command)
+        self._name = log.stem
         with log.open("wb") as errors:
             self._child = subprocess.Popen(
                 command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
@@ -49,7 +50,7 @@ class LineProcess:
         line = self._child.stdout.readline()
         if not line:
             raise RingstoneError(
-                f"{self._name} ended with status {self._child.wait()}: "
+                f"The {self._name} process ended with status {self._child.wait()}: "
                 f"{last_line(self._log.read_text(errors='replace'))}"
             )
         answer: dict[str, Any] = json.loads(line)

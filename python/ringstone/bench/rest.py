@@ -19,8 +19,6 @@ from ringstone.errors import RingstoneError
 
 VOLUMES = 16
 VOLUME_BYTES = 64 << 20
-IDLE_WINDOWS = 5
-IDLE_WINDOW_SECONDS = 2.0
 
 
 class Held:
@@ -68,7 +66,7 @@ def connected(sockets: Sequence[Path]) -> Iterator[Held]:
 def at_rest(setting: Setting, results: Results) -> None:
     """Attach one volume, then sixteen more, to an engine of its own, connect to all, and leave them alone."""
     section = f"at rest, {VOLUMES} attached volumes with an idle frontend each"
-    directory = setting.directory / "rest"
+    plan, directory = setting.plan, setting.directory / "rest"
     directory.mkdir()
     with ExitStack() as stack:
         engine = stack.enter_context(EngineProcess(directory, [setting.cores.server]))
@@ -80,7 +78,7 @@ def at_rest(setting: Setting, results: Results) -> None:
         attach_ns = [_attach(engine, name, directory) for name in names[1:]]
         with connected([engine.socket_of(name) for name in names[1:]]) as held:
             grown = (resident_bytes(engine.pid) - before) / VOLUMES
-            idle = [_cpu_share(engine.pid) for _ in range(IDLE_WINDOWS)]
+            idle = [_cpu_share(engine.pid, plan.window.seconds) for _ in range(plan.rounds)]
             states = {attachment["state"] for attachment in engine.call("attachments")}
         if states != {"running"}:
             raise RingstoneError(
@@ -112,7 +110,7 @@ def at_rest(setting: Setting, results: Results) -> None:
             "% of a core",
             Spread.of([share * 100 for share in idle]),
             Bar("at most 1 % of a core", at_most=1.0),
-            f"CPU time of the whole process in {IDLE_WINDOWS} windows of {IDLE_WINDOW_SECONDS:g} s",
+            f"CPU time of the whole process in {plan.rounds} windows of {plan.window.seconds:g} s",
         ),
     ]
 
@@ -126,7 +124,7 @@ def _attach(engine: EngineProcess, name: str, directory: Path) -> int:
     return engine.timed_call("attach", name=name, socket_path=str(engine.socket_of(name)))[1]
 
 
-def _cpu_share(pid: int) -> float:
+def _cpu_share(pid: int, seconds: float) -> float:
     began, used = time.monotonic(), cpu_seconds(pid)
-    time.sleep(IDLE_WINDOW_SECONDS)
+    time.sleep(seconds)
     return (cpu_seconds(pid) - used) / (time.monotonic() - began)

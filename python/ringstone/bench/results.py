@@ -127,7 +127,7 @@ def markdown(results: Results, raw: str, others: list[str]) -> str:
         "# Results",
         "",
         f"Measured {machine.at} with `ringstone bench suite`: {results.plan}. Raw figures: [{raw}]({raw});",
-        "the method: [docs/benchmarks.md](../../docs/benchmarks.md). A figure is its median with the least and",
+        "the method: [docs/benchmarks.md](../../docs/benchmarks.md). A figure is its median with least and",
         "greatest of the rounds in brackets; a ratio is taken round by round.",
         "",
         f"- CPU: {machine.cpu}, {machine.cores} cores{', virtualised' if machine.virtualised else ''}; "

@@ -85,13 +85,13 @@ def _subject(
 ) -> Contender:
     if subject.socket is not None:
         return Socket(subject.socket, setting.cores)
+    size = setting.size if file is None else _size_of(file)
     engine = stack.enter_context(EngineProcess(setting.directory, [setting.cores.server]))
     backends = {
         "memory": {"type": "memory", "path": None},
         "null": {"type": "null"},
         "file": {"type": "file", "path": str(file)},
     }
-    size = setting.size if file is None else _size_of(file)
     socket = engine.serve(
         "bench", json.dumps(backends[subject.volume]), size=size, queues=max(shape.queues, 1)
     )
