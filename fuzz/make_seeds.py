@@ -21,7 +21,15 @@ def ring_input(
     kind: int, sector: int, descriptors: list[Descriptor], flags: int, table: tuple[Descriptor, ...] = ()
 ) -> bytes:
     """One available chain at head 0 of a ring of 8; `table` is an indirect table at TABLE."""
-    setup = struct.pack("<BBHHHH", 3, flags | PACKED_TIGHT, 0, 0, 0, 0)
+    return struct.pack("<BBHHHH", 3, flags | PACKED_TIGHT, 0, 0, 0, 0) + guest_memory(
+        kind, sector, descriptors, table
+    )
+
+
+def guest_memory(
+    kind: int, sector: int, descriptors: list[Descriptor], table: tuple[Descriptor, ...] = ()
+) -> bytes:
+    """The same as it lies in the guest's memory, from address 0 on."""
     memory = bytearray(0x700)
     for index, descriptor in enumerate(descriptors):
         struct.pack_into("<QIHH", memory, 16 * index, *descriptor)
@@ -30,7 +38,7 @@ def ring_input(
     struct.pack_into("<HHH", memory, 16 * RING, 0, 1, 0)
     struct.pack_into("<IIQ", memory, HEADER, kind, 0, sector)
     struct.pack_into("<QII", memory, RANGE, sector, 8, 0)
-    return setup + bytes(memory).rstrip(b"\0")
+    return bytes(memory).rstrip(b"\0")
 
 
 def data_chain(writable: int, length: int, at: int = DATA) -> list[Descriptor]:
@@ -56,6 +64,82 @@ def ring_seeds() -> dict[str, bytes]:
     }
 
 
+MEMORY_RECORD, TRUNCATE_RECORD = 0xFF, 0xFE
+GUEST_MEMORY, EVENTFD = 0x00, 0x10  # what the descriptors of a record are
+USER = 0x7F00_0000_0000
+NEED_REPLY = 8
+F_VERSION_1, F_PROTOCOL, F_EVENT_IDX, F_INDIRECT = 1 << 32, 1 << 30, 1 << 29, 1 << 28
+PROTOCOL_FEATURES = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16
+
+
+def message(code: int, payload: bytes = b"", *, fds: int = 0, flags: int = 0, pause: int = 255) -> bytes:
+    """One record of the target `control_messages`; `fds` is their number and kind."""
+    return bytes([code, 1 | flags, fds, pause, len(payload)]) + payload
+
+
+def u64(value: int) -> bytes:
+    """A payload of one number."""
+    return struct.pack("<Q", value)
+
+
+def memory_records(content: bytes) -> bytes:
+    """Records that lay `content` into guest memory; one carries 255 bytes at a multiple of 256."""
+    pieces = [(at // 256, content[at : at + 255]) for at in range(0, len(content), 256)]
+    assert not any(content[255::256]), "a byte that no record carries"
+    return b"".join(bytes([MEMORY_RECORD, 0, at, 0, len(piece)]) + piece for at, piece in pieces)
+
+
+def negotiation(*, protocol: bool = True) -> bytes:
+    """What QEMU says first, up to the memory table."""
+    features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | (F_PROTOCOL if protocol else 0)
+    region = struct.pack("<QQQQ", 0, 0x10000, USER, 0)
+    negotiated = message(15) + message(16, u64(PROTOCOL_FEATURES)) + message(17) if protocol else b""
+    return (
+        message(1)
+        + negotiated
+        + message(3)
+        + message(24, struct.pack("<III", 0, 60, 0) + bytes(60))
+        + message(2, u64(features), flags=NEED_REPLY)
+        + message(5, struct.pack("<II", 1, 0) + region, fds=GUEST_MEMORY | 1, flags=NEED_REPLY)
+    )
+
+
+def vring(index: int, *, enable: bool = True) -> bytes:
+    """The messages that set up and start one vring of 8 entries at the begin of guest memory."""
+    available, used = USER + 16 * RING, USER + (16 * RING + 6 + 2 * RING + 3) // 4 * 4
+    return (
+        message(8, struct.pack("<II", index, RING))
+        + message(10, struct.pack("<II", index, 0))
+        + message(9, struct.pack("<IIQQQQ", index, 0, USER, used, available, 0))
+        + message(13, u64(index), fds=EVENTFD | 1)
+        + message(12, u64(index), fds=EVENTFD | 1)
+        + (message(18, struct.pack("<II", index, 1)) if enable else b"")
+    )
+
+
+def control_seeds() -> dict[str, bytes]:
+    """Name to input of the target `control_messages`."""
+    read = memory_records(guest_memory(IN, 8, data_chain(WRITE, 4096)))
+    running = negotiation() + read + vring(0)
+    inflight = struct.pack("<QQHHI", 0, 0, 2, 128, 0)
+    slot = struct.pack("<QQQQQ", 0, 0x2_0000, 0x1000, USER + 0x2_0000, 0x1000)
+    return {
+        "read": running + message(11, struct.pack("<II", 0, 0)),
+        "read-without-protocol-features": negotiation(protocol=False) + read + vring(0, enable=False),
+        "two-vrings": running + vring(1) + message(18, struct.pack("<II", 0, 0)),
+        "header-in-two-pieces": message(2, u64(F_VERSION_1), pause=5) + message(1),
+        "memory-slots": running + message(36) + message(37, slot, fds=GUEST_MEMORY | 1) + message(38, slot),
+        "in-flight": negotiation() + message(31, inflight) + message(32, inflight, fds=GUEST_MEMORY | 1),
+        "status-and-reset": running + message(39, u64(15)) + message(40) + message(39, u64(0)) + message(34),
+        "config-write": running + message(25, struct.pack("<III", 32, 1, 0) + b"\1", flags=NEED_REPLY),
+        "backend-channel": running + message(21, fds=EVENTFD | 1) + message(14, u64(0), fds=EVENTFD | 1),
+        "truncated-memory": running
+        + bytes([TRUNCATE_RECORD, 0, 0, 0, 0])
+        + message(11, struct.pack("<II", 0, 0)),
+        "unmapped-while-running": running + message(5, struct.pack("<II", 0, 0)) + message(4),
+    }
+
+
 def write(target: str, seeds: dict[str, bytes]) -> None:
     """Replace the seeds of one target."""
     folder = SEEDS / target
@@ -68,3 +152,4 @@ def write(target: str, seeds: dict[str, bytes]) -> None:
 
 if __name__ == "__main__":
     write("rings", ring_seeds())
+    write("control_messages", control_seeds())

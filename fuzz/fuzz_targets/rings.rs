@@ -6,15 +6,14 @@
 #![no_main]
 
 use std::cell::RefCell;
-use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use libfuzzer_sys::{fuzz_target, Corpus};
+use ringstone_fuzz::{memory_file, serve};
 use ringstone_mapping::Mapping;
-use ringstone_virtio_blk::{parse, status, Geometry, Operation};
-use ringstone_virtqueue::{
-    total_len, Chain, MemoryRegion, MemoryTable, Notify, RingAddresses, Segment, SplitRing, MAX_SEGMENTS,
-};
+use ringstone_virtio_blk::Geometry;
+use ringstone_virtqueue::{Chain, MemoryRegion, MemoryTable, RingAddresses, SplitRing};
 
 /// Bytes of each region.
 const REGION: usize = 8192;
@@ -85,7 +84,10 @@ struct Guest {
 
 impl Guest {
     fn new() -> Self {
-        let regions = [map(), map()];
+        let regions = [(); 2].map(|()| {
+            let mapping = Mapping::new(memory_file(REGION).as_fd(), 0, REGION as u64);
+            Arc::new(mapping.expect("a mapping of guest memory"))
+        });
         let region = |index: usize| MemoryRegion {
             guest: (index * REGION) as u64,
             len: REGION as u64,
@@ -109,107 +111,6 @@ impl Guest {
             rest = later;
         }
     }
-
-    fn check_inside(&self, segments: &[Segment]) {
-        for segment in segments.iter().filter(|segment| !segment.ptr.is_null()) {
-            let inside = self.regions.iter().any(|region| {
-                let start = region.as_ptr() as usize;
-                let at = segment.ptr as usize;
-                at >= start && at + segment.len as usize <= start + REGION
-            });
-            assert!(inside, "{segment:?} is outside guest memory");
-            assert!(segment.len > 0, "an empty segment");
-        }
-    }
-
-    /// Serve the ring as a reactor does: all that is available, then the used index, then the question for a call.
-    fn serve(&mut self, ring: &mut SplitRing, geometry: &Geometry) {
-        for _ in 0..4 {
-            let Ok(waiting) = ring.available() else { return };
-            assert!(waiting <= ring.size());
-            ring.set_kicks(if waiting == 0 { Notify::Armed } else { Notify::Suppressed });
-            for _ in 0..waiting {
-                let Ok(head) = ring.peek(0) else { return };
-                ring.prefetch_descriptors(head);
-                ring.prefetch_first_buffer(head);
-                ring.take();
-                let mut chain = std::mem::take(&mut self.chain);
-                let walked = ring.walk(head, &mut chain);
-                let written = walked.ok().and_then(|()| self.complete(&mut chain, geometry));
-                self.chain = chain;
-                let Some(written) = written else { return };
-                ring.push_used(head, written);
-            }
-            ring.publish();
-            ring.wants_call();
-        }
-    }
-
-    /// Check and answer one chain; `None` if there is nowhere to put a status.
-    fn complete(&self, chain: &mut Chain, geometry: &Geometry) -> Option<u32> {
-        assert!(chain.readable().len() + chain.writable().len() <= MAX_SEGMENTS);
-        self.check_inside(chain.readable());
-        self.check_inside(chain.writable());
-        let (answer, byte) = match parse(chain, geometry) {
-            Ok((request, byte)) => {
-                self.check_inside(chain.readable());
-                self.check_inside(chain.writable());
-                assert!(request.offset + request.len <= geometry.size);
-                let block = u64::from(geometry.block_size);
-                match request.operation {
-                    Operation::Read => assert_eq!(total_len(chain.writable()), request.len),
-                    Operation::Write => assert_eq!(total_len(chain.readable()), request.len),
-                    Operation::Discard => assert!(request.len <= geometry.max_discard),
-                    Operation::WriteZeroes { .. } => assert!(request.len <= geometry.max_write_zeroes),
-                    Operation::Flush | Operation::GetId => {}
-                }
-                if !matches!(request.operation, Operation::GetId) {
-                    assert_eq!((request.offset | request.len) % block, 0);
-                }
-                if !matches!(request.operation, Operation::Read | Operation::Flush | Operation::GetId) {
-                    assert!(!geometry.read_only, "a write to a read-only disk");
-                }
-                let data =
-                    if request.operation == Operation::Write { chain.readable() } else { chain.writable() };
-                touch(data, &request.operation);
-                (status::OK, byte)
-            }
-            Err((Some(byte), refusal)) => (refusal.status(), byte),
-            Err((None, _)) => return None,
-        };
-        // SAFETY: the memory table lives as long as the guest.
-        unsafe { byte.set(answer) };
-        Some(1)
-    }
-}
-
-/// Read or write all of a request's data, as a drive would.
-fn touch(segments: &[Segment], operation: &Operation) {
-    for segment in segments.iter().filter(|segment| !segment.ptr.is_null()) {
-        for at in [0, segment.len as usize - 1] {
-            // SAFETY: the segment lies inside guest memory; `at` inside the segment.
-            unsafe {
-                let byte = segment.ptr.add(at);
-                if *operation == Operation::Read {
-                    byte.write_volatile(0xa5);
-                } else {
-                    byte.read_volatile();
-                }
-            }
-        }
-    }
-}
-
-fn map() -> Arc<Mapping> {
-    // SAFETY: plain system calls; the descriptor is checked before it is owned.
-    let file = unsafe {
-        let fd = libc::memfd_create(c"guest".as_ptr(), libc::MFD_CLOEXEC);
-        assert!(fd >= 0, "memfd_create");
-        OwnedFd::from_raw_fd(fd)
-    };
-    let file = std::fs::File::from(file);
-    file.set_len(REGION as u64).expect("room for guest memory");
-    Arc::new(Mapping::new(file.as_fd(), 0, REGION as u64).expect("a mapping of guest memory"))
 }
 
 thread_local! {
@@ -230,7 +131,7 @@ fuzz_target!(|input: &[u8]| -> Corpus {
             setup.indirect,
         );
         match ring {
-            Ok(mut ring) => guest.serve(&mut ring, &setup.geometry),
+            Ok(mut ring) => drop(serve(&mut ring, &mut guest.chain, &setup.geometry)),
             Err(error) => assert!(!error.to_string().is_empty()),
         }
     });
