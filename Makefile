@@ -88,7 +88,7 @@ fuzz: rust ## Fuzz the rings and the control messages for FUZZ_SECONDS (600) per
 soak: build ## The tests that run for long
 	@$(STEP) soak --say -- $(VENV)/bin/python -m pytest -m soak
 bench: build ## Measure the gateway against qemu-storage-daemon and the machine's limits
-	@$(VENV)/bin/ringstone bench $(BENCH_ARGS)
+	@$(VENV)/bin/ringstone bench suite $(BENCH_ARGS)
 
 .PHONY: format lock
 format: rust python-env ## Format Rust and Python
