@@ -25,12 +25,14 @@ def test_hugepages_are_given_back_also_after_an_error(tmp_path: Path) -> None:
     def interrupted() -> None:
         with hugepages.reserved(10, pool=pool, free=free):
             seen.append(pool.read_text())
+            pool.write_text("20")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
     assert seen == ["15"]
-    assert pool.read_text() == "7"
+    # What somebody else added meanwhile stays.
+    assert pool.read_text() == "12"
 
 
 def test_free_hugepages_are_used_before_more_are_made(tmp_path: Path) -> None:

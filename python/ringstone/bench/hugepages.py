@@ -25,7 +25,7 @@ def free_pages(path: Path = _FREE) -> int:
 
 @contextmanager
 def reserved(pages: int, *, pool: Path = POOL, free: Path = _FREE) -> Iterator[int]:
-    """Have `pages` free 2 MiB pages where root can have them, and give the former pool back at the end.
+    """Have `pages` free 2 MiB pages where root can have them, and take them back at the end.
 
     Yields how many are free, which may be fewer: memory may be too fragmented, or this may not be root.
     """
@@ -33,9 +33,11 @@ def reserved(pages: int, *, pool: Path = POOL, free: Path = _FREE) -> Iterator[i
     if lacking <= 0 or not os.access(pool, os.W_OK):
         yield free_pages(free)
         return
-    former = pool.read_text().strip()
+    former = int(pool.read_text())
+    pool.write_text(str(former + lacking))
+    added = int(pool.read_text()) - former
     try:
-        pool.write_text(str(int(former) + lacking))
         yield free_pages(free)
     finally:
-        pool.write_text(former)
+        # Somebody else may have changed the pool meanwhile: give back what was taken, not the former figure.
+        pool.write_text(str(max(int(pool.read_text()) - added, 0)))
