@@ -4,7 +4,7 @@ import re
 from fractions import Fraction
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
-_SIZE = re.compile(r"(?P<number>\d+(?:\.\d+)?)\s*(?P<unit>[KMGTPE]?)(?:iB|B)?", re.IGNORECASE)
+_SIZE = re.compile(r"(?P<number>[0-9]+(?:\.[0-9]+)?)\s*(?P<unit>[KMGTPE]?)(?:iB|B)?", re.IGNORECASE)
 
 
 def parse_size(text: str) -> int:

@@ -1,4 +1,5 @@
-"""An engine that serves nobody: it keeps what it was told, checks it as the real one does, and fails on command.
+"""An engine that serves nobody: it keeps what it was told, checks it as the real one does, and fails on
+command.
 
 For tests of the gateway's logic. What needs a disk to be served is tested against the real engine.
 """

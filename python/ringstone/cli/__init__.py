@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from ringstone import __version__
-from ringstone.cli import gateway, guest, pool, status, top, volume
+from ringstone.cli import bench, demo, gateway, guest, pool, status, top, volume
 from ringstone.cli.context import CliContext, JsonOption
 from ringstone.errors import RingstoneError
 from ringstone.gateway.config import DEFAULT_SOCKET
@@ -22,10 +22,12 @@ app = typer.Typer(
 app.command("gateway")(gateway.gateway)
 app.add_typer(pool.app, name="pool")
 app.add_typer(volume.app, name="volume")
+app.add_typer(bench.app, name="bench")
 app.command("top")(top.top)
 app.command("status")(status.status)
 app.command("qemu-args")(guest.qemu_args)
 app.command("libvirt-xml")(guest.libvirt_xml)
+app.command("demo")(demo.demo)
 
 
 def _version(asked: bool) -> None:
@@ -52,7 +54,8 @@ def main() -> None:
     """The entry point: runs the command, and turns an error into one line on standard error and its exit
     code."""
     try:
-        app()
+        # The name also where Python runs the package: usage and completion depend on it.
+        app(prog_name="ringstone")
     except RingstoneError as error:
         if "--json" in sys.argv:
             print(json.dumps({"code": error.code, "message": error.message}), file=sys.stderr)

@@ -36,7 +36,7 @@ from ringstone.store import SqliteStore
 log = logging.getLogger("ringstone.gateway")
 
 # How long a request may still run once the gateway is told to stop.
-_GRACE_SECONDS = 5
+_GRACE_SECONDS = 2
 
 
 class _Server(uvicorn.Server):

@@ -1,14 +1,18 @@
 """Telling the service manager how the gateway is doing: sd_notify(3) and its watchdog."""
 
+import logging
 import os
 import socket
 import threading
 
 from ringstone.stats import StatsPage
 
+log = logging.getLogger("ringstone.gateway")
+
 
 def sd_notify(state: str) -> None:
-    """Send `state` ("READY=1") to the service manager, if one listens; nothing happens otherwise."""
+    """Send `state` ("READY=1") to the service manager, if there is one. One that does not listen is only
+    worth a line in the log: guests' disks do not depend on it."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -16,8 +20,11 @@ def sd_notify(state: str) -> None:
         # The abstract namespace: unix(7).
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
-        sender.connect(address)
-        sender.sendall(state.encode())
+        try:
+            sender.connect(address)
+            sender.sendall(state.encode())
+        except OSError as error:
+            log.warning("The service manager at NOTIFY_SOCKET does not take %s: %s.", state, error)
 
 
 def watchdog_interval() -> float | None:

@@ -1,0 +1,233 @@
+"""A real `ringstone gateway` in a directory of its own, as an operator would run it."""
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from ringstone import models
+from ringstone.client import GatewayClient
+
+# The command line, as this Python has it installed.
+RINGSTONE = (sys.executable, "-m", "ringstone")
+
+# Generous, for a busy machine; they end a test that would otherwise hang.
+_START_SECONDS = 60
+_STOP_SECONDS = 60
+_COMMAND_SECONDS = 60
+
+
+class GatewayFailedError(Exception):
+    """The process did not do what the test told it to; the message ends with its log."""
+
+
+class GatewayProcess:
+    """One gateway under test: state, run directory, pools and log below `root`, memory pools below `memory`.
+
+    Use it as a context manager: leaving it stops the process by its id and removes everything.
+    """
+
+    def __init__(self, *arguments: str, cores: Sequence[int] | None = None, test_pools: bool = False) -> None:
+        """`arguments` are further flags of `ringstone gateway`; `cores` default to the last CPU."""
+        # Short, as the path of a Unix socket may have 107 bytes only.
+        self.root = Path(tempfile.mkdtemp(prefix="ringstone-", dir="/tmp"))
+        self.memory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
+        self.state_dir = self.root / "state"
+        self.run_dir = self.root / "run"
+        self.socket = self.run_dir / "gateway.sock"
+        self.stats_path = self.run_dir / "stats"
+        self.log_path = self.root / "gateway.log"
+        self.cores = list(cores) if cores is not None else [max(os.sched_getaffinity(0))]
+        self._arguments = [*arguments, *(["--allow-test-pools"] if test_pools else [])]
+        self._process: subprocess.Popen[bytes] | None = None
+        # As a service manager has it: there for as long as the process.
+        self._manager: socket.socket | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the gateway has not been started"
+        return self._process.pid
+
+    def command(self) -> list[str]:
+        """What start() runs."""
+        return [
+            *(*RINGSTONE, "gateway"),
+            *("--cores", ",".join(map(str, self.cores))),
+            *("--state-dir", str(self.state_dir), "--run-dir", str(self.run_dir)),
+            *self._arguments,
+        ]
+
+    def environment(self, **extra: str) -> dict[str, str]:
+        """This process's own, without what would lead a command to another gateway or a service manager."""
+        dropped = ("RINGSTONE_SOCKET", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM")
+        return {name: value for name, value in os.environ.items() if name not in dropped} | extra
+
+    def start(self) -> Self:
+        """Returns when the gateway says READY=1, as to a service manager; GatewayFailedError when it ends
+        first."""
+        assert self._process is None, "the gateway is running already"
+        manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        path = self.root / "notify.sock"
+        path.unlink(missing_ok=True)
+        manager.bind(str(path))
+        try:
+            with self.log_path.open("ab") as log:
+                process = subprocess.Popen(
+                    self.command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=log,
+                    env=self.environment(NOTIFY_SOCKET=str(path)),
+                )
+            try:
+                self._await_ready(process, manager)
+            except BaseException:
+                process.kill()
+                process.wait()
+                raise
+        except BaseException:
+            manager.close()
+            raise
+        self._process, self._manager = process, manager
+        return self
+
+    def _await_ready(self, process: subprocess.Popen[bytes], notify: socket.socket) -> None:
+        ended = os.pidfd_open(process.pid)
+        try:
+            ready, _, _ = select.select([notify.fileno(), ended], [], [], _START_SECONDS)
+        finally:
+            os.close(ended)
+        if notify.fileno() in ready:
+            told = notify.recv(256)
+            if told == b"READY=1":
+                return
+            raise GatewayFailedError(f"The gateway said {told!r} instead of READY=1.\n{self.log()}")
+        what = f"ended with {process.wait()}" if ready else f"was not ready in {_START_SECONDS} s"
+        raise GatewayFailedError(f"The gateway {what}.\n{self.log()}")
+
+    def run_to_end(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Run the same command once more with further `arguments`, where it must end by itself."""
+        return subprocess.run(
+            [*self.command(), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            check=False,
+            env=self.environment(),
+        )
+
+    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
+        """As a service manager does: by signal, and GatewayFailedError unless it ends cleanly."""
+        with self._ending() as process:
+            process.send_signal(number)
+            try:
+                code = process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired as error:
+                process.kill()
+                process.wait()
+                raise GatewayFailedError(
+                    f"The gateway did not stop in {_STOP_SECONDS} s.\n{self.log()}"
+                ) from error
+        if code != 0:
+            raise GatewayFailedError(f"The gateway ended with {code}.\n{self.log()}")
+
+    def kill(self) -> None:
+        """As a crash: SIGKILL."""
+        with self._ending() as process:
+            process.kill()
+            process.wait()
+
+    @contextmanager
+    def _ending(self) -> Iterator[subprocess.Popen[bytes]]:
+        process, manager = self._process, self._manager
+        assert process is not None, "the gateway is not running"
+        assert manager is not None
+        self._process = self._manager = None
+        with manager:
+            yield process
+
+    def restart(self) -> None:
+        self.stop()
+        self.start()
+
+    def client(self) -> GatewayClient:
+        return GatewayClient(self.socket)
+
+    def cli(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run a `ringstone` command against this gateway; with `check` it must end with 0."""
+        done = subprocess.run(
+            [*RINGSTONE, "--socket", str(self.socket), *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            env=self.environment(),
+        )
+        if check and done.returncode != 0:
+            raise GatewayFailedError(
+                f"ringstone {' '.join(arguments)} ended with {done.returncode}: {done.stderr}"
+            )
+        return done
+
+    def cli_json(self, *arguments: str) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self.cli(*arguments, "--json").stdout)
+
+    def log(self) -> str:
+        return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def make_pool(self, kind: str, name: str = "pool", *, capacity: int | None = None) -> models.Pool:
+        """A pool of `kind` below this gateway's directories."""
+        path = {"memory": str(self.memory / name), "file": None, "null": None}[kind]
+        with self.client() as client:
+            return client.create_pool(models.PoolCreate(name=name, type=kind, path=path, capacity=capacity))
+
+    def serve(
+        self,
+        volume: str,
+        *,
+        kind: str = "memory",
+        size: int = 64 << 20,
+        block_size: int = 512,
+        queues: int | None = None,
+        read_only: bool = False,
+    ) -> models.Attachment:
+        """Make a volume in a pool of `kind` (made when there is none yet) and attach it."""
+        with self.client() as client:
+            if kind not in {pool.name for pool in client.pools()}:
+                self.make_pool(kind, kind)
+            client.create_volume(volume, pool=kind, size=size, block_size=block_size)
+            return client.attach(volume, queues=queues, read_only=read_only)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._process is not None:
+                self.stop()
+        finally:
+            shutil.rmtree(self.root)
+            shutil.rmtree(self.memory)
+
+
+@pytest.fixture
+def gateway() -> Iterator[GatewayProcess]:
+    """A running gateway, for one test."""
+    with GatewayProcess() as process:
+        yield process.start()

@@ -1,0 +1,5 @@
+"""Fixtures of the functional tests."""
+
+from tests.framework.gateway import gateway
+
+__all__ = ["gateway"]

@@ -1,0 +1,183 @@
+"""What comes back after the gateway, or the host, has stopped: by itself, in order, and told where it is not
+whole."""
+
+import shutil
+import signal
+import socket
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from ringstone.errors import FailedError
+from ringstone.models import Attachment
+from tests.framework.gateway import GatewayProcess
+
+MIB = 1 << 20
+
+
+def connects(attachment: Attachment) -> bool:
+    with socket.socket(socket.AF_UNIX) as frontend:
+        return frontend.connect_ex(attachment.socket) == 0
+
+
+@pytest.mark.parametrize("how", ["stop", "kill"])
+def test_pools_volumes_and_attachments_come_back(gateway: GatewayProcess, how: str) -> None:
+    gateway.serve("a", kind="memory", queues=3)
+    gateway.serve("b", kind="file", block_size=4096, read_only=True)
+    with gateway.client() as client:
+        client.create_volume("c", pool="file", size=MIB)
+        before = client.pools(), client.volumes()
+        memory = Path(client.pool("memory").path or "") / "a.raw"
+    with memory.open("r+b") as file:
+        file.write(b"kept")
+    if how == "stop":
+        gateway.stop()
+        assert not gateway.socket.exists()
+    else:
+        gateway.kill()
+    gateway.start()
+    with gateway.client() as client:
+        pools = [pool.model_copy(update={"free": None}) for pool in client.pools()]
+        assert pools == [pool.model_copy(update={"free": None}) for pool in before[0]]
+        assert client.volumes() == before[1]
+        assert all(connects(attachment) for attachment in client.attachments())
+        assert client.health().status == "ok"
+    assert memory.read_bytes()[:4] == b"kept"
+
+
+def test_sockets_come_back_after_a_restart_of_the_host(gateway: GatewayProcess) -> None:
+    """Everything on tmpfs is gone: /run with the sockets, and the memory pool's files."""
+    gateway.serve("kept", kind="file")
+    gateway.serve("lost", kind="memory")
+    gateway.kill()
+    shutil.rmtree(gateway.run_dir)
+    shutil.rmtree(gateway.memory / "memory")
+    gateway.start()
+    with gateway.client() as client:
+        assert all(connects(attachment) for attachment in client.attachments())
+        assert [(event.level, event.volume) for event in client.events() if event.level != "info"] == [
+            ("warning", "lost")
+        ]
+    assert "content of volume 'lost' is gone" in gateway.log()
+
+
+def test_a_missing_backing_fails_its_volume_and_no_other(gateway: GatewayProcess) -> None:
+    gateway.serve("good", kind="file")
+    gateway.serve("bad", kind="file")
+    backing = gateway.state_dir / "pools/file/bad.raw"
+    gateway.stop()
+    backing.rename(gateway.root / "away.raw")
+    gateway.start()
+    with gateway.client() as client:
+        bad, good = client.volumes()
+        assert (bad.state, good.state) == ("failed", "ready")
+        assert bad.attachment is not None
+        assert good.attachment is not None
+        assert (bad.attachment.state, good.attachment.state) == ("failed", "listening")
+        assert str(backing) in (bad.reason or "")
+        assert str(backing) in (bad.attachment.reason or "")
+        with pytest.raises(FailedError):
+            client.attach("bad")
+        (gateway.root / "away.raw").rename(backing)
+        assert client.attach("bad").state == "listening"
+        assert client.health().status == "ok"
+
+
+def test_an_unmounted_pool_fails_and_is_not_filled(gateway: GatewayProcess) -> None:
+    disk = gateway.root / "disk"
+    disk.mkdir()
+    gateway.cli("pool", "create", "p", "--type", "file", "--path", str(disk))
+    gateway.cli("volume", "create", "v", "--pool", "p", "--size", "1M")
+    gateway.stop()
+    disk.rename(gateway.root / "unmounted")
+    gateway.start()
+    with gateway.client() as client:
+        assert (client.pool("p").state, client.volume("v").state) == ("failed", "failed")
+    assert gateway.cli("volume", "create", "w", "--pool", "p", "--size", "1M", check=False).returncode == 8
+    assert not disk.exists()
+
+
+def test_a_creation_cut_off_by_a_crash_leaves_nothing(gateway: GatewayProcess) -> None:
+    """A gateway that died after making the file, before the volume was ready: its row is in state
+    `creating`."""
+    gateway.serve("whole", kind="file")
+    with gateway.client() as client:
+        client.create_volume("half", pool="file", size=MIB)
+    gateway.kill()
+    database = sqlite3.connect(gateway.state_dir / "ringstone.db")
+    database.execute("UPDATE volumes SET state = 'creating' WHERE name = 'half'")
+    database.commit()
+    database.close()
+    gateway.start()
+    with gateway.client() as client:
+        assert [volume.name for volume in client.volumes()] == ["whole"]
+    assert [path.name for path in (gateway.state_dir / "pools/file").iterdir()] == ["whole.raw"]
+
+
+def test_a_newer_state_is_refused_and_left_alone(gateway: GatewayProcess) -> None:
+    gateway.stop()
+    path = gateway.state_dir / "ringstone.db"
+    database = sqlite3.connect(path)
+    database.execute("UPDATE schema_version SET version = 1000")
+    database.commit()
+    database.close()
+    done = gateway.run_to_end()
+    assert done.returncode == 12
+    assert "has schema 1000" in done.stderr
+    assert not gateway.socket.exists()
+
+
+def test_a_second_gateway_is_refused_and_the_first_goes_on(gateway: GatewayProcess) -> None:
+    attachment = gateway.serve("v")
+    done = gateway.run_to_end()
+    assert done.returncode == 4
+    assert f"process {gateway.pid}" in done.stderr
+    assert connects(attachment)
+    with gateway.client() as client:
+        assert client.health().status == "ok"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_stops_the_gateway_cleanly(gateway: GatewayProcess, number: signal.Signals) -> None:
+    attachment = gateway.serve("v")
+    gateway.stop(number)
+    assert not connects(attachment)
+    assert not gateway.socket.exists()
+    assert gateway.log().splitlines()[-1].endswith("The gateway has stopped.")
+
+
+def test_an_open_request_does_not_hold_up_the_stop(gateway: GatewayProcess) -> None:
+    with socket.socket(socket.AF_UNIX) as idle:
+        idle.connect(str(gateway.socket))
+        idle.sendall(b"POST /v1/volumes HTTP/1.1\r\nHost: x\r\nContent-Length: 10\r\n\r\n")
+        gateway.stop()
+
+
+def test_a_socket_that_is_no_socket_is_left_alone(gateway: GatewayProcess) -> None:
+    gateway.stop()
+    gateway.socket.write_text("precious")
+    done = gateway.run_to_end()
+    assert done.returncode == 4
+    assert "is no socket" in done.stderr
+    assert gateway.socket.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("--cores", "4095"), 5, "may not use CPU 4095"),
+        (("--idle-us", "-1"), 5, "idle_us"),
+        (("--config", "/missing/gateway.toml"), 8, "/missing/gateway.toml"),
+        (("--run-dir", "/proc/ringstone"), 8, "/proc/ringstone"),
+        (("--run-dir", "/tmp/" + "x" * 110), 5, "longer than the 107 bytes"),
+    ],
+)
+def test_a_gateway_that_cannot_start_says_why(
+    gateway: GatewayProcess, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    gateway.stop()
+    done = gateway.run_to_end(*arguments)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,110 @@
+"""The gateway's configuration: file, flags, defaults, and what is refused."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ringstone.errors import InvalidError, NoDeviceError
+from ringstone.gateway import config as module
+from ringstone.gateway.config import GatewayConfig, load_config, parse_cores
+
+LAST = max(os.sched_getaffinity(0))
+
+
+@pytest.fixture(autouse=True)
+def no_host_config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """The machine's own file must not reach the tests."""
+    path = tmp_path / "etc.toml"
+    monkeypatch.setattr(module, "DEFAULT_CONFIG", path)
+    return path
+
+
+def load(tmp_path: Path, text: str, **flags: Any) -> GatewayConfig:
+    path = tmp_path / "gateway.toml"
+    path.write_text(text)
+    return load_config(path, flags)
+
+
+def test_the_defaults_need_no_file() -> None:
+    config = load_config(None, {})
+    assert config == GatewayConfig(
+        cores=(LAST,),
+        idle_us=200,
+        state_dir=Path("/var/lib/ringstone"),
+        run_dir=Path("/run/ringstone"),
+        socket=Path("/run/ringstone/gateway.sock"),
+        log_level="info",
+    )
+    assert config.database == Path("/var/lib/ringstone/ringstone.db")
+    assert config.stats_path == Path("/run/ringstone/stats")
+
+
+def test_the_hosts_file_is_read_where_it_exists(no_host_config: Path) -> None:
+    no_host_config.write_text("[gateway]\nidle_us = 7\n")
+    assert load_config(None, {}).idle_us == 7
+
+
+def test_a_file_sets_everything_and_flags_override_it(tmp_path: Path) -> None:
+    text = f"""
+        [gateway]
+        cores = [{LAST}]
+        idle_us = 50
+        state_dir = "/s"
+        run_dir = "/r"
+        socket = "/x.sock"
+        log_level = "debug"
+    """
+    config = load(tmp_path, text)
+    assert config == GatewayConfig((LAST,), 50, Path("/s"), Path("/r"), Path("/x.sock"), "debug")
+    config = load(tmp_path, text, idle_us=0, socket="/y.sock", state_dir=None, cores=str(LAST))
+    assert (config.idle_us, config.socket, config.state_dir) == (0, Path("/y.sock"), Path("/s"))
+
+
+def test_the_socket_follows_the_run_directory(tmp_path: Path) -> None:
+    assert load(tmp_path, '[gateway]\nrun_dir = "/r"\n').socket == Path("/r/gateway.sock")
+
+
+def test_the_shipped_example_is_valid() -> None:
+    example = Path(__file__).resolve().parents[2] / "deploy/gateway.toml"
+    assert load_config(example, {"cores": str(LAST)}).run_dir == Path("/run/ringstone")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[gateway", "is not TOML"),
+        ("[gateways]\n", "gateways: Extra inputs"),
+        ("[gateway]\ncore = [1]\n", r"gateway\.core: Extra inputs"),
+        ('[gateway]\nidle_us = "1"\n', "idle_us"),
+        ("[gateway]\nidle_us = -1\n", "idle_us"),
+        ("[gateway]\ncores = []\n", "at least one CPU"),
+        ("[gateway]\ncores = [0, 0]\n", "only once"),
+        ("[gateway]\ncores = [4095]\n", "may not use CPU 4095"),
+        ('[gateway]\ncores = "a"\n', "not a list of CPUs"),
+        ('[gateway]\nrun_dir = "r"\n', "not an absolute path"),
+        ('[gateway]\nlog_level = "loud"\n', "not a log level"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        load(tmp_path, text)
+
+
+def test_what_is_wrong_in_a_flag_is_named() -> None:
+    with pytest.raises(InvalidError, match="A flag is not valid: idle_us"):
+        load_config(None, {"idle_us": -1})
+
+
+def test_a_named_file_must_exist(tmp_path: Path) -> None:
+    with pytest.raises(NoDeviceError, match=r"missing\.toml"):
+        load_config(tmp_path / "missing.toml", {})
+
+
+def test_cores_are_read_as_lists_and_ranges() -> None:
+    assert parse_cores("1") == [1]
+    assert parse_cores("1, 4-6,9") == [1, 4, 5, 6, 9]
+    for text in ("", ",", "a", "1-", "3-2"):
+        with pytest.raises(InvalidError):
+            parse_cores(text)

@@ -1,0 +1,366 @@
+"""Pools on real directories and, where this process may make them, block devices."""
+
+import errno
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ringstone.errors import (
+    BusyError,
+    ExistsError,
+    FailedError,
+    InvalidError,
+    NoDeviceError,
+    NoSpaceError,
+    RingstoneError,
+    StorageError,
+)
+from ringstone.pools import host, open_pool
+from ringstone.pools.device import DevicePool
+from ringstone.pools.memory import default_path
+from ringstone.store import PoolRecord, VolumeRecord, VolumeState
+
+MIB = 1 << 20
+
+
+def record(kind: str, path: Path | str | None, **options: object) -> PoolRecord:
+    return PoolRecord("p", kind, str(path) if path else None, None, 1, options)  # type: ignore[arg-type]
+
+
+def volume(name: str = "v", size: int = 8 * MIB) -> VolumeRecord:
+    return VolumeRecord(name, f"id-of-{name}", "p", size, 512, VolumeState.READY, 2)
+
+
+@pytest.fixture
+def memory_dir() -> Iterator[Path]:
+    path = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def loop_device(tmp_path: Path) -> Iterator[str]:
+    """A block device of 16 MiB."""
+    backing = tmp_path / "device.img"
+    backing.write_bytes(b"")
+    os.truncate(backing, 16 * MIB)
+    made = subprocess.run(
+        ["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, check=False
+    )
+    if made.returncode != 0:
+        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
+    yield made.stdout.strip()
+    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+
+
+# file
+
+
+def test_a_file_volume_is_a_thin_private_file(tmp_path: Path) -> None:
+    pool = open_pool(record("file", tmp_path))
+    pool.prepare()
+    pool.create_backing(volume())
+    found = (tmp_path / "v.raw").stat()
+    assert (found.st_size, found.st_blocks, found.st_mode & 0o777) == (8 * MIB, 0, 0o600)
+    assert pool.allocated(volume()) == 0
+    assert pool.backend(volume()) == {"type": "file", "path": str(tmp_path / "v.raw"), "direct": "auto"}
+    pool.check_backing(volume())
+    pool.remove_backing(volume())
+    pool.remove_backing(volume())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_grows_and_keeps_its_content(tmp_path: Path) -> None:
+    pool = open_pool(record("file", tmp_path))
+    pool.create_backing(volume())
+    (tmp_path / "v.raw").write_bytes(b"x" * 8 * MIB)
+    pool.resize_backing(volume(), 16 * MIB)
+    content = (tmp_path / "v.raw").read_bytes()
+    assert (len(content), content[: 8 * MIB].strip(b"x"), content[8 * MIB :].strip(b"\0")) == (
+        16 * MIB,
+        b"",
+        b"",
+    )
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_foreign_file_is_never_touched(kind: str, memory_dir: Path) -> None:
+    (memory_dir / "v.raw").write_bytes(b"precious")
+    pool = open_pool(record(kind, memory_dir))
+    with pytest.raises(ExistsError, match="belongs to no volume"):
+        pool.refuse_foreign(volume())
+    with pytest.raises(ExistsError, match="belongs to no volume"):
+        pool.create_backing(volume())
+    assert (memory_dir / "v.raw").read_bytes() == b"precious"
+
+
+def test_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "pool").mkdir()
+    (tmp_path / "pool/v.raw").symlink_to(tmp_path / "elsewhere")
+    pool = open_pool(record("file", tmp_path / "pool"))
+    with pytest.raises(ExistsError):
+        pool.create_backing(volume())
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_missing_directory_is_told_and_not_made(tmp_path: Path) -> None:
+    pool = open_pool(record("file", tmp_path / "not-mounted"))
+    for use in (pool.prepare, pool.check, pool.usage, lambda: pool.create_backing(volume())):
+        with pytest.raises(NoDeviceError, match="not-mounted"):
+            use()
+    with pytest.raises(FailedError, match="not-mounted"):
+        pool.restore_backing(volume())
+    assert not (tmp_path / "not-mounted").exists()
+
+
+def test_a_managed_directory_comes_and_goes_with_its_pool(tmp_path: Path) -> None:
+    pool = open_pool(record("file", tmp_path / "pools/p", managed=True))
+    pool.prepare()
+    assert (tmp_path / "pools/p").stat().st_mode & 0o777 == 0o700
+    pool.discard()
+    assert not (tmp_path / "pools/p").exists()
+    pool.prepare()
+    (tmp_path / "pools/p/foreign").touch()
+    pool.discard()
+    assert (tmp_path / "pools/p/foreign").exists()
+
+
+def test_a_given_directory_stays(tmp_path: Path, memory_dir: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    for kind, path in (("file", tmp_path / "mine"), ("memory", memory_dir)):
+        pool = open_pool(record(kind, path))
+        pool.prepare()
+        pool.discard()
+        assert path.is_dir()
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_lost_or_cut_backing_is_a_failed_volume(kind: str, memory_dir: Path) -> None:
+    pool = open_pool(record(kind, memory_dir))
+    pool.create_backing(volume())
+    os.truncate(memory_dir / "v.raw", 4 * MIB)
+    for look in (pool.check_backing, pool.restore_backing):
+        with pytest.raises(FailedError, match="has 4194304 bytes instead of 8388608"):
+            look(volume())
+    (memory_dir / "v.raw").unlink()
+    with pytest.raises(FailedError, match="cannot be read"):
+        pool.check_backing(volume())
+    assert pool.allocated(volume()) is None
+
+
+def test_capacity_counts_provisioned_sizes(tmp_path: Path) -> None:
+    pool = open_pool(replace(record("file", tmp_path), capacity=16 * MIB))
+    pool.admit(8 * MIB, [volume("a")], new=True)
+    with pytest.raises(NoSpaceError, match=r"'p' has 8 MiB left of 16 MiB"):
+        pool.admit(8 * MIB + 512, [volume("a")], new=True)
+    with pytest.raises(NoSpaceError, match="has 0 B left"):
+        pool.admit(512, [volume("a"), volume("b", 12 * MIB)], new=False)
+
+
+def test_a_volume_larger_than_the_free_filesystem_is_refused(tmp_path: Path) -> None:
+    pool = open_pool(record("file", tmp_path))
+    free = pool.usage().free
+    assert free
+    with pytest.raises(NoSpaceError, match="filesystem under"):
+        pool.admit(free + (1 << 40), [], new=True)
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_failure_while_making_leaves_no_file(
+    kind: str, memory_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pool = open_pool(record(kind, memory_dir))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "posix_fallocate", full)
+        patched.setattr(os, "ftruncate", full)
+        with pytest.raises(NoSpaceError, match="No space left"):
+            pool.create_backing(volume())
+    assert list(memory_dir.iterdir()) == []
+    pool.create_backing(volume())
+
+    def broken(*_: object) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", broken)
+        with pytest.raises(StorageError, match="Input/output error"):
+            pool.resize_backing(volume(), 16 * MIB)
+    assert (memory_dir / "v.raw").stat().st_size == 8 * MIB
+
+
+@pytest.mark.parametrize("path", [None, "relative/path"])
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_pool_needs_an_absolute_path(kind: str, path: str | None) -> None:
+    with pytest.raises(InvalidError, match="absolute path"):
+        open_pool(record(kind, path))
+
+
+# memory
+
+
+def test_a_memory_volume_takes_its_memory_at_once(memory_dir: Path) -> None:
+    pool = open_pool(record("memory", memory_dir))
+    pool.prepare()
+    pool.create_backing(volume())
+    assert pool.allocated(volume()) == 8 * MIB
+    pool.resize_backing(volume(), 12 * MIB)
+    assert pool.allocated(volume()) == 12 * MIB
+    assert pool.backend(volume())["path"] == str(memory_dir / "v.raw")
+
+
+def test_memory_content_outlives_the_gateway_but_not_the_host(memory_dir: Path) -> None:
+    path = memory_dir / "pool"
+    pool = open_pool(record("memory", path, managed=True))
+    pool.prepare()
+    pool.create_backing(volume())
+    (path / "v.raw").write_bytes(b"x" * 8 * MIB)
+    assert pool.restore_backing(volume()) is None
+    assert (path / "v.raw").read_bytes() == b"x" * 8 * MIB
+    # After a restart of the host even the directory is gone.
+    shutil.rmtree(path)
+    notice = pool.restore_backing(volume())
+    assert notice is not None
+    assert "content of volume 'v' is gone" in notice
+    assert (path / "v.raw").read_bytes() == bytes(8 * MIB)
+
+
+def test_a_memory_pool_is_in_memory(tmp_path: Path) -> None:
+    if host.filesystem_type(tmp_path) == "tmpfs":
+        pytest.skip("the temporary directory is in memory here")
+    pool = open_pool(record("memory", tmp_path / "p", managed=True))
+    with pytest.raises(InvalidError, match="not in memory"):
+        pool.prepare()
+    assert not (tmp_path / "p").exists()
+
+
+def test_more_memory_than_the_host_has_is_refused(memory_dir: Path) -> None:
+    pool = open_pool(record("memory", memory_dir))
+    with pytest.raises(NoSpaceError, match="of memory free"):
+        pool.admit(host.available_memory() + (1 << 40), [], new=True)
+
+
+def test_the_default_path_is_named_after_the_pool(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert default_path("fast", huge=False) == "/dev/shm/ringstone-fast"
+    monkeypatch.setattr("ringstone.pools.memory.hugetlbfs_mounts", lambda: [Path("/dev/hugepages")])
+    assert default_path("fast", huge=True) == "/dev/hugepages/ringstone-fast"
+    monkeypatch.setattr("ringstone.pools.memory.hugetlbfs_mounts", list)
+    with pytest.raises(NoDeviceError, match="mount -t hugetlbfs"):
+        default_path("fast", huge=True)
+
+
+def test_hugetlbfs_backings_are_whole_pages(memory_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The arithmetic only: pages of 2 MiB cannot be had on every machine."""
+    monkeypatch.setattr("ringstone.pools.memory.filesystem_type", lambda path: "hugetlbfs")
+    real = os.statvfs(memory_dir)
+    fields = [2 * MIB, *real[1:]]
+    monkeypatch.setattr(os, "statvfs", lambda path: os.statvfs_result(fields))
+    monkeypatch.setattr(
+        "ringstone.pools.memory.huge_pages", lambda size: host.HugePages(page_size=size, free=3, total=8)
+    )
+    pool = open_pool(record("memory", memory_dir))
+    assert pool.usage() == type(pool.usage())(16 * MIB, 6 * MIB)
+    pool.admit(5 * MIB, [], new=True)
+    with pytest.raises(NoSpaceError):
+        pool.admit(6 * MIB + 512, [], new=True)
+    pool.create_backing(volume(size=3 * MIB))
+    assert (memory_dir / "v.raw").stat().st_size == 4 * MIB
+
+
+# device
+
+
+def test_a_device_is_one_volume_of_its_size(loop_device: str) -> None:
+    pool = open_pool(record("file", loop_device))
+    assert isinstance(pool, DevicePool)
+    pool.prepare()
+    assert (pool.default_size(), pool.usage().total) == (16 * MIB, 16 * MIB)
+    pool.admit(16 * MIB, [], new=True)
+    with pytest.raises(NoSpaceError, match="has 16 MiB, 0 B of it in use"):
+        pool.admit(16 * MIB + 512, [], new=True)
+    with pytest.raises(BusyError, match="holds volume 'v' already"):
+        pool.admit(512, [volume()], new=True)
+    pool.admit(8 * MIB, [volume()], new=False)
+    with pytest.raises(NoSpaceError, match="8 MiB of it in use"):
+        pool.admit(8 * MIB + 512, [volume()], new=False)
+    assert pool.backend(volume()) == {"type": "file", "path": loop_device, "direct": "auto"}
+
+
+def test_a_devices_content_stays_when_its_volume_goes(loop_device: str) -> None:
+    Path(loop_device).write_bytes(b"x" * 4096)
+    pool = open_pool(record("file", loop_device))
+    pool.create_backing(volume())
+    pool.remove_backing(volume())
+    with open(loop_device, "rb") as device:
+        assert device.read(4096) == b"x" * 4096
+
+
+def test_a_device_in_use_is_refused(loop_device: str) -> None:
+    held = os.open(loop_device, os.O_RDONLY | os.O_EXCL)
+    try:
+        with pytest.raises(BusyError, match=loop_device):
+            open_pool(record("file", loop_device)).prepare()
+    finally:
+        os.close(held)
+
+
+def test_two_names_of_one_device_are_one_medium(loop_device: str, tmp_path: Path) -> None:
+    link = tmp_path / "by-id"
+    link.symlink_to(loop_device)
+    assert open_pool(record("file", link)).identity() == open_pool(record("file", loop_device)).identity()
+
+
+def test_a_missing_device_is_told() -> None:
+    pool = open_pool(record("file", "/dev/ringstone-no-such-device"))
+    assert isinstance(pool, DevicePool)
+    with pytest.raises(NoDeviceError, match="no-such-device"):
+        pool.prepare()
+    with pytest.raises(FailedError, match="no-such-device"):
+        pool.restore_backing(volume())
+
+
+def test_a_character_device_is_no_disk() -> None:
+    with pytest.raises(NoDeviceError):
+        open_pool(record("file", "/dev/zero")).prepare()
+
+
+# null and faulty
+
+
+def test_a_null_volume_has_no_backing() -> None:
+    pool = open_pool(record("null", None))
+    pool.create_backing(volume(size=1 << 60))
+    pool.check_backing(volume())
+    assert pool.backend(volume()) == {"type": "null"}
+    assert pool.usage().total is None
+    with pytest.raises(NoSpaceError):
+        open_pool(replace(record("null", None), capacity=MIB)).admit(2 * MIB, [], new=True)
+
+
+def test_a_faulty_pool_wraps_another(memory_dir: Path) -> None:
+    pool = open_pool(record("faulty", memory_dir, inner="memory", seed=7, delay_us=5))
+    pool.create_backing(volume())
+    assert pool.backend(volume()) == {
+        "type": "faulty",
+        "inner": {"type": "memory", "path": str(memory_dir / "v.raw"), "hugepages": "auto"},
+        "seed": 7,
+        "error_per_million": 0,
+        "delay_us": 5,
+        "torn_per_million": 0,
+        "lost_per_million": 0,
+    }
+    with pytest.raises(InvalidError):
+        open_pool(record("faulty", memory_dir, inner="faulty"))
+
+
+def test_an_unknown_type_is_refused() -> None:
+    with pytest.raises(RingstoneError, match="not a pool type; use memory, file, null"):
+        open_pool(record("tape", None))

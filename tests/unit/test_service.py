@@ -1,0 +1,549 @@
+"""The gateway's logic over a real store and real pools, with an engine that fails on command: nothing is half
+made."""
+
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ringstone.errors import (
+    BusyError,
+    ExistsError,
+    FailedError,
+    InvalidError,
+    NoDeviceError,
+    NoSpaceError,
+    NotFoundError,
+    RingstoneError,
+    StorageError,
+)
+from ringstone.gateway.events import EventLog
+from ringstone.gateway.service import Service
+from ringstone.store import PoolRecord, SqliteStore, VolumeState
+from tests.framework.engine import FakeEngine
+
+MIB = 1 << 20
+
+
+@dataclass
+class Host:
+    """One machine: directories that stay, and a gateway that can be started anew."""
+
+    root: Path
+    memory: Path
+    store: SqliteStore
+    engine: FakeEngine
+    events: EventLog
+    service: Service
+
+    @classmethod
+    def boot(cls, root: Path, memory: Path) -> "Host":
+        store, engine, events = SqliteStore(root / "ringstone.db"), FakeEngine(), EventLog()
+        service = Service(store, engine, events, run_dir=root / "run", state_dir=root, reactors=2)
+        return cls(root, memory, store, engine, events, service)
+
+    def crash_and_restart(self) -> None:
+        """The process is gone, with all that the engine had; the next one restores."""
+        self.store.close()
+        again = Host.boot(self.root, self.memory)
+        self.store, self.engine, self.events, self.service = (
+            again.store,
+            again.engine,
+            again.events,
+            again.service,
+        )
+        self.service.restore()
+
+    def pool(self, kind: str = "file", name: str = "p", capacity: int | None = None) -> PoolRecord:
+        path = str(self.memory / name) if kind == "memory" else None
+        return self.service.create_pool(PoolRecord(name, kind, path, capacity, 1))
+
+    def files(self) -> list[str]:
+        """Of all pools, by name."""
+        return sorted(path.name for top in (self.root, self.memory) for path in top.rglob("*.raw"))
+
+    def levels(self) -> list[tuple[str, str]]:
+        return [(event.level, event.volume) for event in self.events.latest(100)]
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[Host]:
+    memory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
+    host = Host.boot(tmp_path, memory)
+    yield host
+    host.store.close()
+    shutil.rmtree(memory)
+
+
+def interrupt() -> None:
+    """As if the process died here: no error handling of the gateway may run after it."""
+    raise KeyboardInterrupt
+
+
+# pools
+
+
+def test_a_pool_without_a_path_gets_one(host: Host) -> None:
+    assert host.pool("file").path == str(host.root / "pools/p")
+    assert (host.root / "pools/p").is_dir()
+    assert host.pool("null", "n").path is None
+    host.service.delete_pool("p")
+    assert not (host.root / "pools/p").exists()
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "-x", "_x", "a/b", "a b", "a\n", "ä", "x" * 64, "a\0"])
+def test_bad_names_are_refused(host: Host, name: str) -> None:
+    host.pool()
+    with pytest.raises(InvalidError, match="is not a pool name"):
+        host.pool("null", name)
+    with pytest.raises(InvalidError, match="is not a volume name"):
+        host.service.create_volume(name, "p", MIB, 512)
+    with pytest.raises(InvalidError, match="is not a volume name"):
+        host.service.attach(name)
+    assert (len(host.store.pools()), host.store.volumes()) == (1, [])
+
+
+@pytest.mark.parametrize("name", ["a", "0", "A.b-c_9", "x" * 63])
+def test_good_names_are_taken(host: Host, name: str) -> None:
+    host.pool("null", name)
+    host.service.create_volume(name, name, MIB, 512)
+
+
+def test_pools_do_not_share_a_medium(host: Host) -> None:
+    (host.root / "disk").mkdir()
+    (host.root / "same").symlink_to(host.root / "disk")
+    host.service.create_pool(PoolRecord("a", "file", str(host.root / "disk"), None, 1))
+    with pytest.raises(ExistsError, match="belongs to pool 'a'"):
+        host.service.create_pool(PoolRecord("b", "file", str(host.root / "same"), None, 1))
+    assert (host.root / "disk").is_dir()
+
+
+def test_pools_that_cannot_be_are_refused_and_leave_nothing(host: Host) -> None:
+    host.pool("memory")
+    cases: list[tuple[PoolRecord, type[RingstoneError]]] = [
+        (PoolRecord("p", "null", None, None, 1), ExistsError),
+        (PoolRecord("q", "tape", None, None, 1), InvalidError),
+        (PoolRecord("q", "faulty", None, None, 1), InvalidError),
+        (PoolRecord("q", "null", "/somewhere", None, 1), InvalidError),
+        (PoolRecord("q", "file", "relative", None, 1), InvalidError),
+        (PoolRecord("q", "file", str(host.root / "missing"), None, 1), NoDeviceError),
+        (PoolRecord("q", "file", "/dev/ringstone-missing", None, 1), NoDeviceError),
+        (PoolRecord("q", "memory", str(host.memory / "p"), None, 1), ExistsError),
+    ]
+    for record, error in cases:
+        with pytest.raises(error):
+            host.service.create_pool(record)
+    with pytest.raises(InvalidError, match="Only memory pools"):
+        host.service.create_pool(PoolRecord("q", "file", None, None, 1), hugepages=True)
+    assert [pool.name for pool in host.store.pools()] == ["p"]
+    assert (host.memory / "p").is_dir()
+    assert not (host.root / "pools/q").exists()
+
+
+def test_a_pool_with_volumes_stays(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    with pytest.raises(BusyError, match="still has volumes"):
+        host.service.delete_pool("p")
+    with pytest.raises(NotFoundError):
+        host.service.delete_pool("q")
+    assert host.files() == ["v.raw"]
+
+
+# volumes
+
+
+def test_a_volume_is_made_checked_by_the_engine_and_ready(host: Host) -> None:
+    host.pool()
+    made = host.service.create_volume("v", "p", MIB, 4096)
+    assert host.store.volume("v") == made
+    assert (made.size, made.block_size, made.state) == (MIB, 4096, VolumeState.READY)
+    assert host.engine.calls == ["open_volume v", "close_volume v"]
+    assert host.engine.serials["v"] == made.serial
+    assert host.files() == ["v.raw"]
+
+
+@pytest.mark.parametrize(
+    ("name", "pool", "size", "block_size", "error", "message"),
+    [
+        ("v", "q", MIB, 512, NotFoundError, "no pool 'q'"),
+        ("taken", "p", MIB, 512, ExistsError, "'taken' exists already"),
+        ("taken", "p", 1 << 50, 512, ExistsError, "'taken' exists already"),
+        ("v", "p", 1000, 512, InvalidError, "use 512 or 1024 bytes"),
+        ("v", "p", 511, 512, InvalidError, "use 512 bytes"),
+        ("v", "p", 6144, 4096, InvalidError, "use 4096 or 8192 bytes"),
+        ("v", "p", MIB, 1024, InvalidError, "use 512 or 4096"),
+        ("v", "p", None, 512, InvalidError, "needs a size"),
+        ("v", "p", 7 * MIB + 512, 512, NoSpaceError, "7 MiB left of 8 MiB"),
+        ("foreign", "p", MIB, 512, ExistsError, "belongs to no volume"),
+    ],
+)
+def test_volumes_that_cannot_be_are_refused_and_leave_nothing(
+    host: Host,
+    name: str,
+    pool: str,
+    size: int | None,
+    block_size: int,
+    error: type[RingstoneError],
+    message: str,
+) -> None:
+    host.pool(capacity=8 * MIB)
+    host.service.create_volume("taken", "p", MIB, 512)
+    (host.root / "pools/p/foreign.raw").write_bytes(b"precious")
+    with pytest.raises(error, match=message):
+        host.service.create_volume(name, pool, size, block_size)
+    assert [volume.name for volume in host.store.volumes()] == ["taken"]
+    assert host.files() == ["foreign.raw", "taken.raw"]
+    assert (host.root / "pools/p/foreign.raw").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("step", ["open_volume", "close_volume"])
+def test_a_volume_the_engine_refuses_is_taken_back(host: Host, step: str) -> None:
+    host.pool()
+    host.engine.failures[step] = StorageError("The drive has gone.")
+    with pytest.raises(StorageError, match="The drive has gone"):
+        host.service.create_volume("v", "p", MIB, 512)
+    assert (host.store.volumes(), host.files()) == ([], [])
+
+
+def test_a_failing_undo_is_told_and_hides_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.pool()
+    host.engine.failures["open_volume"] = StorageError("The drive has gone.")
+
+    def stuck(*_: object, **__: object) -> None:
+        raise OSError("read-only filesystem")
+
+    monkeypatch.setattr(Path, "unlink", stuck)
+    with pytest.raises(StorageError, match="The drive has gone"):
+        host.service.create_volume("v", "p", MIB, 512)
+    assert host.store.volumes() == []
+    assert host.levels() == [("error", "v")]
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("at", ["open_volume v", "close_volume v"])
+def test_an_interrupted_creation_is_undone_at_the_next_start(
+    host: Host, monkeypatch: pytest.MonkeyPatch, kind: str, at: str
+) -> None:
+    host.pool(kind)
+    died_with_undo_off(host, monkeypatch, at, lambda: host.service.create_volume("v", "p", MIB, 512))
+    assert host.files() == ["v.raw"]
+    host.crash_and_restart()
+    assert (host.store.volumes(), host.files()) == ([], [])
+    assert host.levels() == [("warning", "v")]
+    host.service.create_volume("v", "p", MIB, 512)
+
+
+def died_with_undo_off(
+    host: Host, monkeypatch: pytest.MonkeyPatch, at: str, action: Callable[[], object]
+) -> None:
+    """Run `action`, and let the process die when the engine is called with `at`."""
+    host.engine.before = lambda call: interrupt() if call == at else None
+    with monkeypatch.context() as patched:
+        patched.setattr("contextlib.ExitStack.callback", lambda *_: None)
+        with pytest.raises(KeyboardInterrupt):
+            action()
+
+
+def test_a_deleted_volume_is_gone(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.delete_volume("v")
+    assert (host.store.volumes(), host.files()) == ([], [])
+    with pytest.raises(NotFoundError):
+        host.service.delete_volume("v")
+
+
+def test_an_attached_volume_is_not_deleted(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    with pytest.raises(BusyError, match="volume detach v"):
+        host.service.delete_volume("v")
+    assert host.store.volume("v").state is VolumeState.READY
+    assert host.files() == ["v.raw"]
+
+
+def test_a_failed_deletion_can_be_repeated(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+
+    def stuck(*_: object, **__: object) -> None:
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", stuck)
+        with pytest.raises(StorageError, match="Input/output error"):
+            host.service.delete_volume("v")
+    assert host.store.volume("v").state is VolumeState.DELETING
+    for use in (lambda: host.service.attach("v"), lambda: host.service.resize_volume("v", 2 * MIB)):
+        with pytest.raises(BusyError, match="half deleted"):
+            use()
+    host.service.delete_volume("v")
+    assert (host.store.volumes(), host.files()) == ([], [])
+
+
+def test_an_interrupted_deletion_is_finished_at_the_next_start(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.store.set_volume_state("v", VolumeState.DELETING)
+    host.crash_and_restart()
+    assert (host.store.volumes(), host.files()) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+def test_a_volume_grows_attached_or_not(host: Host, kind: str) -> None:
+    host.pool(kind)
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.resize_volume("v", 2 * MIB)
+    host.service.attach("v")
+    host.service.resize_volume("v", 3 * MIB)
+    assert host.store.volume("v").size == 3 * MIB
+    assert host.engine.volumes()[0].size == 3 * MIB
+    (path,) = [path for top in (host.root, host.memory) for path in top.rglob("v.raw")]
+    assert path.stat().st_size == 3 * MIB
+
+
+@pytest.mark.parametrize(
+    ("size", "error", "message"),
+    [
+        (MIB, InvalidError, "cannot shrink"),
+        (2 * MIB, InvalidError, "already has 2 MiB"),
+        (2 * MIB + 1, InvalidError, "not a multiple"),
+        (9 * MIB, NoSpaceError, "6 MiB left"),
+    ],
+)
+def test_a_size_that_cannot_be_changes_nothing(
+    host: Host, size: int, error: type[RingstoneError], message: str
+) -> None:
+    host.pool(capacity=8 * MIB)
+    host.service.create_volume("v", "p", 2 * MIB, 512)
+    host.service.attach("v")
+    with pytest.raises(error, match=message):
+        host.service.resize_volume("v", size)
+    assert host.store.volume("v").size == host.engine.volumes()[0].size == 2 * MIB
+    assert (host.root / "pools/p/v.raw").stat().st_size == 2 * MIB
+
+
+def test_a_growth_the_engine_refuses_is_taken_back(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.engine.failures["resize_volume"] = StorageError("No.")
+    with pytest.raises(StorageError):
+        host.service.resize_volume("v", 2 * MIB)
+    assert host.store.volume("v").size == MIB
+    assert (host.root / "pools/p/v.raw").stat().st_size == MIB
+
+
+def test_only_one_of_two_creations_gets_the_last_room(host: Host) -> None:
+    host.pool(capacity=MIB)
+    barrier = threading.Barrier(2)
+    outcomes: list[str] = []
+
+    def create(name: str) -> None:
+        barrier.wait()
+        try:
+            host.service.create_volume(name, "p", MIB, 512)
+            outcomes.append("made")
+        except NoSpaceError:
+            outcomes.append("full")
+
+    threads = [threading.Thread(target=create, args=(name,)) for name in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert sorted(outcomes) == ["full", "made"]
+    assert len(host.files()) == 1
+
+
+# attachments
+
+
+def test_an_attachment_has_sensible_defaults(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    record = host.service.attach("v")
+    assert (record.socket, record.queues, record.read_only) == (str(host.root / "run/vhost/v.sock"), 2, False)
+    assert (host.root / "run/vhost").is_dir()
+    assert host.store.attachment("v") == record
+    host.service.detach("v")
+    assert (host.store.attachments(), host.engine.attachments(), host.engine.volumes()) == ([], [], [])
+
+
+def test_read_only_reaches_the_engine(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v", read_only=True)
+    assert host.engine.volumes()[0].read_only
+
+
+def test_attachments_that_cannot_be_are_refused_and_leave_nothing(host: Host) -> None:
+    host.pool()
+    for name in ("v", "w"):
+        host.service.create_volume(name, "p", MIB, 512)
+    record = host.service.attach("v")
+    with pytest.raises(ExistsError, match=r"already attached at .*vhost/v\.sock"):
+        host.service.attach("v", socket=str(host.root / "other.sock"))
+    cases: list[tuple[str, str, type[RingstoneError], str]] = [
+        ("w", record.socket, ExistsError, "Another volume is attached"),
+        ("w", "relative.sock", InvalidError, "absolute"),
+        ("w", "/tmp/" + "x" * 110, InvalidError, "longer than the 107 bytes"),
+        ("w", str(host.root / "missing/w.sock"), InvalidError, "directory of the socket"),
+        ("x", str(host.root / "x.sock"), NotFoundError, "no volume 'x'"),
+    ]
+    for name, socket, error, message in cases:
+        with pytest.raises(error, match=message):
+            host.service.attach(name, socket=socket)
+    assert host.store.attachments() == [record]
+    assert [volume.name for volume in host.engine.volumes()] == ["v"]
+
+
+@pytest.mark.parametrize("step", ["open_volume", "attach"])
+def test_an_attachment_the_engine_refuses_is_taken_back(host: Host, step: str) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.engine.failures[step] = ExistsError("Another process listens there.")
+    with pytest.raises(ExistsError, match="Another process"):
+        host.service.attach("v")
+    assert (host.store.attachments(), host.engine.volumes()) == ([], [])
+    host.service.attach("v")
+
+
+def test_a_volume_in_use_is_detached_only_by_force(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.engine.connect("v", peer_pid=1)
+    with pytest.raises(BusyError):
+        host.service.detach("v")
+    assert host.store.attachment("v") is not None
+    assert host.engine.attachments()[0].state == "running"
+    host.service.detach("v", force=True)
+    assert host.store.attachments() == []
+    with pytest.raises(NotFoundError, match="not attached"):
+        host.service.detach("v")
+    with pytest.raises(NotFoundError, match="no volume"):
+        host.service.detach("x")
+
+
+def test_an_interrupted_detachment_can_be_repeated(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.engine.failures["close_volume"] = StorageError("Later.")
+    with pytest.raises(StorageError):
+        host.service.detach("v")
+    host.service.detach("v")
+    assert (host.store.attachments(), host.engine.volumes()) == ([], [])
+
+
+def test_work_on_one_volume_does_not_wait_for_another(host: Host) -> None:
+    host.pool()
+    for name in ("slow", "quick"):
+        host.service.create_volume(name, "p", MIB, 512)
+        host.service.attach(name)
+    entered, leave = threading.Event(), threading.Event()
+
+    def before(call: str) -> None:
+        if call == "detach slow":
+            entered.set()
+            assert leave.wait(30)
+
+    host.engine.before = before
+    thread = threading.Thread(target=host.service.detach, args=("slow",))
+    thread.start()
+    assert entered.wait(30)
+    host.service.detach("quick")
+    host.service.create_volume("new", "p", MIB, 512)
+    leave.set()
+    thread.join()
+    assert host.store.attachments() == []
+
+
+# restart
+
+
+def test_everything_is_served_again_after_a_restart(host: Host) -> None:
+    host.pool("file")
+    host.pool("memory", "m")
+    for name, pool in (("a", "p"), ("b", "m"), ("c", "p")):
+        host.service.create_volume(name, pool, MIB, 512)
+    kept = [host.service.attach("a", queues=3, read_only=True), host.service.attach("b")]
+    host.crash_and_restart()
+    assert host.store.attachments() == kept
+    assert [(one.volume, one.socket, len(one.queues)) for one in host.engine.attachments()] == [
+        ("a", kept[0].socket, 3),
+        ("b", kept[1].socket, 2),
+    ]
+    assert [volume.read_only for volume in host.engine.volumes()] == [True, False]
+    assert host.levels() == []
+
+
+def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:
+    host.pool()
+    for name in ("a", "b", "c"):
+        host.service.create_volume(name, "p", MIB, 512)
+        host.service.attach(name)
+    lost = host.root / "pools/p/b.raw"
+    away = lost.rename(host.root / "away")
+    host.crash_and_restart()
+    assert [one.volume for one in host.engine.attachments()] == ["a", "c"]
+    reason = host.service.volume_failure(host.store.volume("b"))
+    assert reason is not None
+    assert str(lost) in reason
+    assert host.service.attachment_failure("b") is not None
+    assert ("error", "b") in host.levels()
+    # A retry fails as well and keeps what is known; with the backing back it succeeds.
+    before = host.store.attachment("b")
+    with pytest.raises(FailedError):
+        host.service.attach("b")
+    assert host.store.attachment("b") == before
+    assert host.service.attachment_failure("b") is not None
+    away.rename(lost)
+    host.service.attach("b")
+    assert host.service.attachment_failure("b") is None
+    assert len(host.engine.attachments()) == 3
+
+
+def test_a_failed_volume_can_be_detached_and_deleted(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    os.unlink(host.root / "pools/p/v.raw")
+    host.crash_and_restart()
+    host.service.detach("v")
+    host.service.delete_volume("v")
+    host.service.delete_pool("p")
+    assert host.store.pools() == []
+
+
+def test_one_engine_failure_does_not_stop_the_restart(host: Host) -> None:
+    host.pool()
+    for name in ("a", "b"):
+        host.service.create_volume(name, "p", MIB, 512)
+        host.service.attach(name)
+    host.store.close()
+    again = Host.boot(host.root, host.memory)
+    again.engine.before = lambda call: 1 / 0 if call == "attach a" else None  # type: ignore[assignment]
+    again.service.restore()
+    assert [one.volume for one in again.engine.attachments()] == ["b"]
+    assert "ZeroDivisionError" in (again.service.attachment_failure("a") or "")
+    again.store.close()
+
+
+def test_memory_lost_with_the_host_is_made_anew_and_told(host: Host) -> None:
+    host.pool("memory")
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    shutil.rmtree(host.memory / "p")
+    host.crash_and_restart()
+    assert [one.volume for one in host.engine.attachments()] == ["v"]
+    assert host.levels() == [("warning", "v")]
+    assert "is gone" in host.events.latest(1)[0].message
