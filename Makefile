@@ -65,17 +65,19 @@ engine: rust python-env
 guest-image: python-env
 	@$(STEP) guest-image -- env PYTHONPATH=python $(VENV)/bin/python -m ringstone.hypervisor.guest_image
 
-.PHONY: lint lint-rust lint-python lint-shell
-lint: lint-rust lint-python lint-shell ## rustfmt, clippy, ruff, mypy, shellcheck; warnings are errors
-lint-rust: rust python-env
+.PHONY: lint rustfmt clippy ruff mypy shellcheck
+lint: rustfmt clippy ruff mypy shellcheck ## rustfmt, clippy, ruff, mypy, shellcheck; warnings are errors
+rustfmt: rust
 	@$(STEP) rustfmt -- cargo fmt --all --check
+clippy: rust python-env
 	@$(STEP) clippy -- cargo clippy --locked --all-targets -- -D warnings
 	@$(STEP) clippy-fuzz -- cargo clippy --locked --package ringstone-fuzz --no-default-features -- -D warnings
-lint-python: python-env
+ruff: python-env
 	@$(STEP) ruff -- $(VENV)/bin/ruff check
 	@$(STEP) ruff-format -- $(VENV)/bin/ruff format --check
+mypy: python-env
 	@$(STEP) mypy --say -- $(VENV)/bin/mypy
-lint-shell: packages
+shellcheck: packages
 	@$(STEP) shellcheck -- shellcheck -x $(SHELL_SCRIPTS)
 
 .PHONY: test-rust test-python fuzz soak bench
