@@ -75,4 +75,4 @@ def test_every_dependency_has_its_reason() -> None:
     for requirement in [*project["dependencies"], *project["optional-dependencies"]["dev"]]:
         chosen.add(re.split(r"[^A-Za-z0-9_.-]", requirement)[0])
     reasons = ARCHITECTURE[ARCHITECTURE.index("## Dependencies") :]
-    assert chosen <= set(re.findall(r"`([A-Za-z0-9_-]+)`", reasons))
+    assert chosen <= set(re.findall(r"`([A-Za-z0-9_.-]+)`", reasons))
