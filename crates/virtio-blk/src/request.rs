@@ -155,6 +155,10 @@ fn range(operation: Operation, sector: u64, len: u64, geometry: &Geometry) -> Re
     if offset.checked_add(len).is_none_or(|end| end > geometry.size) {
         return Err(out);
     }
+    // 2.7.5.2: no chain is longer than 2^32 bytes; the used length with its status byte must fit 32 bits.
+    if matches!(operation, Operation::Read | Operation::Write) && len >= u64::from(u32::MAX) {
+        return Err(Refusal::WrongBuffers);
+    }
     let mask = u64::from(geometry.block_size) - 1;
     if (offset | len) & mask != 0 {
         return Err(Refusal::Unaligned { sector, len, block_size: geometry.block_size });
