@@ -9,7 +9,8 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -27,6 +28,7 @@ RINGSTONE = (sys.executable, "-m", "ringstone")
 _START_SECONDS = 60
 _STOP_SECONDS = 60
 _COMMAND_SECONDS = 60
+_EVENT_SECONDS = 60
 
 
 class GatewayFailedError(Exception):
@@ -188,6 +190,16 @@ class GatewayProcess:
 
     def log(self) -> str:
         return self.log_path.read_text() if self.log_path.exists() else ""
+
+    def wait_for(self, what: str, condition: Callable[[GatewayClient], bool]) -> None:
+        """Ask the API until `condition` holds; GatewayFailedError names `what` did not come. For what the
+        gateway does by itself and nobody is told of."""
+        deadline = time.monotonic() + _EVENT_SECONDS
+        with self.client() as client:
+            while not condition(client):
+                if time.monotonic() > deadline:
+                    raise GatewayFailedError(f"Waited {_EVENT_SECONDS} s for {what}.\n{self.log()}")
+                time.sleep(0.02)
 
     def make_pool(self, kind: str, name: str = "pool", *, capacity: int | None = None) -> models.Pool:
         """A pool of `kind` below this gateway's directories."""

@@ -79,6 +79,21 @@ def test_a_volume_in_use_is_detached_only_by_force(gateway: GatewayProcess) -> N
             client.attachment("v")
 
 
+def test_what_the_engine_reports_reaches_the_events_and_the_log(gateway: GatewayProcess) -> None:
+    """A frontend that sends nonsense costs it its session; the volume goes on and the log says why."""
+    attachment = gateway.serve("v")
+    with socket.socket(socket.AF_UNIX) as hostile:
+        hostile.connect(attachment.socket)
+        hostile.sendall(b"\xff" * 64)
+
+    def told(client: GatewayClient) -> bool:
+        return any(event.level == "error" for event in client.events(volume="v"))
+
+    gateway.wait_for("the engine's report", told)
+    gateway.wait_for("the next frontend's turn", lambda client: client.attachment("v").state == "listening")
+    assert "ERROR   ringstone.gateway: volume v: " in gateway.log()
+
+
 def test_a_socket_in_use_is_not_taken_over(gateway: GatewayProcess) -> None:
     path = gateway.root / "busy.sock"
     gateway.serve("v")

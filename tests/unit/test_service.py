@@ -68,7 +68,9 @@ class Host:
         return sorted(path.name for top in (self.root, self.memory) for path in top.rglob("*.raw"))
 
     def levels(self) -> list[tuple[str, str]]:
-        return [(event.level, event.volume) for event in self.events.latest(100)]
+        """Of what is not merely information."""
+        events = [event for event in self.events.latest(100) if event.level != "info"]
+        return [(event.level, event.volume) for event in events]
 
 
 @pytest.fixture
@@ -208,21 +210,37 @@ def test_a_volume_the_engine_refuses_is_taken_back(host: Host, step: str) -> Non
     host.engine.failures[step] = StorageError("The drive has gone.")
     with pytest.raises(StorageError, match="The drive has gone"):
         host.service.create_volume("v", "p", MIB, 512)
-    assert (host.store.volumes(), host.files()) == ([], [])
+    assert (host.store.volumes(), host.files(), host.engine.volumes()) == ([], [], [])
 
 
-def test_a_failing_undo_is_told_and_hides_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_undo_is_told_and_can_be_repeated(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.pool()
     host.engine.failures["open_volume"] = StorageError("The drive has gone.")
 
     def stuck(*_: object, **__: object) -> None:
         raise OSError("read-only filesystem")
 
-    monkeypatch.setattr(Path, "unlink", stuck)
-    with pytest.raises(StorageError, match="The drive has gone"):
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "unlink", stuck)
+        with pytest.raises(StorageError, match="The drive has gone"):
+            host.service.create_volume("v", "p", MIB, 512)
+    assert host.levels() == [("error", "v")]
+    assert host.store.volume("v").state is VolumeState.DELETING
+    assert host.files() == ["v.raw"]
+    host.service.delete_volume("v")
+    assert (host.store.volumes(), host.files()) == ([], [])
+
+
+def test_a_foreign_file_that_comes_in_between_is_not_taken_back(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.pool()
+    (host.root / "pools/p/v.raw").write_bytes(b"precious")
+    monkeypatch.setattr("ringstone.pools.file.FilePool.refuse_foreign", lambda *_: None)
+    with pytest.raises(ExistsError, match="belongs to no volume"):
         host.service.create_volume("v", "p", MIB, 512)
     assert host.store.volumes() == []
-    assert host.levels() == [("error", "v")]
+    assert (host.root / "pools/p/v.raw").read_bytes() == b"precious"
 
 
 @pytest.mark.parametrize("kind", ["file", "memory"])

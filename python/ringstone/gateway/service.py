@@ -14,7 +14,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ringstone.errors import BusyError, ExistsError, InvalidError, NotFoundError, RingstoneError
+from ringstone.errors import (
+    BusyError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    RingstoneError,
+    error_of_os,
+)
 from ringstone.gateway import checks
 from ringstone.gateway.engine import EngineAttachment, EnginePort
 from ringstone.gateway.events import EventLog
@@ -23,6 +30,7 @@ from ringstone.gateway.undo import undoing
 from ringstone.pools import PUBLIC_TYPES, TEST_TYPES, Pool, open_pool
 from ringstone.pools.memory import default_path
 from ringstone.store import AttachmentRecord, PoolRecord, Store, VolumeRecord, VolumeState
+from ringstone.units import format_size
 
 _MOST_DEFAULT_QUEUES = 4
 
@@ -79,6 +87,7 @@ class Service:
                 with self.store.transaction():
                     self._refuse_shared_medium(pool)
                     self.store.add_pool(record)
+            self.events.say("info", f"Made {record.type} pool {record.name}.")
             return record
 
     def _placed(self, record: PoolRecord, hugepages: bool) -> PoolRecord:
@@ -116,6 +125,7 @@ class Service:
             pool = open_pool(self.store.pool(name))
             self.store.remove_pool(name)
             pool.discard()
+            self.events.say("info", f"Deleted pool {name}.")
 
     # volumes
 
@@ -131,6 +141,16 @@ class Service:
             volume = VolumeRecord(
                 name, str(uuid.uuid4()), pool_name, size, block_size, VolumeState.CREATING, time.time_ns()
             )
+            made = False
+
+            def take_back() -> None:
+                # A row whose backing cannot be removed stays, so that the deletion can be repeated.
+                self.store.set_volume_state(name, VolumeState.DELETING)
+                self._close(name)
+                if made:
+                    pool.remove_backing(volume)
+                self.store.remove_volume(name)
+
             with undoing(self.events, volume=name) as undo_later:
                 with self.store.transaction():
                     others = self.store.volumes(pool_name)
@@ -138,12 +158,13 @@ class Service:
                     self.store.add_volume(volume)
                     pool.admit(size, others, new=True)
                     pool.refuse_foreign(volume)
-                undo_later("the volume's row", lambda: self.store.remove_volume(name))
+                undo_later("making the volume", take_back)
                 pool.create_backing(volume)
-                undo_later("the volume's backing", lambda: pool.remove_backing(volume))
+                made = True
                 self._open(volume, pool, read_only=False)
                 self.engine.close_volume(name)
                 self.store.set_volume_state(name, VolumeState.READY)
+            self.events.say("info", f"Made in pool {pool_name} with {format_size(size)}.", volume=name)
             return replace(volume, state=VolumeState.READY)
 
     def _natural_size(self, pool: Pool, block_size: int) -> int:
@@ -164,6 +185,11 @@ class Service:
             serial=volume.serial,
         )
 
+    def _close(self, name: str) -> None:
+        """Whether or not the engine has it open."""
+        if any(volume.name == name for volume in self.engine.volumes()):
+            self.engine.close_volume(name)
+
     def resize_volume(self, name: str, size: int) -> VolumeRecord:
         """Grow a volume, attached or not; a running guest is told."""
         with self._locks.hold(f"volume {name}"):
@@ -181,6 +207,7 @@ class Service:
                 undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
                 if self._served(name):
                     self.engine.resize_volume(name, size)
+            self.events.say("info", f"Grown to {format_size(size)}.", volume=name)
             return replace(volume, size=size)
 
     def delete_volume(self, name: str) -> None:
@@ -196,6 +223,7 @@ class Service:
                 self.store.set_volume_state(name, VolumeState.DELETING)
             open_pool(self.store.pool(volume.pool)).remove_backing(volume)
             self.store.remove_volume(name)
+            self.events.say("info", "Deleted.", volume=name)
 
     def _usable(self, name: str) -> VolumeRecord:
         volume = self.store.volume(name)
@@ -232,6 +260,7 @@ class Service:
             with undoing(self.events, volume=name) as undo_later:
                 undo_later("the attachment's row", self._record_attachment(record))
                 self._serve(volume, record)
+            self.events.say("info", f"Attached at {record.socket}.", volume=name)
             return record
 
     def _record_attachment(self, record: AttachmentRecord) -> Callable[[], None]:
@@ -260,7 +289,7 @@ class Service:
         pool.check_backing(volume)
         path = Path(record.socket)
         if path.parent == self._sockets:
-            self._sockets.mkdir(mode=0o755, parents=True, exist_ok=True)
+            self._make_socket_directory()
         elif not path.parent.is_dir():
             raise InvalidError(
                 f"The directory of the socket {path} does not exist; create it or choose another."
@@ -270,6 +299,12 @@ class Service:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
             self.engine.attach(volume.name, record.socket, queues=record.queues)
 
+    def _make_socket_directory(self) -> None:
+        try:
+            self._sockets.mkdir(mode=0o755, parents=True, exist_ok=True)
+        except OSError as error:
+            raise error_of_os(error, f"making {self._sockets}", "Check the run directory.") from error
+
     def detach(self, name: str, *, force: bool = False) -> None:
         """BusyError while a frontend is connected, unless `force`."""
         with self._locks.hold(f"volume {name}"):
@@ -278,10 +313,10 @@ class Service:
                 raise NotFoundError(f"Volume {name!r} is not attached; there is nothing to detach.")
             if self._served(name):
                 self.engine.detach(name, force=force)
-            if any(volume.name == name for volume in self.engine.volumes()):
-                self.engine.close_volume(name)
+            self._close(name)
             self.store.remove_attachment(name)
             self._failed_attachments.pop(name, None)
+            self.events.say("info", "Detached.", volume=name)
 
     def _served(self, name: str) -> EngineAttachment | None:
         return next((one for one in self.engine.attachments() if one.volume == name), None)
