@@ -4,7 +4,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -12,7 +12,7 @@ from types import FrameType
 from ringstone.bench.compare import Plan, Progress
 from ringstone.bench.load import GIB
 from ringstone.bench.shape import Cores
-from ringstone.errors import InvalidError
+from ringstone.errors import InvalidError, UnsupportedError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +29,23 @@ class Setting:
 
 
 @contextmanager
+def first_come_first_served() -> Iterator[None]:
+    """Run this process and the children it starts ahead of all ordinary ones (SCHED_FIFO), so that other
+    work on the machine does not take their cores away. UnsupportedError for a user who may not."""
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError as error:
+        raise UnsupportedError(
+            "--realtime needs the right to use SCHED_FIFO. Run as root, or without it on a quiet machine."
+        ) from error
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
+
+
+@contextmanager
 def prepared(
     *,
     cores: Cores,
@@ -37,9 +54,10 @@ def prepared(
     size: int = GIB,
     tmpfs: Path = Path("/dev/shm"),
     disk: Path = Path("/var/tmp"),
+    realtime: bool = False,
 ) -> Iterator[Setting]:
     """A setting with directories of its own, removed at the end. Being terminated ends the run as Ctrl-C
-    does, so that files, children and hugepages are given back."""
+    does, so that files, children and hugepages are given back. `realtime`: see first_come_first_served."""
     available = os.sched_getaffinity(0)
     for role, core in (("server", cores.server), ("client", cores.client)):
         if core not in available:
@@ -56,6 +74,7 @@ def prepared(
     former = signal.signal(signal.SIGTERM, terminated)
     try:
         with (
+            first_come_first_served() if realtime else nullcontext(),
             tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=tmpfs) as directory,
             tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=disk) as on_disk,
         ):

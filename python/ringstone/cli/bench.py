@@ -55,6 +55,9 @@ RoundCount = Annotated[int, typer.Option("--rounds", min=1, help="Rounds of each
 Size = Annotated[int, typer.Option(parser=size_argument, metavar="SIZE", help="Size of the volume.")]
 ServerCore = Annotated[int, typer.Option(min=0, help="Core of the side that serves.")]
 ClientCore = Annotated[int, typer.Option(min=0, help="Core of the side that asks.")]
+Realtime = Annotated[
+    bool, typer.Option("--realtime", help="Run all contenders ahead of other work (SCHED_FIFO; root).")
+]
 
 
 @app.command("limit")
@@ -70,6 +73,7 @@ def limit(
     rounds: RoundCount = 3,
     server_core: ServerCore = 0,
     client_core: ClientCore = 1,
+    realtime: Realtime = False,
     json_output: JsonOption = False,
 ) -> None:
     """Measure a bare shared-memory ring between two cores with one copy per request."""
@@ -77,7 +81,9 @@ def limit(
     shape = Shape(depth, 1, bs, read_share, "sequential" if sequential else "random")
     plan = Plan(rounds, Window(seconds, warmup))
     cores = Cores(server_core, client_core)
-    with prepared(cores=cores, plan=plan, progress=_progress(cli.json), size=size) as setting:
+    with prepared(
+        cores=cores, plan=plan, progress=_progress(cli.json), size=size, realtime=realtime
+    ) as setting:
         measured = single.limit(shape, setting)
     _show((measured,), as_json=cli.json)
 
@@ -115,6 +121,7 @@ def gateway(
     rounds: RoundCount = 3,
     server_core: ServerCore = 0,
     client_core: ClientCore = 1,
+    realtime: Realtime = False,
     json_output: JsonOption = False,
 ) -> None:
     """Measure a vhost-user-blk backend."""
@@ -125,7 +132,9 @@ def gateway(
     )
     plan = Plan(rounds, Window(seconds, warmup))
     cores = Cores(server_core, client_core)
-    with prepared(cores=cores, plan=plan, progress=_progress(cli.json), size=size) as setting:
+    with prepared(
+        cores=cores, plan=plan, progress=_progress(cli.json), size=size, realtime=realtime
+    ) as setting:
         measured = single.gateway(subject, shape, setting)
     _show(measured, as_json=cli.json)
 
@@ -145,6 +154,7 @@ def whole_suite(
     rounds: RoundCount = 5,
     server_core: ServerCore = 0,
     client_core: ClientCore = 1,
+    realtime: Realtime = False,
     json_output: JsonOption = False,
 ) -> None:
     """Measure the whole table, judge it, and write it down."""
@@ -153,8 +163,12 @@ def whole_suite(
         raise InvalidError(f"{name!r} cannot be part of a file name. Use letters, digits and dashes.")
     plan = Plan(rounds, Window(seconds, warmup))
     results = Results(name=name, plan=plan.text, machine=describe())
+    if realtime:
+        results.notes.append("Scheduling: all contenders ran under SCHED_FIFO.")
     cores = Cores(server_core, client_core)
-    with prepared(cores=cores, plan=plan, progress=_progress(cli.json), size=size, disk=disk) as setting:
+    with prepared(
+        cores=cores, plan=plan, progress=_progress(cli.json), size=size, disk=disk, realtime=realtime
+    ) as setting:
         for section in only or list(Section):
             _SECTIONS[section](setting, results)
     written = results.write(output)
