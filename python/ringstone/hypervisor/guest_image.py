@@ -25,10 +25,23 @@ from ringstone.hypervisor.cpio import CpioWriter
 from ringstone.hypervisor.elf import drop_libraries
 
 KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
-HOST_PACKAGES = ("busybox-static", "e2fsprogs", "fio", "util-linux", "zstd")
+HOST_PACKAGES = ("busybox-static", "dash", "e2fsprogs", "fio", "util-linux", "zstd")
 
-PROGRAMS = ("fio", "mke2fs", "e2fsck", "resize2fs", "tune2fs", "lsblk", "blkdiscard", "fstrim", "findmnt")
+# The shell is dash, since that of busybox runs its own blkdiscard or mke2fs whatever PATH says.
+PROGRAMS = (
+    "dash",
+    "fio",
+    "mke2fs",
+    "e2fsck",
+    "resize2fs",
+    "tune2fs",
+    "lsblk",
+    "blkdiscard",
+    "fstrim",
+    "findmnt",
+)
 PROGRAM_ALIASES = {
+    "sh": "dash",
     "mkfs.ext4": "mke2fs",
     "fsck.ext4": "e2fsck",
 }

@@ -29,6 +29,7 @@ class QmpSession:
 
     def __init__(self, connection: socket.socket, *, timeout_s: float = 30) -> None:
         self._timeout_s = timeout_s
+        self._closed = False
         self._client = QMPClient("ringstone")
         self._events = EventListener()
         self._client.register_listener(self._events)
@@ -63,7 +64,10 @@ class QmpSession:
         return self._runner.run(asyncio.wait_for(wait(), timeout_s))
 
     def close(self) -> None:
-        """End the session; QEMU goes on. Safe after QEMU has gone."""
+        """End the session; QEMU goes on. Idempotent, and safe after QEMU has gone."""
+        if self._closed:
+            return
+        self._closed = True
 
         async def disconnect() -> None:
             # The error that ended the session (QEMU went away, say) was or will be told by QEMU's exit

@@ -1,0 +1,43 @@
+"""Volumes come and go while a guest works on another one, which must not notice."""
+
+from dataclasses import replace
+
+from ringstone.client import GatewayClient
+from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
+from ringstone.hypervisor.guest import Guest
+from tests.framework.gateway import GatewayProcess
+from tests.framework.guest import GuestHost, disk_of, wait_until
+
+MIB = 1 << 20
+ROUNDS = 3
+
+
+def _come_and_go(name: str, gateway: GatewayProcess, client: GatewayClient, guest: Guest) -> None:
+    attachment = gateway.serve(name, kind="memory", size=16 * MIB, queues=1)
+    guest.plug(attachment.socket, name=name)
+    wait_until(lambda: disk_of(guest, gateway, name) is not None, "the guest has the new disk")
+    disk = f"/dev/{disk_of(guest, gateway, name)}"
+    job = FioJob("new", "randwrite", size=2 * MIB, filename=disk, verify="write")
+    assert guest.fio(job).write.operations == 512
+    guest.unplug(name)
+    wait_until(lambda: client.attachment(name).peer_pid is None, "the frontend is gone")
+    client.detach(name)
+    client.delete_volume(name)
+
+
+def test_attaching_and_detaching_disturbs_no_other_volume(guest_host: GuestHost) -> None:
+    with GatewayProcess() as gateway:
+        gateway.start()
+        gateway.serve("busy", kind="file", size=64 * MIB, queues=2)
+        with guest_host.boot(gateway, "busy") as guest, gateway.client() as client:
+            job = FioJob("busy", "randwrite", engine="io_uring", depth=16, size=48 * MIB, verify="write")
+            working = guest.start(fio_command(replace(job, extra=("--loops=2",))))
+            for number in range(ROUNDS):
+                _come_and_go(f"coming-{number}", gateway, client, guest)
+            result = parse_fio(working.wait(timeout_s=180).stdout)
+            assert result.errors == 0
+            assert result.write.operations == 2 * 48 * MIB // 4096
+            (attachment,) = client.attachments()
+            assert (attachment.volume, attachment.state) == ("busy", "running")
+            assert guest.output("dmesg | grep -i 'I/O error' || true") == ""
+            guest.shutdown()
