@@ -1,6 +1,7 @@
 """What comes back after the gateway, or the host, has stopped: by itself, in order, and told where it is not
 whole."""
 
+import os
 import shutil
 import signal
 import socket
@@ -136,6 +137,26 @@ def test_a_second_gateway_is_refused_and_the_first_goes_on(gateway: GatewayProce
     assert connects(attachment)
     with gateway.client() as client:
         assert client.health().status == "ok"
+
+
+def test_two_gateways_do_not_share_their_state(gateway: GatewayProcess) -> None:
+    """With run directories of their own they would serve the same volumes to two guests."""
+    done = gateway.run_to_end("--run-dir", str(gateway.root / "other"))
+    assert done.returncode == 4
+    assert str(gateway.state_dir) in done.stderr
+
+
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one CPU must be for everything")
+def test_only_reactors_run_on_reactors_cores(gateway: GatewayProcess) -> None:
+    gateway.serve("v")
+    allowed: dict[str, set[str]] = {}
+    for task in Path(f"/proc/{gateway.pid}/task").iterdir():
+        status = dict(
+            line.split(":\t", 1) for line in (task / "status").read_text().splitlines() if ":\t" in line
+        )
+        allowed.setdefault(status["Name"], set()).add(status["Cpus_allowed_list"])
+    core = str(gateway.cores[0])
+    assert [name for name, cpus in allowed.items() if core in cpus] == [f"reactor-{core}"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

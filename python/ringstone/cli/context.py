@@ -9,6 +9,8 @@ from typing import Annotated, Any
 import typer
 from pydantic import BaseModel
 from rich.console import Console, RenderableType
+from rich.table import Table
+from rich.text import Text
 
 from ringstone.client import GatewayClient
 from ringstone.errors import RingstoneError
@@ -56,6 +58,11 @@ def print_table(table: RenderableType) -> None:
     if not console.is_terminal:
         console = Console(width=400)
     console.print(table)
+
+
+def add_row(table: Table, *cells: str) -> None:
+    """Add `cells` as they are: a path may hold what Rich would take for markup."""
+    table.add_row(*(Text(cell) for cell in cells))
 
 
 def size_argument(text: str | int) -> int:

@@ -11,6 +11,7 @@ from ringstone import models
 from ringstone.cli.context import (
     JsonOption,
     PoolName,
+    add_row,
     context_of,
     print_json,
     print_table,
@@ -104,7 +105,8 @@ def list_(context: typer.Context, json_output: JsonOption = False) -> None:
         table.add_column(column, justify="right")
     table.add_column("state")
     for pool in pools:
-        table.add_row(
+        add_row(
+            table,
             pool.name,
             pool.type,
             pool.path or "-",
@@ -139,7 +141,7 @@ def show(context: typer.Context, name: PoolName, json_output: JsonOption = False
         "made": pool.created_at.isoformat(timespec="seconds"),
     }
     for label, value in rows.items():
-        table.add_row(label, value)
+        add_row(table, label, value)
     print_table(table)
 
 

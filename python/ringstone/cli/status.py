@@ -5,7 +5,7 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ringstone.cli.context import JsonOption, context_of, print_json, print_table
+from ringstone.cli.context import JsonOption, add_row, context_of, print_json, print_table
 
 
 def status(
@@ -41,7 +41,7 @@ def status(
         "stats page": info.stats_path,
     }
     for label, value in rows.items():
-        table.add_row(label, value)
+        add_row(table, label, value)
     print_table(table)
     for event in latest:
         about = f"{event.volume}: " if event.volume else ""

@@ -11,6 +11,7 @@ from ringstone.cli import volume_stats
 from ringstone.cli.context import (
     JsonOption,
     VolumeName,
+    add_row,
     complete_pools,
     context_of,
     print_json,
@@ -70,7 +71,8 @@ def list_(
     for column in ("state", "attached"):
         table.add_column(column)
     for volume in volumes:
-        table.add_row(
+        add_row(
+            table,
             volume.name,
             volume.pool,
             format_size(volume.size),
@@ -105,7 +107,7 @@ def show(context: typer.Context, name: VolumeName, json_output: JsonOption = Fal
         **_attachment_rows(volume),
     }
     for label, value in rows.items():
-        table.add_row(label, value)
+        add_row(table, label, value)
     print_table(table)
 
 

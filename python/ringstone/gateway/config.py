@@ -40,8 +40,9 @@ class GatewayConfig:
         return self.run_dir / "stats"
 
     @property
-    def lock_path(self) -> Path:
-        return self.run_dir / "gateway.lock"
+    def locks(self) -> tuple[Path, Path]:
+        """One gateway per state directory, as two would serve the same volumes, and one per run directory."""
+        return self.state_dir / "gateway.lock", self.run_dir / "gateway.lock"
 
 
 class _Settings(BaseModel):

@@ -66,7 +66,9 @@ def run_gateway(config: GatewayConfig) -> None:
     started_ns = time.time_ns()
     with ExitStack() as stack:
         _make_directories(config)
-        stack.enter_context(_sole_gateway(config))
+        for path in config.locks:
+            stack.enter_context(_sole_gateway(path))
+        _leave_cores_to_reactors(config)
         store = SqliteStore(config.database)
         stack.callback(store.close)
         engine = Engine(config.cores, idle_us=config.idle_us, stats_path=config.stats_path)
@@ -106,29 +108,35 @@ def _make_directories(config: GatewayConfig) -> None:
 
 
 @contextmanager
-def _sole_gateway(config: GatewayConfig) -> Iterator[None]:
-    """One gateway per run directory, for as long as this process lives."""
+def _sole_gateway(path: Path) -> Iterator[None]:
+    """Hold the lock at `path` for as long as this process lives; ExistsError when another gateway does."""
     try:
-        fd = os.open(config.lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise error_of_os(
-            error, f"opening {config.lock_path}", "Check the directory's permissions."
-        ) from error
+        raise error_of_os(error, f"opening {path}", "Check the directory's permissions.") from error
     try:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             holder = os.read(fd, 32).decode(errors="replace").strip() or "unknown"
             raise ExistsError(
-                f"A gateway (process {holder}) already runs in {config.run_dir}; stop it first, or give this "
-                "one its "
-                "own --run-dir and --state-dir."
+                f"A gateway (process {holder}) already runs in {path.parent}; stop it first, or give this "
+                "one its own "
+                "--run-dir and --state-dir."
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         yield
     finally:
         os.close(fd)
+
+
+def _leave_cores_to_reactors(config: GatewayConfig) -> None:
+    """Python, and the threads it starts, run elsewhere where there is an elsewhere: a request to the API must
+    not take turns with a reactor. The reactors bind themselves."""
+    rest = os.sched_getaffinity(0) - set(config.cores)
+    if rest:
+        os.sched_setaffinity(0, rest)
 
 
 def _open_stats(path: Path) -> StatsPage:
