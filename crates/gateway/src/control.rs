@@ -133,7 +133,7 @@ impl Control {
     pub fn attach(&mut self, attachment: Attachment) -> Result<(), EngineError> {
         let id = self.next_attachment;
         self.epoll
-            .add(&attachment.listener, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_FIRST + 2 * id))
+            .add(&attachment.listener, listener_event(id))
             .map_err(|errno| EngineError::System { what: "epoll_ctl", source: errno.into() })?;
         self.next_attachment += 1;
         self.attachments.insert(id, attachment);
@@ -192,7 +192,30 @@ impl Control {
 
     // ---- frontends ----------------------------------------------------------------------------------------------------
 
+    /// Somebody wants to connect. While the frontend before is being seen off, whoever comes next waits in the backlog.
     fn accept(&mut self, id: u64) {
+        let Some(attachment) = self.attachments.get(&id) else { return };
+        match &attachment.live {
+            Some(live) if live.closing => return,
+            Some(live) if live.connection.peer_gone() => {
+                self.close(id, Level::Info, "the frontend disconnected");
+                return;
+            }
+            _ => {}
+        }
+        self.accept_now(id);
+        self.rearm_listener(id);
+    }
+
+    fn rearm_listener(&mut self, id: u64) {
+        let Some(attachment) = self.attachments.get(&id) else { return };
+        if let Err(error) = self.epoll.modify(&attachment.listener, &mut listener_event(id)) {
+            let message = format!("no new frontend can connect, detach and attach the volume again: {error}");
+            self.events.log(Level::Error, attachment.volume.name(), message);
+        }
+    }
+
+    fn accept_now(&mut self, id: u64) {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let name = attachment.volume.name().to_owned();
         let stream = match attachment.listener.accept() {
@@ -361,6 +384,8 @@ impl Control {
         }
         if attachment.detaching {
             self.finish_detach(id);
+        } else {
+            self.rearm_listener(id);
         }
     }
 
@@ -458,4 +483,8 @@ impl Control {
             self.fail_device(id, "the frontend cut the file behind its memory");
         }
     }
+}
+
+fn listener_event(attachment: u64) -> EpollEvent {
+    EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, TOKEN_FIRST + 2 * attachment)
 }

@@ -212,6 +212,17 @@ fn a_second_frontend_is_turned_away() {
     assert_eq!(driver.request(FLUSH, 0, None), 0);
 }
 
+/// A frontend that reconnected in the same moment was once turned away, as its own old connection was not yet seen off.
+#[test]
+fn a_frontend_may_reconnect_at_once() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    for _ in 0..50 {
+        let mut driver = Driver::start(&socket, 16, F_VERSION_1);
+        assert_eq!(driver.request(FLUSH, 0, None), 0);
+    }
+}
+
 #[test]
 fn connections_that_come_and_go_leave_nothing_behind() {
     let host = Host::new();

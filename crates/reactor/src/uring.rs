@@ -67,6 +67,10 @@ pub struct Completion {
 pub struct Uring {
     ring: IoUring,
     queued: u32,
+    /// Requests submitted or queued whose completions were not reaped.
+    in_flight: u32,
+    /// Turns to let pass before the kernel is asked again for completions it seemed to have.
+    patience: u32,
     pub enters: u64,
     pub submitted: u64,
 }
@@ -84,7 +88,7 @@ impl Uring {
             .setup_r_disabled()
             .dontfork()
             .build(ENTRIES)?;
-        Ok(Self { ring, queued: 0, enters: 0, submitted: 0 })
+        Ok(Self { ring, queued: 0, in_flight: 0, patience: 0, enters: 0, submitted: 0 })
     }
 
     pub fn enable(&mut self) -> io::Result<()> {
@@ -103,6 +107,7 @@ impl Uring {
             self.enter();
         }
         self.queued += 1;
+        self.in_flight += u32::from(matches!(tag, Tag::Request { .. }));
     }
 
     /// Wake whoever waits on eventfd `fd`. It goes through the ring, so a descriptor that blocks cannot hold the reactor.
@@ -128,11 +133,30 @@ impl Uring {
         unsafe { self.push(entry, Tag::Ignore) };
     }
 
-    /// Submit what waits and let the kernel post what is done; no system call if there is neither.
+    /// Submit what waits, and let the kernel post completions of requests if it has any; no system call otherwise.
+    ///
+    /// The kernel's "task work pending" flag can stay set with nothing pending (work that arrives while older work is run is
+    /// taken along without clearing it), so asking in vain makes us wait a few turns. Completions other than requests' can
+    /// wait: while we poll nobody needs a kick.
     #[inline(always)]
     pub fn turn(&mut self) {
-        if self.queued > 0 || self.ring.submission().taskrun() {
+        if self.queued > 0 {
             self.enter();
+        } else if self.in_flight > 0 {
+            self.collect();
+        }
+    }
+
+    #[inline(always)]
+    fn collect(&mut self) {
+        const PATIENCE: u32 = 16;
+        if self.patience > 0 {
+            self.patience -= 1;
+        } else if self.ring.submission().taskrun() {
+            self.enter();
+            if self.ring.completion().is_empty() {
+                self.patience = PATIENCE;
+            }
         }
     }
 
@@ -183,8 +207,10 @@ impl Uring {
     #[inline(always)]
     pub fn reap(&mut self) -> Option<Completion> {
         let entry = self.ring.completion().next()?;
+        let tag = Tag::decode(entry.user_data());
+        self.in_flight -= u32::from(matches!(tag, Tag::Request { .. }));
         Some(Completion {
-            tag: Tag::decode(entry.user_data()),
+            tag,
             result: entry.result(),
             more: io_uring::cqueue::more(entry.flags()),
         })

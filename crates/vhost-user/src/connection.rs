@@ -35,6 +35,14 @@ impl Connection {
         self.stream.as_fd()
     }
 
+    /// The peer has closed its end, whatever still waits to be read.
+    pub fn peer_gone(&self) -> bool {
+        let mut poll = libc::pollfd { fd: self.stream.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+        // SAFETY: one pollfd, on our stack; a timeout of 0 never waits.
+        let ready = unsafe { libc::poll(&mut poll, 1, 0) };
+        ready > 0 && poll.revents & (libc::POLLHUP | libc::POLLRDHUP | libc::POLLERR) != 0
+    }
+
     /// Process id of the peer, where the kernel knows it.
     pub fn peer_pid(&self) -> Option<i32> {
         let mut cred = libc::ucred { pid: 0, uid: 0, gid: 0 };
