@@ -92,7 +92,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
         ]
         checks = _verify(guest, stats, progress)
         with progress.step("Shut down") as step:
-            checks += _shut_down(guest, gateway, stats, options)
+            checks += _shut_down(guest, gateway, stats)
             step.detail = "guest and gateway have ended"
     kept = str(folder) if options.keep else None
     return DemoResult(setting, measurements, checks, time.monotonic() - began, kept)
@@ -100,8 +100,10 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
 
 @contextmanager
 def _folder(options: DemoOptions) -> Iterator[Path]:
-    """Where state, sockets and logs go. On disk rather than in /tmp, which is memory on many machines."""
-    folder = options.folder or Path(tempfile.mkdtemp(prefix="ringstone-demo-", dir="/var/tmp"))
+    """Where state, sockets, logs and a file pool go: $TMPDIR, or /var/tmp, since /tmp is in memory on many
+    machines."""
+    parent = os.environ.get("TMPDIR", "/var/tmp")
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="ringstone-demo-", dir=parent))
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
@@ -225,14 +227,11 @@ def _word(check: Check) -> str:
     return check.detail if check.passed else "FAILED"
 
 
-def _shut_down(guest: Guest, gateway: GatewayProcess, stats: StatsPage, options: DemoOptions) -> list[Check]:
+def _shut_down(guest: Guest, gateway: GatewayProcess, stats: StatsPage) -> list[Check]:
     complaints = guest.run("dmesg | grep -i 'I/O error'", check=False).stdout.strip().splitlines()
     guest.shutdown()
     errors = totals(stats.read(), VOLUME).counters["errors"]
     gateway.client.detach(VOLUME)
-    if not options.keep:
-        gateway.client.delete_volume(VOLUME)
-        gateway.client.delete_pool(POOL)
     status = gateway.stop()
     detail = (
         complaints[0] if complaints else f"{errors} errors counted by the gateway, none seen by the guest"
