@@ -15,7 +15,7 @@ GIB = 1 << 30
 def drive(socket: Path, shape: Shape, window: Window, cores: Cores, **more: Any) -> LoadReport:
     """Load on whatever listens at `socket`; `more` are further fields of the job.
 
-    A measurement in which a request failed says nothing, so that is a StorageError.
+    A measurement in which a request failed, or none was completed, says nothing, so that is a StorageError.
     """
     job = {
         "mode": "load",
@@ -25,6 +25,10 @@ def drive(socket: Path, shape: Shape, window: Window, cores: Cores, **more: Any)
         "cores": [cores.client],
     }
     report = LoadReport.model_validate(run_job("load", job | shape.as_dict() | more))
+    if not report.operations:
+        raise StorageError(
+            f"No request at {socket} completed in {window.seconds:g} s. See whether the backend still runs."
+        )
     if report.errors:
         raise StorageError(
             f"{report.errors} of {report.operations} requests at {socket} failed. See the backend's log."
@@ -53,10 +57,11 @@ class BareRing:
 
     cores: Cores
     volume_bytes: int = GIB
+    hugepages: bool = True
 
     @property
     def name(self) -> str:
-        return "bare ring"
+        return "bare ring" if self.hugepages else "bare ring on 4 KiB pages"
 
     def measure(self, shape: Shape, window: Window) -> Measurement:
         job = {
@@ -69,5 +74,6 @@ class BareRing:
             "volume_bytes": shape.span_bytes or self.volume_bytes,
             "server_core": self.cores.server,
             "client_core": self.cores.client,
+            "hugepages": "auto" if self.hugepages else "off",
         }
         return Measurement.of(LoadReport.model_validate(run_job("limit", job)))

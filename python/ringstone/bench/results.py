@@ -126,7 +126,8 @@ def markdown(results: Results, raw: str, others: list[str]) -> str:
     lines = [
         "# Results",
         "",
-        f"Measured {machine.at} with `ringstone bench suite`: {results.plan}. Raw figures: [{raw}]({raw});",
+        f"Measured {machine.at} with `ringstone bench suite`: {results.plan}.",
+        f"Raw figures: [{raw}]({raw});",
         "the method: [docs/benchmarks.md](../../docs/benchmarks.md). A figure is its median with least and",
         "greatest of the rounds in brackets; a ratio is taken round by round.",
         "",
@@ -174,7 +175,7 @@ def figure(spread: Spread, unit: str) -> str:
     """Median with least and greatest, such as "1,234 (1,200..1,300) IOPS"."""
     digits = ",.0f" if spread.median >= 100 else ".3g"
     middle, low, high = (format(value, digits) for value in (spread.median, spread.minimum, spread.maximum))
-    return f"{middle} ({low}..{high}) {unit}"
+    return f"{middle} ({low}..{high}) {unit}".rstrip()
 
 
 def ratio_text(spread: Spread) -> str:

@@ -4,7 +4,7 @@ import os
 import signal
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -26,6 +26,12 @@ class Setting:
     plan: Plan
     progress: Progress
     size: int = GIB
+    realtime: bool = False
+
+    def ahead(self) -> AbstractContextManager[None]:
+        """With `realtime` ahead of other work. Not for files on a drive: the kernel's workers, which finish some of
+        their I/O, would be shut out by the threads that poll."""
+        return first_come_first_served() if self.realtime else nullcontext()
 
 
 @contextmanager
@@ -57,7 +63,7 @@ def prepared(
     realtime: bool = False,
 ) -> Iterator[Setting]:
     """A setting with directories of its own, removed at the end. Being terminated ends the run as Ctrl-C
-    does, so that files, children and hugepages are given back. `realtime`: see first_come_first_served."""
+    does, so that files, children and hugepages are given back. `realtime`: see Setting.ahead."""
     available = os.sched_getaffinity(0)
     for role, core in (("server", cores.server), ("client", cores.client)):
         if core not in available:
@@ -74,10 +80,9 @@ def prepared(
     former = signal.signal(signal.SIGTERM, terminated)
     try:
         with (
-            first_come_first_served() if realtime else nullcontext(),
             tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=tmpfs) as directory,
             tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=disk) as on_disk,
         ):
-            yield Setting(Path(directory), Path(on_disk), cores, plan, progress, size)
+            yield Setting(Path(directory), Path(on_disk), cores, plan, progress, size, realtime)
     finally:
         signal.signal(signal.SIGTERM, former)

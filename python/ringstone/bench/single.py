@@ -11,6 +11,7 @@ from ringstone.bench.compare import Rounds, compare
 from ringstone.bench.fio import Fio
 from ringstone.bench.gateway import EngineProcess, Gateway
 from ringstone.bench.load import BareRing, Socket
+from ringstone.bench.machine import filesystem_of
 from ringstone.bench.qemu import serving
 from ringstone.bench.setting import Setting
 from ringstone.bench.shape import Contender, Shape
@@ -36,7 +37,7 @@ class Subject:
 
 def limit(shape: Shape, setting: Setting) -> Rounds:
     """The bare ring alone."""
-    with hugepages.reserved(hugepages.pages_for(setting.size) + 2):
+    with setting.ahead(), hugepages.reserved(hugepages.pages_for(setting.size) + 2):
         (rounds,) = compare([(BareRing(setting.cores, setting.size), shape)], setting.plan, setting.progress)
     return rounds
 
@@ -48,6 +49,8 @@ def gateway(subject: Subject, shape: Shape, setting: Setting) -> tuple[Rounds, .
         raise InvalidError(f"--against {subject.against} needs the file, so it does not go with --socket.")
     with ExitStack() as stack:
         file = _file(subject, shape, setting, stack)
+        if file is None or filesystem_of(file) == "tmpfs":
+            stack.enter_context(setting.ahead())
         pages = hugepages.pages_for(setting.size, setting.size) + 8
         stack.enter_context(hugepages.reserved(pages))
         contender = _subject(subject, file, shape, setting, stack)

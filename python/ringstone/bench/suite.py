@@ -27,6 +27,7 @@ def memory(setting: Setting, results: Results) -> None:
     # The ring's volume and the gateway's, and a few pages for the clients' buffers.
     pages = hugepages.pages_for(setting.size, setting.size) + 8
     with ExitStack() as stack:
+        stack.enter_context(setting.ahead())
         free = stack.enter_context(hugepages.reserved(pages))
         if free < pages:
             results.notes.append(f"Hugepages: {free} of {pages} could be had; the rest is on 4 KiB pages.")
@@ -116,7 +117,7 @@ def _fairness(setting: Setting, results: Results, gateway: Gateway) -> None:
         Row.absolute(
             section,
             f"{four}: slowest queue's IOPS over the fastest one's",
-            "of 1",
+            "",
             Spread.of(least),
             Bar("at least 0.8", at_least=0.8),
             limited_by(together),
@@ -127,7 +128,9 @@ def _fairness(setting: Setting, results: Results, gateway: Gateway) -> None:
 def tmpfs(setting: Setting, results: Results) -> None:
     """One file on tmpfs, served by the gateway and by qemu-storage-daemon in the best of its modes."""
     section = f"one file on tmpfs, {setting.size >> 20} MiB, beside qemu-storage-daemon"
+    ring = BareRing(setting.cores, setting.size, hugepages=False)
     with ExitStack() as stack:
+        stack.enter_context(setting.ahead())
         file = stack.enter_context(files.filled(setting.directory / "volume", setting.size))
         engine = stack.enter_context(EngineProcess(setting.directory, [setting.cores.server]))
         gateway = _serve_file(engine, file, setting, results)
@@ -135,12 +138,18 @@ def tmpfs(setting: Setting, results: Results) -> None:
             for shape in (Shape(depth=depth), Shape(depth=depth).writing()):
                 mode = best_mode(file, shape, setting, direct_only=False)
                 with serving(file, mode, setting.cores, setting.directory) as daemon:
-                    theirs, ours = compare(
-                        [(daemon, shape), (gateway, shape)], setting.plan, setting.progress
+                    theirs, bare, ours = compare(
+                        [(daemon, shape), (ring, shape), (gateway, shape)], setting.plan, setting.progress
                     )
-                results.keep(section, theirs, ours)
+                results.keep(section, theirs, bare, ours)
                 bar = Bar(f"at least {least:g} times qemu-storage-daemon", at_least=least)
-                results.rows.append(_row(section, f"{shape}", "IOPS", ours, theirs, figures.iops, bar))
+                row = _row(section, f"{shape}", "IOPS", ours, theirs, figures.iops, bar)
+                share, reach = ours.ratio(bare, figures.iops), bare.ratio(theirs, figures.iops)
+                row.limited_by += (
+                    f"; {share.median:.2f} of the {bare.name}, which itself is {reach.median:.2f} times "
+                    "qemu-storage-daemon"
+                )
+                results.rows.append(row)
 
 
 def disk(setting: Setting, results: Results) -> None:

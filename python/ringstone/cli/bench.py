@@ -56,7 +56,8 @@ Size = Annotated[int, typer.Option(parser=size_argument, metavar="SIZE", help="S
 ServerCore = Annotated[int, typer.Option(min=0, help="Core of the side that serves.")]
 ClientCore = Annotated[int, typer.Option(min=0, help="Core of the side that asks.")]
 Realtime = Annotated[
-    bool, typer.Option("--realtime", help="Run all contenders ahead of other work (SCHED_FIFO; root).")
+    bool,
+    typer.Option("--realtime", help="Run ahead of other work (SCHED_FIFO; root), but not on a drive."),
 ]
 
 
@@ -164,7 +165,7 @@ def whole_suite(
     plan = Plan(rounds, Window(seconds, warmup))
     results = Results(name=name, plan=plan.text, machine=describe())
     if realtime:
-        results.notes.append("Scheduling: all contenders ran under SCHED_FIFO.")
+        results.notes.append("Scheduling: contenders on memory and tmpfs ran under SCHED_FIFO, all of them.")
     cores = Cores(server_core, client_core)
     with prepared(
         cores=cores, plan=plan, progress=_progress(cli.json), size=size, disk=disk, realtime=realtime
