@@ -2,6 +2,8 @@
 
 from dataclasses import replace
 
+import pytest
+
 from ringstone.client import GatewayClient
 from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
 from ringstone.hypervisor.guest import Guest
@@ -9,7 +11,6 @@ from tests.framework.gateway import GatewayProcess
 from tests.framework.guest import GuestHost, disk_of, wait_until
 
 MIB = 1 << 20
-ROUNDS = 3
 
 
 def _come_and_go(name: str, gateway: GatewayProcess, client: GatewayClient, guest: Guest) -> None:
@@ -25,18 +26,19 @@ def _come_and_go(name: str, gateway: GatewayProcess, client: GatewayClient, gues
     client.delete_volume(name)
 
 
-def test_attaching_and_detaching_disturbs_no_other_volume(guest_host: GuestHost) -> None:
+@pytest.mark.parametrize("rounds", [3, pytest.param(60, marks=pytest.mark.soak)])
+def test_attaching_and_detaching_disturbs_no_other_volume(guest_host: GuestHost, rounds: int) -> None:
     with GatewayProcess() as gateway:
         gateway.start()
         gateway.serve("busy", kind="file", size=64 * MIB, queues=2)
         with guest_host.boot(gateway, "busy") as guest, gateway.client() as client:
             job = FioJob("busy", "randwrite", engine="io_uring", depth=16, size=48 * MIB, verify="write")
-            working = guest.start(fio_command(replace(job, extra=("--loops=2",))))
-            for number in range(ROUNDS):
+            working = guest.start(fio_command(replace(job, extra=(f"--loops={rounds}",))))
+            for number in range(rounds):
                 _come_and_go(f"coming-{number}", gateway, client, guest)
-            result = parse_fio(working.wait(timeout_s=180).stdout)
+            result = parse_fio(working.wait(timeout_s=60 * rounds).stdout)
             assert result.errors == 0
-            assert result.write.operations == 2 * 48 * MIB // 4096
+            assert result.write.operations == rounds * 48 * MIB // 4096
             (attachment,) = client.attachments()
             assert (attachment.volume, attachment.state) == ("busy", "running")
             assert guest.output("dmesg | grep -i 'I/O error' || true") == ""

@@ -13,7 +13,16 @@ from ringstone.cli import demo as cli_demo
 from ringstone.cli.context import CliContext
 from ringstone.demo import run
 from ringstone.demo.chart import BINS_PER_DECADE, Series, latency_chart, log_bins
-from ringstone.demo.plan import Check, DemoOptions, DemoResult, Latency, Measurement, shapes
+from ringstone.demo.plan import (
+    MEASURED_BYTES,
+    Check,
+    DemoOptions,
+    DemoResult,
+    Latency,
+    Measurement,
+    fill,
+    shapes,
+)
 from ringstone.demo.report import render_report
 
 LATENCY = Latency(100, 12_000.0, 10_000, 40_000, 50_000, [(9_000, 11_000, 90), (36_000, 44_000, 10)])
@@ -90,7 +99,7 @@ def test_a_chart_tells_the_share_of_each_bin() -> None:
 
 
 def test_the_two_shapes_are_measured_for_reads_and_writes() -> None:
-    jobs = [shape.job for shape in shapes(4, "io_uring")]
+    jobs = [shape.job for shape in shapes(4, 1 << 30)]
     assert [(job.pattern, job.engine, job.depth, job.jobs) for job in jobs] == [
         ("randread", "psync", 1, 1),
         ("randwrite", "psync", 1, 1),
@@ -98,6 +107,9 @@ def test_the_two_shapes_are_measured_for_reads_and_writes() -> None:
         ("randwrite", "io_uring", 128, 4),
     ]
     assert {job.block_size for job in jobs} == {4096}
+    # What is read was filled before.
+    assert {job.size for job in jobs} == {fill(1 << 30).size} == {MEASURED_BYTES}
+    assert fill(MEASURED_BYTES // 2).size == MEASURED_BYTES // 2
 
 
 @pytest.mark.parametrize(("result", "exit_code"), [(RESULT, 0), (FAILED, 1)])

@@ -57,9 +57,8 @@ class _RichProgress:
         with self._console.status(escape(title)):
             yield step
         took = f"{time.monotonic() - began:.1f} s"
-        self._console.print(
-            f"[green]✓[/green] {escape(title)} [dim]{escape(f'({took})')} {escape(step.detail)}[/dim]"
-        )
+        line = f"[green]✓[/green] {escape(title)} [dim]{escape(f'({took})')} {escape(step.detail)}[/dim]"
+        self._console.print(line, soft_wrap=True)
 
 
 def demo(

@@ -9,7 +9,9 @@ from ringstone.hypervisor.fio import FioJob, Pattern
 
 VOLUME = "demo"
 POOL = "demo"
+FIO_ENGINE = "io_uring"  # the guest image's kernel has it
 VERIFY_BYTES = 64 << 20
+MEASURED_BYTES = 256 << 20
 _GIB = 1 << 30
 
 AcceleratorChoice = Literal["auto", "kvm", "tcg"]
@@ -37,28 +39,43 @@ class Shape:
     job: FioJob
 
 
-def shapes(seconds: float, engine: str) -> list[Shape]:
+def fill(size: int) -> FioJob:
+    """Writes what the shapes read: a thin volume answers reads of blocks that were never written from
+    nothing."""
+    return FioJob("fill", "write", block_size=1 << 20, depth=4, engine=FIO_ENGINE, size=_measured(size))
+
+
+def shapes(seconds: float, size: int) -> list[Shape]:
     """The two shapes that virtual disks are compared by: one synchronous request at a time, where latency is
-    all, and 4 jobs with 128 in flight each, where throughput is. `engine` is the guest's asynchronous fio
-    engine."""
+    all, and 4 jobs with 128 in flight each, where throughput is. `size` is the volume's, in bytes."""
+    area = _measured(size)
     directions: list[tuple[Pattern, str]] = [("randread", "read"), ("randwrite", "write")]
     single = [
-        Shape(f"4 KiB random {direction}, depth 1", FioJob(f"{pattern}-1", pattern, seconds=seconds))
+        Shape(
+            f"4 KiB random {direction}, depth 1",
+            FioJob(f"{pattern}-1", pattern, seconds=seconds, size=area),
+        )
         for pattern, direction in directions
     ]
     deep = [
         Shape(
             f"4 KiB random {direction}, depth 128, 4 jobs",
-            FioJob(f"{pattern}-128", pattern, depth=128, jobs=4, engine=engine, seconds=seconds),
+            FioJob(
+                f"{pattern}-128", pattern, depth=128, jobs=4, engine=FIO_ENGINE, seconds=seconds, size=area
+            ),
         )
         for pattern, direction in directions
     ]
     return single + deep
 
 
-def verified_write(engine: str) -> FioJob:
+def verified_write() -> FioJob:
     """Every block of the area written once in random order with a CRC-32C, then read back and checked."""
-    return FioJob("verify", "randwrite", depth=32, engine=engine, size=VERIFY_BYTES, verify="write")
+    return FioJob("verify", "randwrite", depth=32, engine=FIO_ENGINE, size=VERIFY_BYTES, verify="write")
+
+
+def _measured(size: int) -> int:
+    return min(size, MEASURED_BYTES)
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from typing import Protocol
 from ringstone import models
 from ringstone.demo.gateway import GatewayProcess
 from ringstone.demo.plan import (
+    FIO_ENGINE,
     POOL,
     VERIFY_BYTES,
     VOLUME,
@@ -25,6 +26,7 @@ from ringstone.demo.plan import (
     Latency,
     Measurement,
     Shape,
+    fill,
     shapes,
     verified_write,
 )
@@ -40,7 +42,6 @@ from ringstone.units import format_rate, format_size
 
 GUEST_CPUS = 2
 GUEST_MEMORY = 512 << 20
-FIO_ENGINE = "io_uring"  # the guest image's kernel has it
 
 
 class Step(Protocol):
@@ -87,8 +88,11 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
             step.detail = guest.output("cat /proc/version").split(" (")[0]
         volume = gateway.client.volume(VOLUME)
         setting = _setting(options, volume, attachment, accelerator, image, gateway)
+        with progress.step("Fill what will be read") as step:
+            filled = guest.fio(fill(options.size)).write
+            step.detail = f"{format_size(round(filled.bytes_per_second))}/s"
         measurements = [
-            _measure(shape, guest, stats, progress) for shape in shapes(options.seconds, FIO_ENGINE)
+            _measure(shape, guest, stats, progress) for shape in shapes(options.seconds, options.size)
         ]
         checks = _verify(guest, stats, progress)
         with progress.step("Shut down") as step:
@@ -192,7 +196,7 @@ def _busy(before: Snapshot, after: Snapshot) -> float:
 
 
 def _verify(guest: Guest, stats: StatsPage, progress: Progress) -> list[Check]:
-    job = verified_write(FIO_ENGINE)
+    job = verified_write()
     before = totals(stats.read(), VOLUME).counters
     with progress.step(f"Verified write of {format_size(VERIFY_BYTES)}, flush") as step:
         written = _verification("Blocks written, read back and their CRC-32C checked", guest, job)
