@@ -18,7 +18,9 @@ pub enum DriveError {
     NoDirect { path: PathBuf, source: io::Error },
     #[error("there are not enough free huge pages for {want} bytes ({source}); raise vm.nr_hugepages or set hugepages to auto")]
     NoHugePages { want: u64, source: io::Error },
-    #[error("cannot get {want} bytes of memory for the volume: {source}; free memory or make the volume smaller")]
+    #[error(
+        "cannot get {want} bytes of memory for the volume: {source}; free memory or make the volume smaller"
+    )]
     NoMemory { want: u64, source: io::Error },
     #[error(transparent)]
     Mapping(#[from] MappingError),

@@ -41,7 +41,8 @@ impl FaultDice {
     /// Decide the next request's fate.
     pub fn roll(&mut self, is_write: bool) -> Fault {
         let roll = (self.next() % 1_000_000) as u32;
-        let Faults { error_per_million: error, torn_per_million: torn, lost_per_million: lost, .. } = self.faults;
+        let Faults { error_per_million: error, torn_per_million: torn, lost_per_million: lost, .. } =
+            self.faults;
         if roll < error {
             Fault::Error
         } else if is_write && roll < error.saturating_add(torn) {
@@ -69,7 +70,8 @@ mod tests {
 
     #[test]
     fn the_same_seed_and_queue_give_the_same_faults() {
-        let faults = Faults { seed: 9, error_per_million: 200_000, torn_per_million: 200_000, ..Default::default() };
+        let faults =
+            Faults { seed: 9, error_per_million: 200_000, torn_per_million: 200_000, ..Default::default() };
         let run = |queue| {
             let mut dice = FaultDice::new(faults, queue);
             (0..100).map(|_| dice.roll(true)).collect::<Vec<_>>()

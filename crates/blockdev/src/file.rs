@@ -158,13 +158,8 @@ fn alignment(file: &File, block_device: bool) -> (u32, u32) {
     // SAFETY: statx fills the zeroed struct for a valid descriptor and an empty path.
     let (rc, stat) = unsafe {
         let mut stat: libc::statx = std::mem::zeroed();
-        let rc = libc::statx(
-            file.as_raw_fd(),
-            c"".as_ptr(),
-            libc::AT_EMPTY_PATH,
-            libc::STATX_DIOALIGN,
-            &mut stat,
-        );
+        let rc =
+            libc::statx(file.as_raw_fd(), c"".as_ptr(), libc::AT_EMPTY_PATH, libc::STATX_DIOALIGN, &mut stat);
         (rc, stat)
     };
     if rc == 0

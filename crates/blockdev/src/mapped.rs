@@ -74,7 +74,9 @@ impl MappedDrive {
     /// No memory, or no huge pages where they were demanded.
     pub fn anonymous(size: u64, huge: HugePages) -> Result<Self, DriveError> {
         if huge != HugePages::Off {
-            match Self::memfd(size, libc::MFD_HUGETLB).and_then(|drive| drive.populate_all(size).map(|()| drive)) {
+            match Self::memfd(size, libc::MFD_HUGETLB)
+                .and_then(|drive| drive.populate_all(size).map(|()| drive))
+            {
                 Ok(drive) => return Ok(drive),
                 Err(error) if huge == HugePages::On => {
                     let source = match error {
@@ -164,14 +166,16 @@ impl MappedDrive {
     pub unsafe fn read(&self, offset: u64, to: *mut u8, len: usize) -> Result<(), DriveError> {
         let view = self.view();
         // SAFETY: the caller's promise.
-        unsafe { view.each_chunk(offset, len, |from, at, n, present| {
-            if present {
-                std::ptr::copy_nonoverlapping(from, to.add(at), n);
-            } else {
-                std::ptr::write_bytes(to.add(at), 0, n);
-            }
-            Ok(())
-        }) }?;
+        unsafe {
+            view.each_chunk(offset, len, |from, at, n, present| {
+                if present {
+                    std::ptr::copy_nonoverlapping(from, to.add(at), n);
+                } else {
+                    std::ptr::write_bytes(to.add(at), 0, n);
+                }
+                Ok(())
+            })
+        }?;
         view.sound()
     }
 
@@ -186,13 +190,15 @@ impl MappedDrive {
     pub unsafe fn write(&self, offset: u64, from: *const u8, len: usize) -> Result<(), DriveError> {
         let view = self.view();
         // SAFETY: the caller's promise.
-        unsafe { view.each_chunk(offset, len, |to, at, n, present| {
-            if !present {
-                view.make_present(offset + at as u64)?;
-            }
-            std::ptr::copy_nonoverlapping(from.add(at), to, n);
-            Ok(())
-        }) }?;
+        unsafe {
+            view.each_chunk(offset, len, |to, at, n, present| {
+                if !present {
+                    view.make_present(offset + at as u64)?;
+                }
+                std::ptr::copy_nonoverlapping(from.add(at), to, n);
+                Ok(())
+            })
+        }?;
         view.sound()
     }
 
@@ -317,12 +323,14 @@ impl View {
     /// Zero a range of less than two chunks; chunks without memory are zero already.
     fn zero(&self, offset: u64, len: u64) -> Result<(), DriveError> {
         // SAFETY: the range was checked against the volume, which is no longer than the drive.
-        unsafe { self.each_chunk(offset, len as usize, |to, _, n, present| {
-            if present {
-                std::ptr::write_bytes(to, 0, n);
-            }
-            Ok(())
-        }) }
+        unsafe {
+            self.each_chunk(offset, len as usize, |to, _, n, present| {
+                if present {
+                    std::ptr::write_bytes(to, 0, n);
+                }
+                Ok(())
+            })
+        }
     }
 }
 

@@ -23,9 +23,13 @@ use crate::placement::Reactors;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RingState {
     Stopped,
-    Running { reactor: usize },
+    Running {
+        reactor: usize,
+    },
     /// Told to stop; its reactor still finishes what is in flight.
-    Stopping { reactor: usize },
+    Stopping {
+        reactor: usize,
+    },
 }
 
 /// The frontend connected now.

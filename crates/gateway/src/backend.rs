@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use ringstone_blockdev::{lives_in_memory, Direct, Drive, DriveError, Faults, FileDrive, HugePages, MappedDrive};
+use ringstone_blockdev::{
+    lives_in_memory, Direct, Drive, DriveError, Faults, FileDrive, HugePages, MappedDrive,
+};
 use serde::Deserialize;
 
 use crate::error::EngineError;
@@ -62,7 +64,12 @@ impl BackendSpec {
     }
 
     /// Open the drive for a volume of `size` bytes.
-    pub fn open(&self, size: u64, block_size: u32, read_only: bool) -> Result<(Drive, Option<Faults>), EngineError> {
+    pub fn open(
+        &self,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+    ) -> Result<(Drive, Option<Faults>), EngineError> {
         let drive = match self {
             Self::Memory { path: Some(path), .. } => Drive::Mapped(MappedDrive::open(path, size)?),
             Self::Memory { path: None, hugepages } => {
@@ -100,9 +107,9 @@ impl BackendSpec {
 
     fn faults(&self) -> Option<Faults> {
         match *self {
-            Self::Faulty { seed, error_per_million, torn_per_million, lost_per_million, delay_us, .. } => {
-                Some(Faults { seed, error_per_million, torn_per_million, lost_per_million, delay_us })
-            }
+            Self::Faulty {
+                seed, error_per_million, torn_per_million, lost_per_million, delay_us, ..
+            } => Some(Faults { seed, error_per_million, torn_per_million, lost_per_million, delay_us }),
             _ => None,
         }
     }
@@ -116,10 +123,15 @@ mod tests {
     fn descriptions_with_unknown_words_are_refused() {
         assert!(BackendSpec::parse(r#"{"type":"null"}"#).is_ok());
         assert!(BackendSpec::parse(r#"{"type":"memory","path":null,"hugepages":"off"}"#).is_ok());
-        for bad in [r#"{"type":"tape"}"#, r#"{"type":"file"}"#, r#"{"type":"file","path":"x","dirct":"on"}"#, "{"] {
+        for bad in
+            [r#"{"type":"tape"}"#, r#"{"type":"file"}"#, r#"{"type":"file","path":"x","dirct":"on"}"#, "{"]
+        {
             assert!(matches!(BackendSpec::parse(bad), Err(EngineError::Backend(_))), "{bad}");
         }
         let nested = r#"{"type":"faulty","inner":{"type":"null"}}"#;
-        assert!(matches!(BackendSpec::parse(nested).unwrap().open(4096, 512, false), Err(EngineError::FaultyInner(_))));
+        assert!(matches!(
+            BackendSpec::parse(nested).unwrap().open(4096, 512, false),
+            Err(EngineError::FaultyInner(_))
+        ));
     }
 }

@@ -237,8 +237,10 @@ impl Control {
         let session = self.next_session;
         self.next_session += 1;
         let registered = attachment.connect(session, stream).and_then(|()| {
-            let live = attachment.live.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
-            let event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, TOKEN_FIRST + 2 * id + 1);
+            let live =
+                attachment.live.as_ref().ok_or_else(|| io::Error::from(io::ErrorKind::NotConnected))?;
+            let event =
+                EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, TOKEN_FIRST + 2 * id + 1);
             self.epoll.add(live.connection.as_fd(), event).map_err(io::Error::from)
         });
         match registered {
@@ -292,7 +294,8 @@ impl Control {
     /// Hear of the frontend's next message.
     fn rearm(&mut self, id: u64) {
         let Some(live) = self.attachments.get(&id).and_then(|a| a.live.as_ref()) else { return };
-        let mut event = EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, TOKEN_FIRST + 2 * id + 1);
+        let mut event =
+            EpollEvent::new(EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, TOKEN_FIRST + 2 * id + 1);
         if let Err(error) = self.epoll.modify(live.connection.as_fd(), &mut event) {
             self.close(id, Level::Error, &format!("the frontend cannot be waited for: {error}"));
         }
@@ -438,7 +441,9 @@ impl Control {
                 }
             }
             Reply::Trouble { key, message } => {
-                if let Some(attachment) = self.session_owner(key.session).and_then(|id| self.attachments.get(&id)) {
+                if let Some(attachment) =
+                    self.session_owner(key.session).and_then(|id| self.attachments.get(&id))
+                {
                     self.events.log(Level::Error, attachment.volume.name(), message);
                 }
             }

@@ -108,16 +108,27 @@ impl Engine {
             .iter()
             .enumerate()
             .map(|(index, core)| {
-                let settings = ReactorSettings { core: *core, idle_ns: settings.idle_us * 1000 };
-                let control = std::os::fd::AsFd::as_fd(&reactors_bell).try_clone_to_owned().map_err(system("dup"))?;
+                let settings = ReactorSettings {
+                    core: *core,
+                    reactor_cores: settings.cores.clone(),
+                    idle_ns: settings.idle_us * 1000,
+                };
+                let control =
+                    std::os::fd::AsFd::as_fd(&reactors_bell).try_clone_to_owned().map_err(system("dup"))?;
                 Ok(ReactorHandle::start(settings, clock, page.reactor(index), Arc::new(control))?)
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
         let (calls, receiver) = channel();
         let calls_bell = Arc::new(bell()?);
-        let control =
-            Control::new(page, events.clone(), Reactors::new(handles), reactors_bell, receiver, calls_bell.clone())
-                .map_err(system("epoll"))?;
+        let control = Control::new(
+            page,
+            events.clone(),
+            Reactors::new(handles),
+            reactors_bell,
+            receiver,
+            calls_bell.clone(),
+        )
+        .map_err(system("epoll"))?;
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || control.run())

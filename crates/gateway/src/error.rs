@@ -106,10 +106,11 @@ fn volume_code(error: &VolumeError) -> Code {
             DriveError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NoDevice,
             DriveError::Open { .. } | DriveError::Poisoned | DriveError::Mapping(_) => Code::Io,
             DriveError::WrongType { .. } | DriveError::BlockSize { .. } => Code::Invalid,
-            DriveError::TooShort { .. } | DriveError::NoHugePages { .. } | DriveError::NoMemory { .. } => Code::NoSpace,
+            DriveError::TooShort { .. } | DriveError::NoHugePages { .. } | DriveError::NoMemory { .. } => {
+                Code::NoSpace
+            }
             DriveError::NoDirect { .. } => Code::Unsupported,
         },
         _ => Code::Invalid,
     }
 }
-

@@ -15,7 +15,9 @@ pub struct Reactors(Vec<Place>);
 
 impl Reactors {
     pub fn new(handles: Vec<ReactorHandle>) -> Self {
-        Self(handles.into_iter().map(|handle| Place { handle, queues: 0, backlog: VecDeque::new() }).collect())
+        Self(
+            handles.into_iter().map(|handle| Place { handle, queues: 0, backlog: VecDeque::new() }).collect(),
+        )
     }
 
     /// The reactor for a volume's next queue: the one with the fewest of that volume's queues among those with the fewest

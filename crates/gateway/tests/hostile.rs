@@ -276,7 +276,8 @@ fn names_sockets_and_sizes_are_checked_before_anything_is_made() {
 fn a_faulty_drive_tears_loses_and_fails_as_told() {
     let host = Host::new();
     let write_then_read = |faults: &str| {
-        let backend = format!(r#"{{"type":"faulty","inner":{{"type":"memory","hugepages":"off"}},{faults}}}"#);
+        let backend =
+            format!(r#"{{"type":"faulty","inner":{{"type":"memory","hugepages":"off"}},{faults}}}"#);
         let socket = host.volume("vol", &backend, 1 << 20, 1);
         let mut driver = Driver::start(&socket, 16, F_VERSION_1);
         driver.write(DATA, &[7; 4096]);

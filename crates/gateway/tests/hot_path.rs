@@ -56,7 +56,8 @@ fn system_calls<T>(dir: &Path, work: impl FnOnce() -> T) -> (T, Vec<(String, u64
         .spawn()
         .expect("strace, which `make setup` installs");
     let traced = || {
-        let status = std::fs::read_to_string(format!("/proc/self/task/{}/status", WATCHED.load(Ordering::Relaxed)));
+        let status =
+            std::fs::read_to_string(format!("/proc/self/task/{}/status", WATCHED.load(Ordering::Relaxed)));
         status.unwrap().lines().any(|l| l.starts_with("TracerPid:") && !l.ends_with("\t0"))
     };
     common::wait_for("strace to attach", traced);
@@ -92,9 +93,11 @@ fn requests_allocate_nothing_and_share_their_system_calls() {
     let disk = host.disk_file(64 << 20);
     let file = format!(r#"{{"type":"file","path":{disk:?}}}"#);
     WATCHED.store(reactor_thread(), Ordering::Relaxed);
-    for (name, backend, depth) in
-        [("memory", r#"{"type":"memory","hugepages":"off"}"#, 4), ("null", r#"{"type":"null"}"#, 4), ("file", &file, 32)]
-    {
+    for (name, backend, depth) in [
+        ("memory", r#"{"type":"memory","hugepages":"off"}"#, 4),
+        ("null", r#"{"type":"null"}"#, 4),
+        ("file", &file, 32),
+    ] {
         let socket = host.volume(name, backend, 64 << 20, 2);
         // Fill it, and count the allocations of a run that begins and ends: connecting and stopping may allocate.
         load(&socket, depth, 0);

@@ -56,7 +56,8 @@ fn every_request_type_on_memory_and_on_a_file() {
 fn buffers_that_direct_io_cannot_take_go_through_a_bounce_buffer() {
     let host = Host::new();
     let disk = host.disk_file(64 << 20);
-    let socket = host.volume("vol", &format!(r#"{{"type":"file","path":{disk:?},"direct":"on"}}"#), 64 << 20, 1);
+    let socket =
+        host.volume("vol", &format!(r#"{{"type":"file","path":{disk:?},"direct":"on"}}"#), 64 << 20, 1);
     let mut driver = Driver::start(&socket, 8, F_VERSION_1);
     // Longer than one bounce buffer, so that it takes steps.
     let len = 600 << 10;
@@ -274,7 +275,11 @@ fn configuration_space_is_answered_at_any_length() {
     assert!(config(&frontend, 200, 100).is_empty(), "behind the end: no bytes");
     // The write cache is the one thing a driver may set.
     let set = |offset: u32, value: u8| {
-        frontend.ack(SET_CONFIG, &[&offset.to_le_bytes()[..], &1u32.to_le_bytes(), &[0; 4], &[value]].concat(), &[])
+        frontend.ack(
+            SET_CONFIG,
+            &[&offset.to_le_bytes()[..], &1u32.to_le_bytes(), &[0; 4], &[value]].concat(),
+            &[],
+        )
     };
     assert!(set(32, 0));
     assert_eq!(config(&frontend, 32, 1), [0]);

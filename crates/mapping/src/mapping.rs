@@ -42,7 +42,8 @@ impl Mapping {
     /// # Errors
     /// A range that is empty, wraps or ends behind the file; no free guard slot; what `mmap` says.
     pub fn new(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MappingError> {
-        let end = offset.checked_add(len).filter(|_| len > 0).ok_or(MappingError::BadRange { offset, len })?;
+        let end =
+            offset.checked_add(len).filter(|_| len > 0).ok_or(MappingError::BadRange { offset, len })?;
         let (file_len, allocated) = file_len(fd)?;
         if file_len < end {
             return Err(MappingError::FileTooShort { offset, len, file_len });

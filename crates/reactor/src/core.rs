@@ -11,7 +11,7 @@ use ringstone_virtqueue::{Chain, Notify};
 use crate::fixed::FixedBuffers;
 use crate::handle::{Command, Outbox, Reply};
 use crate::mailbox::Receiver;
-use crate::pools::Pools;
+use crate::pools::{Pools, Quota};
 use crate::queue::{Queue, QueueParts};
 use crate::uring::{Completion, Tag, Uring};
 
@@ -30,8 +30,7 @@ pub struct Shared {
     pub stats: ReactorStats,
     /// Places of queues whose used ring has entries the driver was not shown.
     pub dirty: Vec<u16>,
-    /// Requests (place, generation, head) that wait for a bounce buffer.
-    pub starved: Vec<(u16, u16, u16)>,
+    pub quota: Quota,
     pub delayed: Delayed,
     pub outbox: Outbox,
 }
@@ -155,9 +154,8 @@ impl Reactor {
                 if queue.poll(&mut self.shared) > 0 {
                     work = true;
                 }
-                if !queue.partial.is_empty() {
-                    queue.continue_partial(&mut self.shared);
-                    work = true;
+                if !(queue.partial.is_empty() && queue.starved.is_empty()) {
+                    work |= queue.carry_on(&mut self.shared);
                 }
                 stopping |= queue.is_stopping();
             }
@@ -171,10 +169,10 @@ impl Reactor {
         work
     }
 
-    /// What hardly ever happens: delayed and starved requests, memory to register.
+    /// What hardly ever happens: delayed requests, memory to register.
     #[inline(always)]
     fn rare(&mut self) -> bool {
-        if self.shared.delayed.0.is_empty() && self.shared.starved.is_empty() && !self.shared.fixed.pending() {
+        if self.shared.delayed.0.is_empty() && !self.shared.fixed.pending() {
             return false;
         }
         self.rare_work()
@@ -186,9 +184,6 @@ impl Reactor {
         self.shared.now = self.shared.clock.now();
         while let Some((place, generation, head)) = self.shared.delayed.due(self.shared.now) {
             work = true;
-            self.resume(place, generation, head);
-        }
-        for (place, generation, head) in std::mem::take(&mut self.shared.starved) {
             self.resume(place, generation, head);
         }
         if self.shared.fixed.pending() {
@@ -336,7 +331,7 @@ impl Reactor {
         queue.call(&mut self.shared);
         self.places[place] = Some(queue);
         self.active.push(place as u16);
-        self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
+        self.count_queues();
     }
 
     #[cold]
@@ -369,8 +364,13 @@ impl Reactor {
         }
         // A last call may still be queued with the descriptor's number: submit it before that is closed.
         self.shared.uring.submit_all();
-        self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
+        self.count_queues();
         self.shared.outbox.send(Reply::Stopped(queue));
+    }
+
+    fn count_queues(&mut self) {
+        self.shared.quota = Quota::share(self.active.len());
+        self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
     }
 
     fn place_of(&self, key: crate::QueueKey) -> Option<usize> {
@@ -389,7 +389,7 @@ impl Reactor {
     #[cold]
     fn sleep(&mut self) {
         let queues = self.active.iter().map(|place| usize::from(*place));
-        let mut waiting = self.shared.fixed.pending() || !self.shared.starved.is_empty();
+        let mut waiting = self.shared.fixed.pending();
         for place in queues.clone() {
             if let Some(queue) = &mut self.places[place] {
                 if !queue.is_stopping() {
@@ -405,7 +405,8 @@ impl Reactor {
         }
         if !waiting {
             let before = self.shared.clock.now();
-            let timeout = self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
+            let timeout =
+                self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
             self.publish_uring_counts();
             self.shared.stats.set_asleep(true);
             self.shared.uring.sleep(timeout);

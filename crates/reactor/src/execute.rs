@@ -11,7 +11,7 @@ use ringstone_virtqueue::{scatter, Segment};
 
 use crate::core::Shared;
 use crate::pools::{BOUNCE_LEN, ZEROES_LEN};
-use crate::queue::{Queue, INLINE_MAX};
+use crate::queue::{Queue, TURN_BYTES};
 use crate::uring::Tag;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -78,13 +78,16 @@ impl Queue {
                             unsafe { std::ptr::copy_nonoverlapping(from.add(at), guest, n) };
                         });
                         shared.pools.give_bounce(bounce);
+                        self.bounces -= 1;
                     }
                 }
                 slot.advance(result as usize, &mut shared.pools);
                 self.execute(head, shared);
             }
             Operation::Flush => self.settled(head, result, shared),
-            Operation::Discard | Operation::WriteZeroes { .. } if slot.syncing => self.settled(head, result, shared),
+            Operation::Discard | Operation::WriteZeroes { .. } if slot.syncing => {
+                self.settled(head, result, shared)
+            }
             Operation::Discard | Operation::WriteZeroes { .. } => self.range_done(head, result, shared),
             Operation::GetId => debug_assert!(false, "GET_ID never goes to the drive"),
         }
@@ -116,10 +119,10 @@ impl Queue {
         }
     }
 
-    /// Copy up to `INLINE_MAX` bytes from or to memory; the rest waits for the next turn.
+    /// Copy up to `TURN_BYTES` bytes from or to memory; the rest waits for the next turn.
     fn copy_step(&mut self, head: u16, drive: &MappedDrive, shared: &mut Shared) {
         let slot = &mut self.slots[usize::from(head)];
-        let step = (slot.len - slot.done).min(INLINE_MAX) as usize;
+        let step = (slot.len - slot.done).min(TURN_BYTES) as usize;
         let at = slot.offset + slot.done;
         let reading = slot.operation == Operation::Read;
         let mut sound = true;
@@ -141,7 +144,7 @@ impl Queue {
         if slot.done == slot.len {
             self.complete(head, true, shared);
         } else {
-            self.partial.push(head);
+            self.partial.push_back(head);
         }
     }
 
@@ -189,14 +192,22 @@ impl Queue {
     }
 
     #[cold]
-    fn transfer_bounced(&mut self, head: u16, drive: &FileDrive, offset: u64, rw_flags: i32, shared: &mut Shared) {
+    fn transfer_bounced(
+        &mut self,
+        head: u16,
+        drive: &FileDrive,
+        offset: u64,
+        rw_flags: i32,
+        shared: &mut Shared,
+    ) {
         let tag = self.tag(head);
         let slot = &mut self.slots[usize::from(head)];
-        if slot.bounce.is_none() {
+        if slot.bounce.is_none() && self.bounces < shared.quota.bounces {
             slot.bounce = shared.pools.take_bounce();
+            self.bounces += u32::from(slot.bounce.is_some());
         }
         let Some(bounce) = &slot.bounce else {
-            shared.starved.push((self.place, self.generation, head));
+            self.starved.push_back(head);
             return;
         };
         if slot.done == 0 {
@@ -280,12 +291,20 @@ impl Queue {
         self.complete(head, true, shared);
     }
 
-    /// Go on with long copies.
-    pub(crate) fn continue_partial(&mut self, shared: &mut Shared) {
-        for _ in 0..self.partial.len() {
-            let head = self.partial.remove(0);
+    /// Go on with what waits for its turn (a step of a long copy) or for a bounce buffer. True if there was something.
+    #[cold]
+    pub(crate) fn carry_on(&mut self, shared: &mut Shared) -> bool {
+        let mut work = false;
+        if let Some(head) = self.partial.pop_front() {
             self.execute(head, shared);
+            work = true;
         }
+        while self.bounces < shared.quota.bounces && shared.pools.has_bounce() {
+            let Some(head) = self.starved.pop_front() else { break };
+            self.execute(head, shared);
+            work = true;
+        }
+        work
     }
 
     fn tag(&self, head: u16) -> Tag {

@@ -8,12 +8,13 @@ use ringstone_mapping::Mapping;
 use ringstone_telemetry::{Clock, ReactorStats};
 use ringstone_virtqueue::Chain;
 
+use crate::affinity;
 use crate::core::{Delayed, Reactor, Shared};
 use crate::error::ReactorError;
 use crate::fixed::FixedBuffers;
 pub use crate::fixed::Registered;
 use crate::mailbox::{mailbox, Receiver, Sender};
-use crate::pools::Pools;
+use crate::pools::{Pools, Quota};
 use crate::queue::{Queue, QueueKey};
 use crate::uring::Uring;
 
@@ -40,16 +41,25 @@ pub enum Command {
 pub enum Reply {
     Stopped(Box<Queue>),
     /// The ring is unusable; the queue takes nothing more. `Stopped` follows when what was in flight is done.
-    Failed { key: QueueKey, message: String },
+    Failed {
+        key: QueueKey,
+        message: String,
+    },
     /// An I/O error worth a log line.
-    Trouble { key: QueueKey, message: String },
+    Trouble {
+        key: QueueKey,
+        message: String,
+    },
     Registered(Registered),
 }
 
 /// How a reactor is to run.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct ReactorSettings {
     pub core: usize,
+    /// The cores of all reactors: the kernel's helper threads for requests that would block are kept off them, as a
+    /// helper that shares its core with a polling thread waits for whole time slices.
+    pub reactor_cores: Vec<usize>,
     /// Nanoseconds of polling without work before it sleeps.
     pub idle_ns: u64,
 }
@@ -102,11 +112,12 @@ impl ReactorHandle {
         let theirs = wake.try_clone().map_err(ReactorError::Spawn)?;
         let outbox = Outbox { sender: replies, wake: control, backlog: Vec::new() };
         let (ready, started) = std::sync::mpsc::channel();
+        let (core, idle_ns) = (settings.core, settings.idle_ns);
         let thread = std::thread::Builder::new()
-            .name(format!("reactor-{}", settings.core))
-            .spawn(move || match prepare(settings, clock, stats, outbox) {
+            .name(format!("reactor-{core}"))
+            .spawn(move || match prepare(&settings, clock, stats, outbox) {
                 Ok(shared) => {
-                    let idle = shared.clock.ticks(settings.idle_ns);
+                    let idle = shared.clock.ticks(idle_ns);
                     let _ = ready.send(Ok(()));
                     Reactor::new(shared, inbox, theirs, idle).run();
                 }
@@ -116,7 +127,7 @@ impl ReactorHandle {
             })
             .map_err(ReactorError::Spawn)?;
         match started.recv() {
-            Ok(Ok(())) => Ok(Self { sender, receiver, wake, thread: Some(thread), core: settings.core }),
+            Ok(Ok(())) => Ok(Self { sender, receiver, wake, thread: Some(thread), core }),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(ReactorError::Spawn(std::io::Error::other("the thread ended at once"))),
         }
@@ -155,14 +166,19 @@ impl Drop for ReactorHandle {
 
 /// On the reactor's own thread: its core, its ring (single issuer), its memory.
 fn prepare(
-    settings: ReactorSettings,
+    settings: &ReactorSettings,
     clock: Clock,
     stats: ReactorStats,
     outbox: Outbox,
 ) -> Result<Shared, ReactorError> {
-    bind(settings.core)?;
+    let helpers = affinity::others(&settings.reactor_cores);
+    affinity::bind(settings.core).map_err(|source| ReactorError::Bind { core: settings.core, source })?;
     let mut uring = Uring::new().map_err(ReactorError::Uring)?;
     uring.enable().map_err(ReactorError::Uring)?;
+    if let Some(helpers) = helpers {
+        // Where the kernel refuses, helpers run anywhere: slower at times, not wrong.
+        let _ = uring.ring().submitter().register_iowq_aff(&helpers);
+    }
     Ok(Shared {
         fixed: FixedBuffers::new(&uring),
         uring,
@@ -172,27 +188,10 @@ fn prepare(
         now: clock.now(),
         stats,
         dirty: Vec::with_capacity(256),
-        starved: Vec::new(),
+        quota: Quota::share(1),
         delayed: Delayed::default(),
         outbox,
     })
-}
-
-fn bind(core: usize) -> Result<(), ReactorError> {
-    let fail = |source| Err(ReactorError::Bind { core, source });
-    if core >= libc::CPU_SETSIZE as usize {
-        return fail(std::io::Error::from_raw_os_error(libc::EINVAL));
-    }
-    // SAFETY: the set is a plain bit mask on our stack; `core` is below its size.
-    let rc = unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        libc::CPU_SET(core, &mut set);
-        libc::sched_setaffinity(0, size_of::<libc::cpu_set_t>(), &set)
-    };
-    if rc != 0 {
-        return fail(std::io::Error::last_os_error());
-    }
-    Ok(())
 }
 
 fn eventfd() -> std::io::Result<OwnedFd> {

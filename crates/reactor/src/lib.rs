@@ -17,8 +17,10 @@
 //! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
 //! | `fixed.rs` | guest memory registered with the io_uring |
 //! | `uring.rs` | the io_uring itself |
+//! | `affinity.rs` | which cores threads run on |
 //! | `mailbox.rs`, `handle.rs` | how the control thread and a reactor talk |
 
+mod affinity;
 mod core;
 mod error;
 mod execute;

@@ -7,9 +7,24 @@ use std::ptr::NonNull;
 use ringstone_virtqueue::MAX_SEGMENTS;
 
 /// Requests of more than one segment in flight at one time in a reactor; a queue waits when they run out.
-const BLOCKS: usize = 512;
+const BLOCKS: usize = 1024;
 /// Bounced requests in flight at one time.
 const BOUNCES: usize = 16;
+/// What one queue may have of the pools at a time, so that a guest with slow or odd requests leaves its neighbours theirs.
+#[derive(Clone, Copy, Debug)]
+pub struct Quota {
+    pub blocks: u32,
+    pub bounces: u32,
+}
+
+impl Quota {
+    /// An equal share for each of `queues`, and never nothing.
+    pub fn share(queues: usize) -> Self {
+        let share = |all: usize| (all / queues.max(1)).max(1) as u32;
+        Self { blocks: share(BLOCKS), bounces: share(BOUNCES) }
+    }
+}
+
 /// Bytes of a bounce buffer, and of one step of a request that needs one.
 pub const BOUNCE_LEN: usize = 256 << 10;
 /// Bytes of the buffer of zeroes.
@@ -67,10 +82,6 @@ impl Pools {
         }
     }
 
-    pub fn has_block(&self) -> bool {
-        !self.free_blocks.is_empty()
-    }
-
     pub fn take_block(&mut self) -> Option<IovecBlock> {
         self.free_blocks.pop().map(IovecBlock)
     }
@@ -81,11 +92,17 @@ impl Pools {
 
     pub fn block(&mut self, block: &IovecBlock) -> &mut [libc::iovec; MAX_SEGMENTS] {
         // SAFETY: a block's number is below BLOCKS and its taker is the only one to hold it; all-zero iovecs are valid.
-        unsafe { &mut *self.iovecs.base.as_ptr().cast::<[libc::iovec; MAX_SEGMENTS]>().add(usize::from(block.0)) }
+        unsafe {
+            &mut *self.iovecs.base.as_ptr().cast::<[libc::iovec; MAX_SEGMENTS]>().add(usize::from(block.0))
+        }
     }
 
     pub fn take_bounce(&mut self) -> Option<Bounce> {
         self.free_bounces.pop().map(Bounce)
+    }
+
+    pub fn has_bounce(&self) -> bool {
+        !self.free_bounces.is_empty()
     }
 
     pub fn give_bounce(&mut self, bounce: Bounce) {

@@ -1,5 +1,6 @@
 //! One queue on its reactor: requests come off the ring here and go back onto it.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
@@ -20,8 +21,9 @@ const PUBLISH_EVERY: u16 = 4;
 /// How far ahead descriptors and headers are brought near.
 const AHEAD_DESCRIPTORS: u16 = 4;
 const AHEAD_HEADER: u16 = 2;
-/// A copy above this goes in steps, so that one guest's long request does not hold the others up.
-pub const INLINE_MAX: u64 = 256 << 10;
+/// Bytes copied for one queue before the next has its turn; a longer copy goes in steps of this. What one guest asks for
+/// holds the others up for some tens of microseconds at most.
+pub const TURN_BYTES: u64 = 256 << 10;
 
 /// Names a queue between reactor and control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,8 +52,13 @@ pub struct Queue {
     pub(crate) parts: QueueParts,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) in_flight: u32,
-    /// Requests that go on in the next turn: long copies.
-    pub(crate) partial: Vec<u16>,
+    /// Long copies, to go on one step a turn.
+    pub(crate) partial: VecDeque<u16>,
+    /// Requests that wait for a bounce buffer.
+    pub(crate) starved: VecDeque<u16>,
+    /// What this queue has of the reactor's pools.
+    pub(crate) blocks: u32,
+    pub(crate) bounces: u32,
     pub(crate) place: u16,
     pub(crate) generation: u16,
     dice: Option<FaultDice>,
@@ -68,7 +75,10 @@ impl Queue {
         Self {
             slots: (0..size).map(|_| Slot::default()).collect(),
             in_flight: 0,
-            partial: Vec::with_capacity(size),
+            partial: VecDeque::new(),
+            starved: VecDeque::new(),
+            blocks: 0,
+            bounces: 0,
             place: 0,
             generation: 0,
             dice,
@@ -160,12 +170,16 @@ impl Queue {
         let mut tally = Tally::default();
         let mut result = Ok(());
         for i in 0..batch {
-            if !shared.pools.has_block() {
-                break;
-            }
             self.prefetch(i, batch);
-            result = self.take_one(&geometry, mover, started, &mut tally, shared);
-            if result.is_err() {
+            match self.take_one(&geometry, mover, started, &mut tally, shared) {
+                Ok(true) => {}
+                Ok(false) => break,
+                Err(error) => {
+                    result = Err(error);
+                    break;
+                }
+            }
+            if tally.bytes_read + tally.bytes_written >= TURN_BYTES {
                 break;
             }
             if i % PUBLISH_EVERY == PUBLISH_EVERY - 1 {
@@ -200,6 +214,7 @@ impl Queue {
         }
     }
 
+    /// False if the next request has to wait in the ring.
     #[inline(always)]
     fn take_one<M: Mover>(
         &mut self,
@@ -208,28 +223,28 @@ impl Queue {
         started: u64,
         tally: &mut Tally,
         shared: &mut Shared,
-    ) -> Result<(), RingError> {
-        let ring = &mut self.parts.ring;
+    ) -> Result<bool, RingError> {
+        let ring = &self.parts.ring;
         let head = ring.peek(0)?;
         if self.slots[usize::from(head)].busy {
             return Err(RingError::HeadInFlight { head });
         }
         ring.walk(head, &mut shared.chain)?;
-        ring.take();
         let (request, guest_status) = match parse(&mut shared.chain, geometry) {
             Ok(parsed) => parsed,
             Err((Some(guest_status), refusal)) => {
                 // SAFETY: the ring keeps the memory table alive.
                 unsafe { guest_status.set(refusal.status()) };
+                self.parts.ring.take();
                 self.parts.ring.push_used(head, 1);
                 tally.errors += 1;
                 tally.others += 1;
                 self.dirty = true;
-                return Ok(());
+                return Ok(true);
             }
             Err((None, refusal)) => {
                 self.fail(refusal.to_string());
-                return Ok(());
+                return Ok(false);
             }
         };
         if let Some(moved) = mover.move_now(&request, shared) {
@@ -240,17 +255,25 @@ impl Queue {
             };
             // SAFETY: the ring keeps the memory table alive.
             unsafe { guest_status.set(value) };
+            self.parts.ring.take();
             self.parts.ring.push_used(head, written);
             tally.add(&request, moved);
             self.dirty = true;
-            return Ok(());
+            return Ok(true);
         }
-        self.begin(head, &request, guest_status, started, shared);
-        Ok(())
+        Ok(self.begin(head, &request, guest_status, started, shared))
     }
 
-    /// Keep a request that cannot be done at once, and begin it.
-    fn begin(&mut self, head: u16, request: &Request, guest_status: GuestByte, started: u64, shared: &mut Shared) {
+    /// Keep a request that cannot be done at once, and begin it. False if the queue has its share of the iovec blocks in
+    /// use: the request stays in the ring until some are back.
+    fn begin(
+        &mut self,
+        head: u16,
+        request: &Request,
+        guest_status: GuestByte,
+        started: u64,
+        shared: &mut Shared,
+    ) -> bool {
         let slot = &mut self.slots[usize::from(head)];
         *slot = Slot {
             busy: true,
@@ -267,9 +290,16 @@ impl Queue {
             Operation::Write => shared.chain.readable(),
             _ => &[],
         };
-        // `take` looked that a block is free.
-        let kept = slot.set_segments(segments, &mut shared.pools);
-        debug_assert!(kept);
+        if segments.len() > 1 {
+            if self.blocks >= shared.quota.blocks || !slot.set_segments(segments, &mut shared.pools) {
+                slot.busy = false;
+                return false;
+            }
+            self.blocks += 1;
+        } else {
+            slot.set_segments(segments, &mut shared.pools);
+        }
+        self.parts.ring.take();
         self.in_flight += 1;
         self.parts.stats.set(QueueCounter::InFlight, u64::from(self.in_flight));
         if let Some(dice) = &mut self.dice {
@@ -282,10 +312,11 @@ impl Queue {
             if dice.delay_us() > 0 {
                 let until = shared.clock.now() + shared.clock.ticks(u64::from(dice.delay_us()) * 1000);
                 shared.delayed.push(until, self.place, self.generation, head);
-                return;
+                return true;
             }
         }
         self.execute(head, shared);
+        true
     }
 
     /// Answer the request in `head`'s slot.
@@ -301,7 +332,9 @@ impl Queue {
         let mut tally = Tally::default();
         tally.add(&Request { operation: slot.operation, offset: slot.offset, len: slot.asked }, ok);
         let ns = shared.clock.ns(shared.now.saturating_sub(slot.started));
-        slot.release(&mut shared.pools);
+        let held = slot.release(&mut shared.pools);
+        self.blocks -= u32::from(held.block);
+        self.bounces -= u32::from(held.bounce);
         self.parts.ring.push_used(head, written);
         self.in_flight -= 1;
         self.count(&tally, ns);
@@ -432,7 +465,7 @@ struct Inline<'a>(&'a MappedDrive);
 impl Mover for Inline<'_> {
     #[inline(always)]
     fn move_now(&self, request: &Request, shared: &mut Shared) -> Option<bool> {
-        if request.len > INLINE_MAX {
+        if request.len > TURN_BYTES {
             return None;
         }
         let mut at = request.offset;

@@ -30,11 +30,21 @@ pub(crate) struct Slot {
     pub(crate) segments: Segments,
 }
 
+/// What a slot had of the pools.
+pub(crate) struct Held {
+    pub block: bool,
+    pub bounce: bool,
+}
+
 pub(crate) enum Segments {
     None,
     One(libc::iovec),
     /// Remaining iovecs are `first..count` of a block.
-    Many { block: IovecBlock, first: u16, count: u16 },
+    Many {
+        block: IovecBlock,
+        first: u16,
+        count: u16,
+    },
 }
 
 // SAFETY: a slot's iovecs point into guest memory that its queue keeps alive; slots move between threads only with it.
@@ -86,7 +96,9 @@ impl Slot {
         match &self.segments {
             Segments::None => &[],
             Segments::One(one) => std::slice::from_ref(one),
-            Segments::Many { block, first, count } => &pools.block(block)[usize::from(*first)..usize::from(*count)],
+            Segments::Many { block, first, count } => {
+                &pools.block(block)[usize::from(*first)..usize::from(*count)]
+            }
         }
     }
 
@@ -105,7 +117,9 @@ impl Slot {
                 cut(one);
             }
             Segments::Many { block, first, count } => {
-                let kept = pools.block(block)[usize::from(*first)..usize::from(*count)].iter_mut().map_while(|iov| cut(iov).then_some(()));
+                let kept = pools.block(block)[usize::from(*first)..usize::from(*count)]
+                    .iter_mut()
+                    .map_while(|iov| cut(iov).then_some(()));
                 *count = *first + kept.count() as u16;
             }
         }
@@ -136,16 +150,20 @@ impl Slot {
         }
     }
 
-    /// Give back what the slot holds and mark it free.
+    /// Give back what the slot holds, mark it free, and tell what that was.
     #[inline(always)]
-    pub fn release(&mut self, pools: &mut Pools) {
+    pub fn release(&mut self, pools: &mut Pools) -> Held {
+        let mut held = Held { block: false, bounce: false };
         if let Segments::Many { block, .. } = std::mem::replace(&mut self.segments, Segments::None) {
             pools.give_block(block);
+            held.block = true;
         }
         if let Some(bounce) = self.bounce.take() {
             pools.give_bounce(bounce);
+            held.bounce = true;
         }
         self.busy = false;
+        held
     }
 }
 

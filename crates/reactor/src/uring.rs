@@ -113,9 +113,8 @@ impl Uring {
     /// Wake whoever waits on eventfd `fd`. It goes through the ring, so a descriptor that blocks cannot hold the reactor.
     pub fn signal(&mut self, fd: RawFd) {
         static ONE: u64 = 1;
-        let entry = opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), 8)
-            .build()
-            .flags(Flags::SKIP_SUCCESS);
+        let entry =
+            opcode::Write::new(types::Fd(fd), (&raw const ONE).cast(), 8).build().flags(Flags::SKIP_SUCCESS);
         // SAFETY: the buffer is static.
         unsafe { self.push(entry, Tag::Ignore) };
     }
@@ -170,7 +169,8 @@ impl Uring {
     fn enter(&mut self) {
         const GETEVENTS: u32 = 1;
         // SAFETY: no argument structure is passed.
-        let result = unsafe { self.ring.submitter().enter::<libc::sigset_t>(self.queued, 0, GETEVENTS, None) };
+        let result =
+            unsafe { self.ring.submitter().enter::<libc::sigset_t>(self.queued, 0, GETEVENTS, None) };
         self.account(result);
     }
 
@@ -209,11 +209,7 @@ impl Uring {
         let entry = self.ring.completion().next()?;
         let tag = Tag::decode(entry.user_data());
         self.in_flight -= u32::from(matches!(tag, Tag::Request { .. }));
-        Some(Completion {
-            tag,
-            result: entry.result(),
-            more: io_uring::cqueue::more(entry.flags()),
-        })
+        Some(Completion { tag, result: entry.result(), more: io_uring::cqueue::more(entry.flags()) })
     }
 
     pub fn ring(&self) -> &IoUring {

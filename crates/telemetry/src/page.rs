@@ -182,7 +182,8 @@ impl StatsPage {
     pub fn queue(&self, volume: &str, index: usize) -> Result<QueueStats, TelemetryError> {
         let slot = {
             let mut taken = self.taken.lock().unwrap_or_else(|e| e.into_inner());
-            let slot = taken.iter().position(|t| !t).ok_or(TelemetryError::Full { limit: MAX_QUEUE_SLOTS })?;
+            let slot =
+                taken.iter().position(|t| !t).ok_or(TelemetryError::Full { limit: MAX_QUEUE_SLOTS })?;
             taken[slot] = true;
             slot
         };

@@ -67,7 +67,8 @@ impl Connection {
     /// the message is malformed.
     pub fn receive(&mut self) -> Result<Option<Incoming>, SessionError> {
         loop {
-            let want = if self.filled < HEADER_LEN { HEADER_LEN } else { HEADER_LEN + self.header()?.len as usize };
+            let want =
+                if self.filled < HEADER_LEN { HEADER_LEN } else { HEADER_LEN + self.header()?.len as usize };
             if self.filled == want {
                 let header = self.header()?;
                 let request = Request::decode(&header, &self.buffer[HEADER_LEN..want])?;

@@ -38,7 +38,10 @@ impl Inflight {
         let len = queue_region(queue_size) * u64::from(queues);
         // SAFETY: a plain system call with a NUL-terminated name; the result is checked before it is owned.
         let fd = unsafe {
-            let fd = libc::memfd_create(c"ringstone-inflight".as_ptr(), libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING);
+            let fd = libc::memfd_create(
+                c"ringstone-inflight".as_ptr(),
+                libc::MFD_CLOEXEC | libc::MFD_ALLOW_SEALING,
+            );
             if fd < 0 {
                 return Err(io::Error::last_os_error().into());
             }

@@ -18,7 +18,7 @@ mod vring;
 pub use connection::{notify_config_change, Connection, Incoming};
 pub use error::SessionError;
 pub use message::{
-    protocol, Header, Request, Reply, HEADER_LEN, MAX_CONFIG, MAX_FDS, MAX_MEMORY_SLOTS, MAX_PAYLOAD,
+    protocol, Header, Reply, Request, HEADER_LEN, MAX_CONFIG, MAX_FDS, MAX_MEMORY_SLOTS, MAX_PAYLOAD,
 };
 pub use session::{Applied, DeviceModel, Effect, Quiet, Session};
 pub use vring::VringSetup;

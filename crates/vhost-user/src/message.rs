@@ -182,7 +182,12 @@ impl Fields<'_> {
     }
 
     fn inflight(&mut self) -> Option<WireInflight> {
-        Some(WireInflight { len: self.u64()?, offset: self.u64()?, queues: self.u16()?, queue_size: self.u16()? })
+        Some(WireInflight {
+            len: self.u64()?,
+            offset: self.u64()?,
+            queues: self.u16()?,
+            queue_size: self.u16()?,
+        })
     }
 }
 
@@ -393,7 +398,9 @@ mod tests {
 
     #[test]
     fn payloads_that_are_short_long_or_unknown_are_told_apart() {
-        let decode = |request, payload: &[u8]| Request::decode(&header(request, 1, payload.len() as u32).unwrap(), payload);
+        let decode = |request, payload: &[u8]| {
+            Request::decode(&header(request, 1, payload.len() as u32).unwrap(), payload)
+        };
         assert_eq!(decode(code::SET_FEATURES, &[1, 0, 0, 0, 0, 0, 0, 0]).unwrap(), Request::SetFeatures(1));
         assert!(matches!(decode(code::SET_FEATURES, &[1]), Err(SessionError::WrongLength { .. })));
         assert!(matches!(decode(code::SET_FEATURES, &[0; 9]), Err(SessionError::WrongLength { .. })));

@@ -214,14 +214,25 @@ impl<D: DeviceModel> Session<D> {
     /// # Errors
     /// It could not be duplicated.
     pub fn kick_descriptor(&self, index: u16) -> Result<Option<OwnedFd>, SessionError> {
-        Ok(self.vrings[usize::from(index)].kick.iter().flatten().next().map(OwnedFd::try_clone).transpose()?)
+        Ok(self.vrings[usize::from(index)]
+            .kick
+            .iter()
+            .flatten()
+            .next()
+            .map(OwnedFd::try_clone)
+            .transpose()?)
     }
 
     /// Apply a request. The vrings that [`needs_quiet`](Self::needs_quiet) names must be at rest.
     ///
     /// # Errors
     /// A value that is wrong in itself or in the present state; nothing was changed then.
-    pub fn apply(&mut self, code: u32, request: Request, mut fds: Vec<OwnedFd>) -> Result<Applied, SessionError> {
+    pub fn apply(
+        &mut self,
+        code: u32,
+        request: Request,
+        mut fds: Vec<OwnedFd>,
+    ) -> Result<Applied, SessionError> {
         let (least, most) = request.descriptors();
         if fds.len() < least || fds.len() > most {
             return Err(SessionError::Descriptors { request: code, got: fds.len(), want: most });
@@ -256,7 +267,8 @@ impl<D: DeviceModel> Session<D> {
             Request::RemMemReg(wire) => {
                 let mut regions = self.regions.clone();
                 let known = |r: &MemoryRegion| (r.guest, r.len, r.user) == (wire.guest, wire.len, wire.user);
-                let at = regions.iter().position(known).ok_or(SessionError::NoRegion { guest: wire.guest })?;
+                let at =
+                    regions.iter().position(known).ok_or(SessionError::NoRegion { guest: wire.guest })?;
                 regions.remove(at);
                 self.set_memory(regions)
             }
@@ -275,8 +287,11 @@ impl<D: DeviceModel> Session<D> {
             }
             Request::SetVringBase { index, base } => {
                 let vring = self.vring(index)?;
-                vring.base = u16::try_from(base)
-                    .map_err(|_| SessionError::BadVringValue { index, what: "base", value: base.into() })?;
+                vring.base = u16::try_from(base).map_err(|_| SessionError::BadVringValue {
+                    index,
+                    what: "base",
+                    value: base.into(),
+                })?;
                 Ok(Applied::silent())
             }
             Request::GetVringBase { index } => {
@@ -313,7 +328,8 @@ impl<D: DeviceModel> Session<D> {
             }
             Request::SetConfig { offset, flags, bytes } => self.write_config(offset, flags, &bytes),
             Request::GetInflightFd(wire) => {
-                let (wire, fd) = Inflight::create(wire.queues.min(self.device.max_queues()), wire.queue_size)?;
+                let (wire, fd) =
+                    Inflight::create(wire.queues.min(self.device.max_queues()), wire.queue_size)?;
                 Ok(Applied { descriptor: Some(fd), ..Applied::with(Reply::inflight(&wire)) })
             }
             Request::SetInflightFd(wire) => {

@@ -35,7 +35,8 @@ pub fn device_features(read_only: bool, discard: bool, write_zeroes: bool) -> u6
     ] {
         bits |= 1 << bit;
     }
-    for (on, bit) in [(read_only, RO), (discard && !read_only, DISCARD), (write_zeroes && !read_only, WRITE_ZEROES)]
+    for (on, bit) in
+        [(read_only, RO), (discard && !read_only, DISCARD), (write_zeroes && !read_only, WRITE_ZEROES)]
     {
         if on {
             bits |= 1 << bit;

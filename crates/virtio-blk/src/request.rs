@@ -118,10 +118,16 @@ fn checked(chain: &mut Chain, geometry: &Geometry) -> Result<Request, Refusal> {
         kind::FLUSH => Ok(Request { operation: Operation::Flush, offset: 0, len: 0 }),
         kind::GET_ID => {
             inside(chain.writable())?;
-            Ok(Request { operation: Operation::GetId, offset: 0, len: total_len(chain.writable()).min(SERIAL_LEN as u64) })
+            Ok(Request {
+                operation: Operation::GetId,
+                offset: 0,
+                len: total_len(chain.writable()).min(SERIAL_LEN as u64),
+            })
         }
         kind::DISCARD if geometry.discard => one_range(chain, geometry, geometry.max_discard, false),
-        kind::WRITE_ZEROES if geometry.write_zeroes => one_range(chain, geometry, geometry.max_write_zeroes, true),
+        kind::WRITE_ZEROES if geometry.write_zeroes => {
+            one_range(chain, geometry, geometry.max_write_zeroes, true)
+        }
         other => Err(Refusal::UnknownType(other)),
     }
 }
@@ -140,7 +146,8 @@ fn one_range(chain: &mut Chain, geometry: &Geometry, max: u64, zeroes: bool) -> 
     if flags & !allowed != 0 {
         return Err(Refusal::ReservedFlags(flags));
     }
-    let operation = if zeroes { Operation::WriteZeroes { unmap: flags & RANGE_UNMAP != 0 } } else { Operation::Discard };
+    let operation =
+        if zeroes { Operation::WriteZeroes { unmap: flags & RANGE_UNMAP != 0 } } else { Operation::Discard };
     let request = range(operation, sector, len, geometry)?;
     if len > max {
         return Err(Refusal::OutOfRange { sector, len, size: geometry.size });

@@ -71,7 +71,8 @@ impl MemoryTable {
         self.regions.iter().find_map(|region| {
             let at = address.checked_sub(region.user)?;
             // SAFETY: `at` is inside the region, which is no longer than its mapping.
-            (at < region.len && region.len - at >= len).then(|| unsafe { region.mapping.as_ptr().add(at as usize) })
+            (at < region.len && region.len - at >= len)
+                .then(|| unsafe { region.mapping.as_ptr().add(at as usize) })
         })
     }
 

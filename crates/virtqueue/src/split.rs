@@ -85,7 +85,8 @@ impl SplitRing {
         let event = if event_idx { 2 } else { 0 };
         let n = u64::from(size);
         let part = |part, address: u64, len, align| {
-            let ptr = memory.translate_user(address, len).ok_or(RingError::OutsideMemory { part, address, len })?;
+            let ptr =
+                memory.translate_user(address, len).ok_or(RingError::OutsideMemory { part, address, len })?;
             // Atomic access needs the host address aligned; mappings begin at the same offset in a page as the region.
             if !address.is_multiple_of(align) || !(ptr as u64).is_multiple_of(align) {
                 return Err(RingError::Misaligned { part, address, align });

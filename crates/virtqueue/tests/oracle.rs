@@ -120,9 +120,15 @@ fn expected_segments(guest: &Guest, buffers: &[(u64, u32, bool)], writable: bool
 fn descriptor() -> impl Strategy<Value = Descriptor> {
     let address = prop_oneof![8 => 0x8000..MEMORY, 1 => MEMORY - 64..MEMORY + 64, 1 => any::<u64>()];
     let len = prop_oneof![8 => 1u32..4096, 1 => Just(0), 1 => any::<u32>()];
-    let flags = prop_oneof![4 => Just(NEXT), 4 => Just(NEXT | WRITE), 2 => Just(0), 2 => Just(WRITE), 1 => 0u16..8];
+    let flags =
+        prop_oneof![4 => Just(NEXT), 4 => Just(NEXT | WRITE), 2 => Just(0), 2 => Just(WRITE), 1 => 0u16..8];
     let next = prop_oneof![12 => 0..SIZE, 1 => any::<u16>()];
-    (address, len, flags, next).prop_map(|(address, len, flags, next)| Descriptor { address, len, flags, next })
+    (address, len, flags, next).prop_map(|(address, len, flags, next)| Descriptor {
+        address,
+        len,
+        flags,
+        next,
+    })
 }
 
 /// A descriptor that names an indirect table, mostly a usable one.

@@ -146,8 +146,13 @@ impl Frontend {
     pub fn send_raw(&self, bytes: &[u8], fds: &[RawFd]) {
         let rights = [ControlMessage::ScmRights(fds)];
         let control: &[ControlMessage<'_>] = if fds.is_empty() { &[] } else { &rights };
-        let sent =
-            sendmsg::<()>(self.stream.as_raw_fd(), &[IoSlice::new(bytes)], control, MsgFlags::MSG_NOSIGNAL, None);
+        let sent = sendmsg::<()>(
+            self.stream.as_raw_fd(),
+            &[IoSlice::new(bytes)],
+            control,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        );
         assert_eq!(sent.unwrap(), bytes.len());
     }
 
@@ -171,7 +176,10 @@ impl Frontend {
             for control in message.cmsgs().unwrap() {
                 if let ControlMessageOwned::ScmRights(raw) = control {
                     // SAFETY: the kernel has just made these descriptors for us.
-                    fds.extend(raw.into_iter().map(|fd| unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) }));
+                    fds.extend(
+                        raw.into_iter()
+                            .map(|fd| unsafe { <OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) }),
+                    );
                 }
             }
             (message.bytes, fds)
@@ -257,7 +265,8 @@ impl Driver {
 
     /// A driver with new memory on a connection that was negotiated.
     pub fn over(frontend: Frontend, size: u16) -> Self {
-        let memory = File::from(nix::sys::memfd::memfd_create(c"guest", nix::sys::memfd::MFdFlags::empty()).unwrap());
+        let memory =
+            File::from(nix::sys::memfd::memfd_create(c"guest", nix::sys::memfd::MFdFlags::empty()).unwrap());
         memory.set_len(MEMORY).unwrap();
         let eventfd = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
         Self { frontend, memory, kick: eventfd(), call: eventfd(), index: 0, size, avail: 0, used: 0 }
