@@ -140,6 +140,7 @@ class QueueCounters:
 
     @property
     def operations(self) -> int:
+        """Of every kind."""
         return self.reads + self.writes + self.flushes + self.discards + self.zeroes + self.others
 
 

@@ -225,6 +225,13 @@ def test_memory_content_outlives_the_gateway_but_not_the_host(memory_dir: Path) 
     (path / "v.raw").write_bytes(b"x" * 8 * MIB)
     assert pool.restore_backing(volume()) is None
     assert (path / "v.raw").read_bytes() == b"x" * 8 * MIB
+    # A restart without tmpfs where the pool was is no reason to fill the disk that is there instead.
+    if host.filesystem_type(Path("/tmp")) != "tmpfs":
+        elsewhere = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/tmp"))
+        with pytest.raises(FailedError, match="not in memory"):
+            open_pool(record("memory", elsewhere)).restore_backing(volume())
+        assert list(elsewhere.iterdir()) == []
+        elsewhere.rmdir()
     # After a restart of the host even the directory is gone.
     shutil.rmtree(path)
     notice = pool.restore_backing(volume())
@@ -294,6 +301,22 @@ def test_a_device_is_one_volume_of_its_size(loop_device: str) -> None:
     assert pool.backend(volume()) == {"type": "file", "path": loop_device, "direct": "auto"}
 
 
+def test_a_device_that_is_too_small_now_is_a_failed_volume(loop_device: str) -> None:
+    pool = open_pool(record("file", loop_device))
+    pool.check_backing(volume(size=16 * MIB))
+    pool.resize_backing(volume(), 16 * MIB)
+    with pytest.raises(NoSpaceError, match="8 MiB more were asked for"):
+        pool.resize_backing(volume(size=16 * MIB), 24 * MIB)
+    for look in (pool.check_backing, pool.restore_backing):
+        with pytest.raises(FailedError, match="has 16777216 bytes instead of 33554432"):
+            look(volume(size=32 * MIB))
+
+
+def test_a_device_needs_an_absolute_path() -> None:
+    with pytest.raises(InvalidError, match="absolute path"):
+        DevicePool(record("file", "loop0"))
+
+
 def test_a_devices_content_stays_when_its_volume_goes(loop_device: str) -> None:
     Path(loop_device).write_bytes(b"x" * 4096)
     pool = open_pool(record("file", loop_device))
@@ -321,8 +344,9 @@ def test_two_names_of_one_device_are_one_medium(loop_device: str, tmp_path: Path
 def test_a_missing_device_is_told() -> None:
     pool = open_pool(record("file", "/dev/ringstone-no-such-device"))
     assert isinstance(pool, DevicePool)
-    with pytest.raises(NoDeviceError, match="no-such-device"):
-        pool.prepare()
+    for use in (pool.prepare, pool.usage, lambda: pool.create_backing(volume())):
+        with pytest.raises(NoDeviceError, match="no-such-device"):
+            use()
     with pytest.raises(FailedError, match="no-such-device"):
         pool.restore_backing(volume())
 

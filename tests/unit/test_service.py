@@ -485,6 +485,34 @@ def test_work_on_one_volume_does_not_wait_for_another(host: Host) -> None:
     assert host.store.attachments() == []
 
 
+def test_what_was_done_is_told(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    record = host.service.attach("v")
+    host.service.resize_volume("v", 2 * MIB)
+    host.service.detach("v")
+    host.service.delete_volume("v")
+    host.service.delete_pool("p")
+    assert [(event.volume, event.message) for event in host.events.latest(100)] == [
+        ("", "Made file pool p."),
+        ("v", "Made in pool p with 1 MiB."),
+        ("v", f"Attached at {record.socket}."),
+        ("v", "Grown to 2 MiB."),
+        ("v", "Detached."),
+        ("v", "Deleted."),
+        ("", "Deleted pool p."),
+    ]
+
+
+def test_a_run_directory_that_cannot_be_made_is_told(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    (host.root / "run").write_text("in the way")
+    with pytest.raises(RingstoneError, match="run/vhost failed"):
+        host.service.attach("v")
+    assert host.store.attachments() == []
+
+
 # restart
 
 

@@ -37,6 +37,7 @@ def test_queues_are_read_and_unfinished_or_free_slots_left_out() -> None:
     )
     assert (alpha.in_flight, alpha.reads, alpha.writes, alpha.flushes) == (2088, 2096, 2104, 2112)
     assert (alpha.discards, alpha.zeroes, alpha.others) == (2120, 2128, 2136)
+    assert alpha.operations == 2096 + 2104 + 2112 + 2120 + 2128 + 2136
     assert (alpha.bytes_read, alpha.bytes_written, alpha.bytes_discarded) == (2144, 2152, 2160)
     assert (alpha.errors, alpha.bounces, alpha.kicks, alpha.calls) == (2168, 2176, 2184, 2192)
     assert alpha.read_latency == Histogram({0: 1, 7: 1, 8: 1, 63: 1, 143: 10})

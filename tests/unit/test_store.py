@@ -97,6 +97,13 @@ def test_what_is_not_there_is_not_found(store: SqliteStore) -> None:
     assert store.attachment("v") is None
 
 
+def test_a_volume_that_is_not_attached_cannot_be_detached(store: SqliteStore) -> None:
+    filled(store)
+    store.remove_attachment("v")
+    with pytest.raises(NotFoundError, match="is not attached"):
+        store.remove_attachment("v")
+
+
 def test_volumes_change_and_are_listed_by_pool(store: SqliteStore) -> None:
     filled(store)
     store.add_pool(replace(POOL, name="q"))

@@ -27,3 +27,8 @@ class NamedLocks:
                     del self._locks[name]
                 else:
                     self._locks[name] = (lock, users - 1)
+
+    def users(self, name: str) -> int:
+        """How many hold or wait for `name` now."""
+        with self._guard:
+            return self._locks[name][1] if name in self._locks else 0
