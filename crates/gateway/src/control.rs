@@ -399,6 +399,9 @@ impl Control {
         if live.session.broken() {
             return;
         }
+        // Rings in memory that was cut read as zeroes and look malformed; say what the cause is.
+        let cut = live.session.memory().poisoned();
+        let why = if cut { "the frontend cut the file behind its memory" } else { why };
         self.events.log(
             Level::Error,
             attachment.volume.name(),
@@ -485,7 +488,7 @@ impl Control {
             .map(|(id, _)| *id)
             .collect();
         for id in hit {
-            self.fail_device(id, "the frontend cut the file behind its memory");
+            self.fail_device(id, "guest memory cannot be used");
         }
     }
 }
