@@ -9,6 +9,7 @@ SHELL := /bin/bash
 # Seconds per target: a bounded run in `make test`, a long one in `make fuzz`.
 FUZZ_TEST_SECONDS ?= 10
 FUZZ_SECONDS ?= 600
+SOAK_SECONDS ?= 600
 
 VENV := $(CURDIR)/.venv
 # Cargo's build scripts look for Python too; one answer for all of them keeps builds from undoing one another.
@@ -85,10 +86,10 @@ test-rust: rust ## The Rust tests alone
 	@$(run-test-rust)
 test-python: build ## The Python tests alone: unit, functional and with a real guest
 	@$(run-test-python)
-fuzz: rust ## Fuzz the rings and the control messages for FUZZ_SECONDS (600) per target
+fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)
-soak: build ## The tests that run for long
-	@$(STEP) soak --say -- $(VENV)/bin/python -m pytest -m soak
+soak: build ## The tests that run for long; SOAK_SECONDS (600) for those that go round
+	@$(STEP) soak --say -- env RINGSTONE_SOAK_SECONDS=$(SOAK_SECONDS) $(VENV)/bin/python -m pytest -m soak
 bench: build ## Measure the gateway against qemu-storage-daemon and the machine's limits
 	@$(VENV)/bin/ringstone bench suite $(BENCH_ARGS)
 
