@@ -14,8 +14,8 @@ from tests.framework.gateway import GatewayProcess
 
 SECONDS = float(os.environ.get("RINGSTONE_SOAK_SECONDS", "600"))
 MIB = 1 << 20
-# What may be more at the end than after the first round: the gateway's heap breathes, and connections of its API close
-# when they have been idle for a while. A leak of a descriptor or of a volume's memory in each round is soon beyond both.
+# What may be more at the end than after the first round: the gateway's heap breathes, and connections of its API
+# close when they have been idle for a while. A leak in each round is soon beyond both.
 RESIDENT_SLACK = 16 * MIB
 DESCRIPTOR_SLACK = 4
 
