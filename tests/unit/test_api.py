@@ -123,17 +123,23 @@ def test_names_in_a_path_cannot_leave_it(api: Api) -> None:
         body(api.get(f"/v1/volumes/{name}"), 404, "not_found")
 
 
-def test_an_engine_error_keeps_its_code_and_message(api: Api, engine: FakeEngine) -> None:
+def test_an_engine_error_keeps_its_code_and_message(
+    api: Api, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.failures["attach"] = StorageError("The drive has gone.")
     response = api.post("/v1/attachments", json={"volume": "alpha"})
     assert body(response, 500, "io") == "The drive has gone."
+    assert "The drive has gone." in caplog.text
     assert api.get("/v1/attachments").json() == []
 
 
-def test_an_unforeseen_failure_is_one_answer_and_no_end(api: Api, engine: FakeEngine) -> None:
+def test_an_unforeseen_failure_is_one_answer_and_no_end(
+    api: Api, engine: FakeEngine, caplog: pytest.LogCaptureFixture
+) -> None:
     engine.before = lambda call: 1 / 0  # type: ignore[assignment]
     message = body(api.post("/v1/attachments", json={"volume": "alpha"}), 500, "internal")
     assert "ZeroDivisionError" in message
+    assert "Traceback" in caplog.text
     engine.before = lambda call: None
     assert api.get("/v1/attachments").json() == []
     assert api.post("/v1/attachments", json={"volume": "alpha"}).status_code == 201

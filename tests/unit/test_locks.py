@@ -23,6 +23,7 @@ def test_one_name_has_one_holder_at_a_time() -> None:
     for thread in threads:
         thread.join()
     assert (len(most), max(most)) == (800, 1)
+    assert locks.users("v") == 0
 
 
 def test_who_comes_while_another_waits_gets_the_same_lock() -> None:

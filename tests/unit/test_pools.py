@@ -76,6 +76,26 @@ def test_a_file_volume_is_a_thin_private_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_what_was_made_or_removed_is_on_stable_media(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    pool = open_pool(record("file", tmp_path))
+    open_files = len(os.listdir("/proc/self/fd"))
+    pool.create_backing(volume())
+    assert synced == [str(tmp_path / "v.raw"), str(tmp_path)]
+    pool.resize_backing(volume(), 16 * MIB)
+    assert synced[2:] == [str(tmp_path / "v.raw")]
+    pool.remove_backing(volume())
+    assert synced[3:] == [str(tmp_path)]
+    assert len(os.listdir("/proc/self/fd")) == open_files
+
+
 def test_a_file_grows_and_keeps_its_content(tmp_path: Path) -> None:
     pool = open_pool(record("file", tmp_path))
     pool.create_backing(volume())

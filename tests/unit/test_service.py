@@ -231,6 +231,20 @@ def test_a_failing_undo_is_told_and_can_be_repeated(host: Host, monkeypatch: pyt
     assert (host.store.volumes(), host.files()) == ([], [])
 
 
+def test_a_foreign_file_is_seen_before_anything_is_written(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A crash between the row and the file must not make the next start take the foreign file for the
+    volume's."""
+    host.pool()
+    (host.root / "pools/p/v.raw").write_bytes(b"precious")
+    monkeypatch.setattr("ringstone.pools.file.FilePool.create_backing", lambda *_: interrupt())
+    with pytest.raises(ExistsError, match="belongs to no volume"):
+        host.service.create_volume("v", "p", MIB, 512)
+    host.crash_and_restart()
+    assert (host.root / "pools/p/v.raw").read_bytes() == b"precious"
+
+
 def test_a_foreign_file_that_comes_in_between_is_not_taken_back(
     host: Host, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +362,16 @@ def test_a_size_that_cannot_be_changes_nothing(
     assert (host.root / "pools/p/v.raw").stat().st_size == 2 * MIB
 
 
+def test_a_volume_without_its_backing_does_not_grow(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    os.truncate(host.root / "pools/p/v.raw", 512)
+    with pytest.raises(FailedError, match="512 bytes instead of"):
+        host.service.resize_volume("v", 2 * MIB)
+    assert host.store.volume("v").size == MIB
+    assert (host.root / "pools/p/v.raw").stat().st_size == 512
+
+
 def test_a_growth_the_engine_refuses_is_taken_back(host: Host) -> None:
     host.pool()
     host.service.create_volume("v", "p", MIB, 512)
@@ -421,6 +445,14 @@ def test_attachments_that_cannot_be_are_refused_and_leave_nothing(host: Host) ->
             host.service.attach(name, socket=socket)
     assert host.store.attachments() == [record]
     assert [volume.name for volume in host.engine.volumes()] == ["v"]
+
+
+def test_the_longest_socket_path_is_taken(host: Host) -> None:
+    """sockaddr_un has 108 bytes, the last of them a NUL: unix(7)."""
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    longest = f"{host.memory}/".ljust(107, "x")
+    assert host.service.attach("v", socket=longest).socket == longest
 
 
 @pytest.mark.parametrize("step", ["open_volume", "attach"])

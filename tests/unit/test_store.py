@@ -2,9 +2,10 @@
 
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,6 +144,34 @@ def test_a_transaction_keeps_other_threads_out(store: SqliteStore) -> None:
     done.wait()
     thread.join()
     assert seen == [2]
+
+
+class FullDisk:
+    """A connection whose next COMMIT fails as on a full disk; everything else is the real one."""
+
+    def __init__(self, real: sqlite3.Connection) -> None:
+        self._real = real
+        self._full = True
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def execute(self, sql: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        if sql == "COMMIT" and self._full:
+            self._full = False
+            raise sqlite3.OperationalError("database or disk is full")
+        return self._real.execute(sql, values)
+
+
+def test_a_failed_commit_is_told_and_leaves_nothing(store: SqliteStore) -> None:
+    real = store._db
+    store._db = FullDisk(real)  # type: ignore[assignment]
+    with pytest.raises(StateError, match="disk is full"):
+        store.add_pool(POOL)
+    assert store.pools() == []
+    store.add_pool(POOL)
+    assert store.pools() == [POOL]
+    store._db = real
 
 
 def test_an_uncommitted_change_is_gone_after_a_crash(path: Path, store: SqliteStore) -> None:
