@@ -71,8 +71,7 @@ lint: rustfmt clippy ruff mypy shellcheck ## rustfmt, clippy, ruff, mypy, shellc
 rustfmt: rust
 	@$(STEP) rustfmt -- cargo fmt --all --check
 clippy: rust python-env
-	@$(STEP) clippy -- cargo clippy --locked --all-targets -- -D warnings
-	@$(STEP) clippy-fuzz -- cargo clippy --locked --package ringstone-fuzz --no-default-features -- -D warnings
+	@$(STEP) clippy -- cargo clippy --locked --workspace --all-targets --no-default-features -- -D warnings
 ruff: python-env
 	@$(STEP) ruff -- $(VENV)/bin/ruff check
 	@$(STEP) ruff-format -- $(VENV)/bin/ruff format --check
