@@ -3,6 +3,7 @@
 import io
 import json
 import shlex
+import signal
 import subprocess
 import sys
 from contextlib import redirect_stderr, redirect_stdout
@@ -203,6 +204,26 @@ def test_stats_and_top_show_a_resting_volume(gateway: GatewayProcess) -> None:
     table = gateway.cli("top", *watch).stdout
     assert "busy" in table
     assert "p99.9" in table
+
+
+@pytest.mark.parametrize("command", [("top",), ("volume", "stats", "v", "--watch")])
+def test_ctrl_c_ends_a_live_command_without_an_error(
+    gateway: GatewayProcess, command: tuple[str, ...]
+) -> None:
+    gateway.serve("v")
+    with subprocess.Popen(
+        [*RINGSTONE, "--socket", str(gateway.socket), *command, "--interval", "0.1", "--json"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=gateway.environment(),
+    ) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        json.loads(process.stdout.readline())
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr.read() == ""
 
 
 def test_what_starts_a_guest_is_printed(gateway: GatewayProcess) -> None:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import count as counting
 from typing import Annotated
 
@@ -17,17 +18,20 @@ IntervalOption = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds 
 def watch(
     read: Callable[[], Snapshot], interval: float, count: int | None
 ) -> Iterator[tuple[Snapshot, Snapshot]]:
-    """Pairs of readings `interval` seconds apart: `count` of them, or until Ctrl-C, which ends it without an
-    error."""
-    try:
-        old = read()
-        for _ in range(count) if count is not None else counting():
-            time.sleep(interval)
-            new = read()
-            yield old, new
-            old = new
-    except KeyboardInterrupt:
-        return
+    """Pairs of readings `interval` seconds apart: `count` of them, or without end."""
+    old = read()
+    for _ in range(count) if count is not None else counting():
+        time.sleep(interval)
+        new = read()
+        yield old, new
+        old = new
+
+
+@contextmanager
+def until_interrupted() -> Iterator[None]:
+    """Ctrl-C is how a person ends such a command, and no error."""
+    with suppress(KeyboardInterrupt):
+        yield
 
 
 def show_live(tables: Iterable[RenderableType]) -> None:

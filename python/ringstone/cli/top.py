@@ -8,7 +8,7 @@ from rich.console import Group
 from rich.table import Table
 
 from ringstone.cli.context import JsonOption, context_of, print_json
-from ringstone.cli.live import IntervalOption, show_live, watch
+from ringstone.cli.live import IntervalOption, show_live, until_interrupted, watch
 from ringstone.cli.volume_stats import rates_json
 from ringstone.rates import ReactorRates, VolumeRates, reactor_rates, volume_rates
 from ringstone.units import format_latency, format_rate
@@ -23,7 +23,7 @@ def top(
     """Show what reactors and volumes are doing, anew at each interval, until Ctrl-C. With --json one line
     each."""
     cli = context_of(context, json_output)
-    with cli.client() as client:
+    with cli.client() as client, until_interrupted():
         readings = watch(client.stats, interval, count)
         if cli.json:
             for old, new in readings:

@@ -7,7 +7,7 @@ import typer
 from rich.table import Table
 
 from ringstone.cli.context import JsonOption, VolumeName, context_of, print_json, print_table
-from ringstone.cli.live import IntervalOption, show_live, watch
+from ringstone.cli.live import IntervalOption, show_live, until_interrupted, watch
 from ringstone.rates import VolumeRates, VolumeTotals, totals, volume_rates
 from ringstone.stats import Histogram
 from ringstone.units import format_latency, format_rate, format_size
@@ -30,7 +30,7 @@ def stats(
     With --json --watch each interval is one line.
     """
     cli = context_of(context, json_output)
-    with cli.client() as client:
+    with cli.client() as client, until_interrupted():
         if not watching:
             sums = totals(client.stats(volume=name), name)
             if cli.json:
