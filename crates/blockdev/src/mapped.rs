@@ -202,14 +202,20 @@ impl MappedDrive {
         view.sound()
     }
 
-    /// Bring the first cache line of a range near; wrong offsets do no harm.
+    /// Bring the first `LINES` cache lines of a range near; wrong offsets do no harm. The processor's own prefetcher takes
+    /// over from there.
     #[inline(always)]
-    pub fn prefetch(&self, offset: u64) {
+    pub fn prefetch<const LINES: usize>(&self, offset: u64) {
         #[cfg(target_arch = "x86_64")]
-        // SAFETY: a prefetch has no architectural effect, whatever the address.
-        unsafe {
-            let line = self.view().mapping.as_ptr().wrapping_add(offset as usize);
-            core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(line.cast());
+        {
+            let first = self.view().mapping.as_ptr().wrapping_add(offset as usize);
+            for line in 0..LINES {
+                // SAFETY: a prefetch has no architectural effect, whatever the address.
+                unsafe {
+                    let at = first.wrapping_add(64 * line).cast();
+                    core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(at);
+                }
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = offset;

@@ -104,7 +104,7 @@ fn requests_allocate_nothing_and_share_their_system_calls() {
         let before = ALLOCATIONS.load(Ordering::Relaxed);
         let plain = load(&socket, depth, 50);
         let allocations = ALLOCATIONS.load(Ordering::Relaxed) - before;
-        assert!(plain > 1_000, "{name}: only {plain} requests were done");
+        assert!(plain > 100, "{name}: only {plain} requests were done, too few to tell");
         assert!(allocations < 200, "{name}: {allocations} allocations for {plain} requests");
         let (traced, calls) = system_calls(host.dir.path(), || load(&socket, depth, 50));
         let enters: u64 = calls.iter().filter(|(n, _)| n == "io_uring_enter").map(|(_, c)| *c).sum();

@@ -15,6 +15,8 @@ use crate::pools::{Pools, Quota};
 use crate::queue::{Queue, QueueParts};
 use crate::uring::{Completion, Tag, Uring};
 
+/// Turns without work between two looks at the clock.
+const TURNS_BETWEEN_LOOKS: u32 = 16;
 /// Completions handled in one turn before the rings have theirs.
 const REAP: usize = 256;
 
@@ -25,8 +27,10 @@ pub struct Shared {
     pub fixed: FixedBuffers,
     pub chain: Chain,
     pub clock: Clock,
-    /// Tick of the present turn.
+    /// The tick that requests are begun and completed at; read once for many of them.
     pub now: u64,
+    /// Tick at which the present turn found its first work; 0 before.
+    pub began: u64,
     pub stats: ReactorStats,
     /// Places of queues whose used ring has entries the driver was not shown.
     pub dirty: Vec<u16>,
@@ -59,6 +63,15 @@ impl Delayed {
 }
 
 impl Shared {
+    /// There is work in this turn: read the clock.
+    #[inline(always)]
+    pub fn work_found(&mut self) {
+        self.now = self.clock.now();
+        if self.began == 0 {
+            self.began = self.now;
+        }
+    }
+
     /// Tell the control thread of an I/O error: the first of a queue, and then whenever their number doubles.
     #[cold]
     pub fn report_error(
@@ -118,28 +131,41 @@ impl Reactor {
     pub fn run(&mut self) {
         self.shared.uring.watch(self.wake.as_raw_fd(), Tag::Mail);
         self.shared.stats.set_asleep(false);
-        let mut turn_began = self.shared.clock.now();
-        let mut last_work = turn_began;
+        let mut accounted = self.shared.clock.now();
+        let mut last_work = accounted;
+        let mut idle_turns = 0u32;
         while self.running || !self.active.is_empty() {
-            self.shared.now = turn_began;
-            let work = self.turn();
-            let now = self.shared.clock.now();
-            let spent = self.shared.clock.ns(now - turn_began);
-            turn_began = now;
-            self.shared.stats.add(ReactorCounter::Turns, 1);
-            if work {
-                last_work = now;
-                self.shared.stats.add(ReactorCounter::BusyNs, spent);
+            self.shared.began = 0;
+            if self.turn() {
+                // From the first work found to here is busy, before it idle.
+                let ended = self.shared.clock.now();
+                let began = self.shared.began.max(accounted);
+                self.account(began - accounted, ended - began, u64::from(idle_turns) + 1);
                 self.publish_uring_counts();
-            } else {
-                self.shared.stats.add(ReactorCounter::IdleNs, spent);
+                (accounted, last_work, idle_turns) = (ended, ended, 0);
+                continue;
+            }
+            idle_turns += 1;
+            if idle_turns == TURNS_BETWEEN_LOOKS {
+                // An idle turn is so short that reading the clock in each would double it.
+                let now = self.shared.clock.now();
+                self.account(now - accounted, 0, u64::from(idle_turns));
+                (accounted, idle_turns) = (now, 0);
                 if now - last_work > self.idle_ticks && self.running {
                     self.sleep();
-                    turn_began = self.shared.clock.now();
-                    last_work = turn_began;
+                    accounted = self.shared.clock.now();
+                    last_work = accounted;
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn account(&self, idle: u64, busy: u64, turns: u64) {
+        let (clock, stats) = (self.shared.clock, &self.shared.stats);
+        stats.add(ReactorCounter::IdleNs, clock.ns(idle));
+        stats.add(ReactorCounter::BusyNs, clock.ns(busy));
+        stats.add(ReactorCounter::Turns, turns);
     }
 
     /// One turn; true if there was anything to do.
@@ -207,7 +233,7 @@ impl Reactor {
         while reaped < REAP {
             let Some(completion) = self.shared.uring.reap() else { break };
             if reaped == 0 {
-                self.shared.now = self.shared.clock.now();
+                self.shared.work_found();
             }
             reaped += 1;
             self.dispatch(completion);
@@ -263,6 +289,7 @@ impl Reactor {
     fn mail(&mut self) -> bool {
         let mut work = false;
         while let Some(command) = self.inbox.receive() {
+            self.shared.work_found();
             work = true;
             self.shared.stats.add(ReactorCounter::Messages, 1);
             self.obey(command);

@@ -295,6 +295,7 @@ impl Queue {
     #[cold]
     pub(crate) fn carry_on(&mut self, shared: &mut Shared) -> bool {
         let mut work = false;
+        shared.work_found();
         if let Some(head) = self.partial.pop_front() {
             self.execute(head, shared);
             work = true;

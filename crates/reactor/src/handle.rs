@@ -186,6 +186,7 @@ fn prepare(
         chain: Chain::default(),
         clock,
         now: clock.now(),
+        began: 0,
         stats,
         dirty: Vec::with_capacity(256),
         quota: Quota::share(1),

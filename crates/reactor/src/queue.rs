@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ringstone_blockdev::{Drive, Fault, FaultDice, MappedDrive};
 use ringstone_telemetry::{Latency, QueueCounter, QueueStats, ReactorCounter};
-use ringstone_virtio_blk::{parse, status, Geometry, Operation, Request};
+use ringstone_virtio_blk::{glance_read, parse, status, Geometry, Operation, Request};
 use ringstone_virtqueue::{GuestByte, RingError, SplitRing};
 use ringstone_volume::Volume;
 
@@ -66,7 +66,12 @@ pub struct Queue {
     failed: Option<String>,
     dirty: bool,
     pub(crate) errors: u64,
+    /// The chain taken last, and where its header was.
+    last: (u16, *const u8),
 }
+
+// SAFETY: `last` is only ever prefetched; everything else is Send.
+unsafe impl Send for Queue {}
 
 impl Queue {
     pub fn new(parts: QueueParts) -> Self {
@@ -86,6 +91,7 @@ impl Queue {
             failed: None,
             dirty: false,
             errors: 0,
+            last: (0, std::ptr::null()),
             parts,
         }
     }
@@ -159,18 +165,21 @@ impl Queue {
         if let Err(error) = result {
             self.fail(error.to_string());
         }
-        self.flush(shared);
         u32::from(waiting)
     }
 
     #[inline(always)]
     fn take<M: Mover>(&mut self, batch: u16, mover: &M, shared: &mut Shared) -> Result<(), RingError> {
-        let started = shared.clock.now();
+        if batch == 1 {
+            self.parts.ring.prefetch_lone(self.last.0, self.last.1);
+        }
+        shared.work_found();
+        let started = shared.now;
         let geometry = Geometry { size: self.parts.volume.size(), ..self.parts.geometry };
         let mut tally = Tally::default();
         let mut result = Ok(());
         for i in 0..batch {
-            self.prefetch(i, batch);
+            self.prefetch(i, batch, mover);
             match self.take_one(&geometry, mover, started, &mut tally, shared) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -186,13 +195,13 @@ impl Queue {
                 self.parts.ring.publish();
             }
         }
-        self.parts.ring.publish();
+        self.flush(shared);
         self.count(&tally, shared.clock.ns(shared.clock.now() - started));
         result
     }
 
     #[inline(always)]
-    fn prefetch(&self, done: u16, batch: u16) {
+    fn prefetch<M: Mover>(&self, done: u16, batch: u16, mover: &M) {
         // Distances count from the entry about to be taken. Heads are checked by peek; a bad one is dealt with in its turn.
         let ring = &self.parts.ring;
         if done == 0 {
@@ -210,6 +219,11 @@ impl Queue {
         if done + AHEAD_HEADER < batch {
             if let Ok(head) = ring.peek(AHEAD_HEADER) {
                 ring.prefetch_first_buffer(head);
+            }
+        }
+        if done + 1 < batch {
+            if let Some(header) = ring.peek(1).ok().and_then(|head| ring.glance(head)) {
+                mover.foresee(&header);
             }
         }
     }
@@ -230,8 +244,13 @@ impl Queue {
             return Err(RingError::HeadInFlight { head });
         }
         ring.walk(head, &mut shared.chain)?;
+        ring.prefetch_used();
+        self.last = (head, shared.chain.begin());
         let (request, guest_status) = match parse(&mut shared.chain, geometry) {
-            Ok(parsed) => parsed,
+            Ok((request, guest_status)) => {
+                guest_status.prefetch();
+                (request, guest_status)
+            }
             Err((Some(guest_status), refusal)) => {
                 // SAFETY: the ring keeps the memory table alive.
                 unsafe { guest_status.set(refusal.status()) };
@@ -458,6 +477,10 @@ impl Tally {
 trait Mover {
     /// `Some(succeeded)`, or `None` if the request needs a slot.
     fn move_now(&self, request: &Request, shared: &mut Shared) -> Option<bool>;
+
+    /// The next request seems to begin with `header`.
+    #[inline(always)]
+    fn foresee(&self, _header: &[u8; 16]) {}
 }
 
 struct Inline<'a>(&'a MappedDrive);
@@ -493,6 +516,15 @@ impl Mover for Inline<'_> {
             _ => return None,
         }
         Some(true)
+    }
+
+    #[inline(always)]
+    fn foresee(&self, header: &[u8; 16]) {
+        /// Lines of the next block, brought near while this one is copied.
+        const LINES: usize = 32;
+        if let Some(offset) = glance_read(header) {
+            self.0.prefetch::<LINES>(offset);
+        }
     }
 }
 

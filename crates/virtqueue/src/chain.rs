@@ -1,6 +1,7 @@
 use std::ptr;
 
 use crate::memory::MemoryTable;
+use crate::split::prefetch_for_write;
 
 /// Segments of one chain at most: seg_max data segments (126), the header and the status, doubled for drivers that split
 /// them and for buffers that lie across two memory regions.
@@ -51,6 +52,12 @@ impl GuestByte {
         Self(ptr::null_mut())
     }
 
+    /// Hint that the byte will be written soon.
+    #[inline(always)]
+    pub fn prefetch(self) {
+        prefetch_for_write(self.0);
+    }
+
     /// Write the byte.
     ///
     /// # Safety
@@ -80,6 +87,12 @@ impl Default for Chain {
 }
 
 impl Chain {
+    /// Where the chain begins; null if it is empty.
+    #[inline(always)]
+    pub fn begin(&self) -> *const u8 {
+        self.segments[0].ptr
+    }
+
     /// Device-readable segments, in order.
     #[inline(always)]
     pub fn readable(&self) -> &[Segment] {

@@ -229,13 +229,47 @@ impl SplitRing {
         prefetch(self.descriptors.wrapping_add(16 * usize::from(head & self.mask)));
     }
 
-    /// Hint that what the first descriptor of `head` points at is needed soon.
+    /// Hint that what the first descriptor of `head` points at is needed soon: the header, and in drivers' usual layout the
+    /// status byte beside it, which will be written.
     #[inline(always)]
     pub fn prefetch_first_buffer(&self, head: u16) {
         let descriptor = self.descriptor(self.descriptors, head & self.mask);
         if let Some((_, region)) = self.memory.find(descriptor.address, 0) {
-            prefetch(region.mapping.as_ptr().wrapping_add((descriptor.address - region.guest) as usize));
+            prefetch_for_write(
+                region.mapping.as_ptr().wrapping_add((descriptor.address - region.guest) as usize),
+            );
         }
+    }
+
+    /// A guess at what the chain at `head` begins with, for prefetching: its first 16 bytes, if they are one buffer. They may
+    /// change until the chain is walked.
+    #[inline(always)]
+    pub fn glance(&self, head: u16) -> Option<[u8; 16]> {
+        let descriptor = self.descriptor(self.descriptors, head & self.mask);
+        let (_, region) = self.memory.find(descriptor.address, 0)?;
+        let at = descriptor.address - region.guest;
+        if descriptor.len != 16 || region.len - at < 16 {
+            return None;
+        }
+        // SAFETY: the 16 bytes lie inside the region, which is no longer than its mapping.
+        Some(unsafe { region.mapping.as_ptr().add(at as usize).cast::<[u8; 16]>().read_unaligned() })
+    }
+
+    /// Hint that the next request is about to be taken and is the only one: its available entry, the place of its used
+    /// entry, and, guessing that the driver takes the descriptors that it got back last, those (`guess`) and their `header`.
+    /// The misses overlap that would come one after the other; a wrong guess costs nothing.
+    #[inline(always)]
+    pub fn prefetch_lone(&self, guess: u16, header: *const u8) {
+        prefetch(self.available.wrapping_add(4 + 2 * usize::from(self.next_available & self.mask)));
+        self.prefetch_descriptors(guess);
+        prefetch_for_write(header);
+        self.prefetch_used();
+    }
+
+    /// Hint that the next used entry will be written.
+    #[inline(always)]
+    pub fn prefetch_used(&self) {
+        prefetch_for_write(self.used.wrapping_add(4 + 8 * usize::from(self.next_used & self.mask)));
     }
 
     /// Follow the chain that begins at `head` into `chain`.
@@ -373,6 +407,19 @@ impl SplitRing {
         }
         fence(Ordering::SeqCst);
     }
+}
+
+/// Hint that the cache line at `ptr` will be written soon. Any address is allowed: a prefetch never faults.
+#[inline(always)]
+pub fn prefetch_for_write(ptr: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: PREFETCHW has no architectural effect, whatever the address; processors without it treat it as a NOP. The
+    // intrinsic would need the feature enabled for the whole build.
+    unsafe {
+        core::arch::asm!("prefetchw [{0}]", in(reg) ptr, options(nostack, preserves_flags, readonly));
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = ptr;
 }
 
 /// Hint that the cache line at `ptr` is needed soon. Any address is allowed: a prefetch never faults.
