@@ -8,6 +8,8 @@ use ringstone_mapping::MappingError;
 pub enum DriveError {
     #[error("cannot open {path}: {source}; check that it exists and that you may read and write it")]
     Open { path: PathBuf, source: io::Error },
+    #[error("{path} is in use by another process (or mounted); stop that first")]
+    InUse { path: PathBuf },
     #[error("{path} is neither a regular file nor a block device; give one of these")]
     WrongType { path: PathBuf },
     #[error("{path} holds {have} bytes but the volume has {want}; make it longer first")]

@@ -5,8 +5,10 @@ use std::io::{self, Seek, SeekFrom};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::DriveError;
+use crate::lock::lock;
 
 /// Whether to go past the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +29,8 @@ pub struct FileDrive {
     memory_align: u32,
     offset_align: u32,
     punch: bool,
-    zero_range: bool,
+    /// Cleared by the first request that the file system refuses.
+    zero_range: AtomicBool,
 }
 
 impl FileDrive {
@@ -42,16 +45,21 @@ impl FileDrive {
         read_only: bool,
         direct: Direct,
     ) -> Result<Self, DriveError> {
-        let fail = |source| DriveError::Open { path: path.to_owned(), source };
+        let fail = |source: io::Error| match source.raw_os_error() {
+            Some(libc::EBUSY) => DriveError::InUse { path: path.to_owned() },
+            _ => DriveError::Open { path: path.to_owned(), source },
+        };
+        let kind = std::fs::metadata(path).map_err(fail)?.file_type();
+        // The kernel lets one O_EXCL opener have a block device, and none while it is mounted.
+        let exclusive = if kind.is_block_device() && !read_only { libc::O_EXCL } else { 0 };
         let open = |flags| {
             // O_NONBLOCK: opening a FIFO by mistake must not hang; it means nothing to files and drives.
             OpenOptions::new()
                 .read(true)
                 .write(!read_only)
-                .custom_flags(flags | libc::O_CLOEXEC | libc::O_NONBLOCK)
+                .custom_flags(flags | exclusive | libc::O_CLOEXEC | libc::O_NONBLOCK)
                 .open(path)
         };
-        let kind = std::fs::metadata(path).map_err(fail)?.file_type();
         if !kind.is_file() && !kind.is_block_device() {
             return Err(DriveError::WrongType { path: path.to_owned() });
         }
@@ -81,12 +89,11 @@ impl FileDrive {
             memory_align,
             offset_align,
             punch: false,
-            zero_range: false,
+            zero_range: AtomicBool::new(true),
         };
+        lock(&drive.file, path, read_only)?;
         drive.check_len(size)?;
-        if !read_only {
-            drive.probe_ranges();
-        }
+        drive.punch = !read_only && drive.probe_punch();
         Ok(drive)
     }
 
@@ -111,7 +118,12 @@ impl FileDrive {
 
     /// Ranges can be zeroed and stay allocated.
     pub fn can_zero_range(&self) -> bool {
-        self.zero_range
+        self.zero_range.load(Ordering::Relaxed)
+    }
+
+    /// The file system does not know FALLOC_FL_ZERO_RANGE.
+    pub fn zero_range_refused(&self) {
+        self.zero_range.store(false, Ordering::Relaxed);
     }
 
     pub fn describe(&self) -> String {
@@ -130,26 +142,16 @@ impl FileDrive {
         Ok(())
     }
 
-    /// Ask the file system what it can do, on a range behind the end of a file where nothing can be harmed.
-    fn probe_ranges(&mut self) {
+    /// Ask the file system whether it can punch holes, on a range behind the end of the file where nothing is harmed.
+    fn probe_punch(&self) -> bool {
         if self.block_device {
-            // The kernel zeroes by itself where the drive cannot, and a discard that does not zero is refused with
-            // EOPNOTSUPP by PUNCH_HOLE; both are answered request by request.
-            self.punch = true;
-            self.zero_range = true;
-            return;
+            // The kernel zeroes by itself where the drive cannot; a refusal is dealt with request by request.
+            return true;
         }
         let end = self.file.metadata().map_or(0, |m| m.size()).next_multiple_of(1 << 20);
-        let works = |mode| {
-            // SAFETY: a plain system call on our descriptor; KEEP_SIZE and a range behind the end leave the content alone.
-            unsafe { libc::fallocate(self.file.as_raw_fd(), mode, end as libc::off_t, 4096) == 0 }
-        };
-        self.punch = works(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
-        self.zero_range = works(libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE);
-        if self.zero_range {
-            // ZERO_RANGE may have allocated behind the end; give it back.
-            works(libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE);
-        }
+        let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+        // SAFETY: a plain system call on our descriptor; KEEP_SIZE and a range behind the end leave the content alone.
+        unsafe { libc::fallocate(self.file.as_raw_fd(), mode, end as libc::off_t, 4096) == 0 }
     }
 }
 
@@ -211,12 +213,28 @@ mod tests {
     }
 
     #[test]
-    fn opening_leaves_the_content_and_the_length_alone() {
+    fn a_file_has_one_writer_or_many_readers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("disk");
+        std::fs::write(&path, vec![0u8; 1 << 20]).unwrap();
+        let open = |read_only| FileDrive::open(&path, 1 << 20, 4096, read_only, Direct::Off);
+        let writer = open(false).unwrap();
+        assert!(matches!(open(false), Err(DriveError::InUse { .. })));
+        assert!(matches!(open(true), Err(DriveError::InUse { .. })));
+        drop(writer);
+        let _readers = (open(true).unwrap(), open(true).unwrap());
+        assert!(matches!(open(false), Err(DriveError::InUse { .. })));
+    }
+
+    #[test]
+    fn opening_leaves_the_content_the_length_and_the_allocation_alone() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("disk");
         std::fs::write(&path, vec![7u8; 1 << 20]).unwrap();
+        let blocks = std::fs::metadata(&path).unwrap().blocks();
         let drive = FileDrive::open(&path, 1 << 20, 4096, false, Direct::Auto).unwrap();
         drop(drive);
+        assert_eq!(std::fs::metadata(&path).unwrap().blocks(), blocks);
         assert_eq!(std::fs::read(&path).unwrap(), vec![7u8; 1 << 20]);
     }
 }

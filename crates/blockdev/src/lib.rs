@@ -8,6 +8,7 @@
 mod error;
 mod faulty;
 mod file;
+mod lock;
 mod mapped;
 
 pub use error::DriveError;

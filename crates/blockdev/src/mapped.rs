@@ -15,6 +15,7 @@ use std::sync::Mutex;
 use ringstone_mapping::Mapping;
 
 use crate::error::DriveError;
+use crate::lock::lock;
 
 /// Whether an anonymous volume uses huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,8 +53,8 @@ impl MappedDrive {
     /// Map the file at `path`, which must live on tmpfs or hugetlbfs to make sense.
     ///
     /// # Errors
-    /// It cannot be opened or is shorter than `size`.
-    pub fn open(path: &Path, size: u64) -> Result<Self, DriveError> {
+    /// It cannot be opened, is shorter than `size`, or somebody else has it.
+    pub fn open(path: &Path, size: u64, read_only: bool) -> Result<Self, DriveError> {
         let fail = |source| DriveError::Open { path: path.to_owned(), source };
         let file = OpenOptions::new()
             .read(true)
@@ -61,6 +62,7 @@ impl MappedDrive {
             .custom_flags(libc::O_CLOEXEC | libc::O_NONBLOCK)
             .open(path)
             .map_err(fail)?;
+        lock(&file, path, read_only)?;
         let have = file.metadata().map_err(fail)?.len();
         if have < size {
             return Err(DriveError::TooShort { path: path.to_owned(), have, want: size });
@@ -399,10 +401,10 @@ mod tests {
         std::fs::write(&path, vec![0u8; 0]).unwrap();
         OpenOptions::new().write(true).open(&path).unwrap().set_len(4 << 20).unwrap();
         {
-            let drive = MappedDrive::open(&path, 4 << 20).unwrap();
+            let drive = MappedDrive::open(&path, 4 << 20, false).unwrap();
             write(&drive, 3 << 20, b"still here");
         }
-        let drive = MappedDrive::open(&path, 4 << 20);
+        let drive = MappedDrive::open(&path, 4 << 20, false);
         std::fs::remove_file(&path).unwrap();
         let drive = drive.unwrap();
         assert_eq!(read(&drive, 3 << 20, 10), b"still here");

@@ -71,7 +71,7 @@ impl BackendSpec {
         read_only: bool,
     ) -> Result<(Drive, Option<Faults>), EngineError> {
         let drive = match self {
-            Self::Memory { path: Some(path), .. } => Drive::Mapped(MappedDrive::open(path, size)?),
+            Self::Memory { path: Some(path), .. } => Drive::Mapped(MappedDrive::open(path, size, read_only)?),
             Self::Memory { path: None, hugepages } => {
                 let huge = match hugepages {
                     Choice::Auto => HugePages::Auto,
@@ -84,7 +84,7 @@ impl BackendSpec {
                 let in_memory = lives_in_memory(path)
                     .map_err(|source| DriveError::Open { path: path.clone(), source })?;
                 if in_memory {
-                    Drive::Mapped(MappedDrive::open(path, size)?)
+                    Drive::Mapped(MappedDrive::open(path, size, read_only)?)
                 } else {
                     let direct = match direct {
                         Choice::Auto => Direct::Auto,

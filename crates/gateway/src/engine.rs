@@ -108,11 +108,7 @@ impl Engine {
             .iter()
             .enumerate()
             .map(|(index, core)| {
-                let settings = ReactorSettings {
-                    core: *core,
-                    reactor_cores: settings.cores.clone(),
-                    idle_ns: settings.idle_us * 1000,
-                };
+                let settings = ReactorSettings { core: *core, idle_ns: settings.idle_us * 1000 };
                 let control =
                     std::os::fd::AsFd::as_fd(&reactors_bell).try_clone_to_owned().map_err(system("dup"))?;
                 Ok(ReactorHandle::start(settings, clock, page.reactor(index), Arc::new(control))?)

@@ -18,18 +18,3 @@ pub fn bind(core: usize) -> io::Result<()> {
     }
     Ok(())
 }
-
-/// The cores that the calling thread may use and that are not in `cores`; `None` if there is none.
-pub fn others(cores: &[usize]) -> Option<libc::cpu_set_t> {
-    // SAFETY: sched_getaffinity fills a set of the size given; bits are only touched below CPU_SETSIZE.
-    unsafe {
-        let mut set: libc::cpu_set_t = std::mem::zeroed();
-        if libc::sched_getaffinity(0, size_of::<libc::cpu_set_t>(), &mut set) != 0 {
-            return None;
-        }
-        for core in cores.iter().filter(|core| **core < libc::CPU_SETSIZE as usize) {
-            libc::CPU_CLR(*core, &mut set);
-        }
-        (libc::CPU_COUNT(&set) > 0).then_some(set)
-    }
-}

@@ -272,7 +272,17 @@ impl Queue {
                 // A discard is a hint (virtio 1.2, 5.2.6.2).
                 return self.complete(head, true, shared);
             }
-            slot.zero_by_writing = true;
+            match (slot.operation, drive) {
+                // The next attempt of this request tries ZERO_RANGE, then writing; later ones go straight there.
+                (Operation::WriteZeroes { unmap: true }, Drive::File(file)) if file.can_zero_range() => {
+                    slot.operation = Operation::WriteZeroes { unmap: false };
+                }
+                (_, Drive::File(file)) => {
+                    file.zero_range_refused();
+                    slot.zero_by_writing = true;
+                }
+                _ => slot.zero_by_writing = true,
+            }
             return self.execute(head, shared);
         }
         if result < 0 || slot.zero_by_writing && result == 0 {

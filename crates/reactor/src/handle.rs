@@ -54,12 +54,9 @@ pub enum Reply {
 }
 
 /// How a reactor is to run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug)]
 pub struct ReactorSettings {
     pub core: usize,
-    /// The cores of all reactors: the kernel's helper threads for requests that would block are kept off them, as a
-    /// helper that shares its core with a polling thread waits for whole time slices.
-    pub reactor_cores: Vec<usize>,
     /// Nanoseconds of polling without work before it sleeps.
     pub idle_ns: u64,
 }
@@ -171,14 +168,9 @@ fn prepare(
     stats: ReactorStats,
     outbox: Outbox,
 ) -> Result<Shared, ReactorError> {
-    let helpers = affinity::others(&settings.reactor_cores);
     affinity::bind(settings.core).map_err(|source| ReactorError::Bind { core: settings.core, source })?;
     let mut uring = Uring::new().map_err(ReactorError::Uring)?;
     uring.enable().map_err(ReactorError::Uring)?;
-    if let Some(helpers) = helpers {
-        // Where the kernel refuses, helpers run anywhere: slower at times, not wrong.
-        let _ = uring.ring().submitter().register_iowq_aff(&helpers);
-    }
     Ok(Shared {
         fixed: FixedBuffers::new(&uring),
         uring,
