@@ -6,6 +6,7 @@ wait for and the other end reads end-of-file the moment QEMU is gone.
 """
 
 import contextlib
+import re
 import shutil
 import socket
 import subprocess
@@ -116,6 +117,8 @@ class Qemu:
         for title, path in (("QEMU said", self.output_log), ("the console's last lines", self.console_log)):
             if tail := _tail(path):
                 parts.append(f"--- {title} ({path}):\n{tail}")
+        if complaints := _complaints(self.console_log):
+            parts.append(f"--- the guest's kernel complained:\n{complaints}")
         return "\n".join(parts)
 
     def stop(self) -> None:
@@ -164,6 +167,16 @@ def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int
         *hotplug,
         *config.devices,
     ]
+
+
+def _complaints(console: Path) -> str:
+    """What a tail misses when a guest restarts after a panic."""
+    try:
+        lines = console.read_text(errors="replace").splitlines()
+    except FileNotFoundError:
+        return ""
+    found = [line.rstrip() for line in lines if re.search(r"Kernel panic|BUG:|Oops:|I/O error", line)]
+    return "\n".join(found[-CONSOLE_TAIL_LINES:])
 
 
 def _tail(path: Path) -> str:
