@@ -27,7 +27,7 @@ define run-test-rust
 $(STEP) rust-tests --say -- scripts/test-rust
 endef
 define run-test-python
-$(STEP) python-tests --say -- $(VENV)/bin/python -m pytest
+$(STEP) python-tests --say -- $(VENV)/bin/python -m pytest --durations=15 --durations-min=5
 endef
 define run-test-fuzz
 $(STEP) fuzz --say -- scripts/fuzz --seconds $(FUZZ_TEST_SECONDS)
