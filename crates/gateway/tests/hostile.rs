@@ -117,6 +117,20 @@ fn a_head_offered_again_while_in_flight_stops_the_device() {
     assert!(host.wait_event("vol", "needs a reset").message.contains("still in flight"));
 }
 
+/// Thousands of descriptors of no length before a request would each cost a step, for every request of a batch.
+#[test]
+fn a_chain_of_empty_descriptors_is_refused_early() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let mut driver = Driver::start(&socket, 4096, F_VERSION_1);
+    for at in 0..1000 {
+        driver.descriptor(0, at, (DATA, 0, 1, at + 1));
+    }
+    driver.descriptor(0, 1000, (DATA, 1, 2, 0));
+    driver.offer(0);
+    assert!(host.wait_event("vol", "needs a reset").message.contains("more than 256 segments"));
+}
+
 /// A frontend that cuts its memory file makes every access to it a SIGBUS.
 #[test]
 fn memory_cut_behind_our_back_stops_the_device_and_not_the_process() {

@@ -292,6 +292,10 @@ impl SplitRing {
             if steps > u32::from(table_size) {
                 return Err(RingError::Loop { head });
             }
+            // Also counts descriptors of no length, so that a chain of them cannot hold the reactor.
+            if steps as usize > MAX_SEGMENTS {
+                return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
+            }
             let descriptor = self.descriptor(table, index);
             if descriptor.flags & DESC_INDIRECT != 0 {
                 (table, table_size) = self.indirect_table(head, &descriptor, inside_indirect, steps)?;

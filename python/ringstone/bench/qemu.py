@@ -40,6 +40,8 @@ def command(file: Path, socket: Path, mode: AioMode, queues: int) -> list[str]:
         "aio": mode.aio,
         "cache": {"direct": mode.direct},
         "discard": "unmap",
+        # The gateway has the file too; only one of the two is under load at a time.
+        "locking": "off",
     }
     export = {
         "type": "vhost-user-blk",

@@ -7,12 +7,15 @@ from ringstone.bench.reports import LoadReport
 from ringstone.units import format_size
 
 Pattern = Literal["random", "sequential"]
+Wait = Literal["poll", "sleep"]
 
 
 @dataclass(frozen=True, slots=True)
 class Shape:
     """A load: `depth` requests in flight in each of `queues` queues, `read_share` percent of them reads.
-    `span_bytes` is how much of the volume is touched, 0 for all of it."""
+    `span_bytes` is how much of the volume is touched, 0 for all of it. `wait`: the client polls its used rings, or
+    sleeps until the call, as a guest does (a polling client takes its core from the kernel threads that complete I/O
+    on a drive)."""
 
     depth: int = 1
     queues: int = 1
@@ -20,6 +23,7 @@ class Shape:
     read_share: int = 100
     pattern: Pattern = "random"
     span_bytes: int = 0
+    wait: Wait = "poll"
 
     def __str__(self) -> str:
         kind = {100: "read", 0: "write"}.get(self.read_share, f"{self.read_share} % read")
@@ -30,7 +34,7 @@ class Shape:
         return replace(self, read_share=0)
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return asdict(self) | {"event_idx": self.wait == "sleep"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -51,6 +51,9 @@ def gateway(subject: Subject, shape: Shape, setting: Setting) -> tuple[Rounds, .
         file = _file(subject, shape, setting, stack)
         if file is None or filesystem_of(file) == "tmpfs":
             stack.enter_context(setting.ahead())
+        else:
+            # The kernel completes I/O on a drive in threads of its own, which a polling client would hold up.
+            shape = replace(shape, wait="sleep")
         pages = hugepages.pages_for(setting.size, setting.size) + 8
         stack.enter_context(hugepages.reserved(pages))
         contender = _subject(subject, file, shape, setting, stack)
@@ -116,7 +119,7 @@ def _reference(
             return Fio(file, setting.cores)
         case "qemu-storage-daemon":
             assert file is not None, "_file sees to it"
-            mode = best_mode(file, shape, setting, direct_only=False)
+            mode = best_mode(file, shape, setting, direct_only=filesystem_of(file) != "tmpfs")
             return stack.enter_context(
                 serving(file, mode, setting.cores, setting.directory, queues=shape.queues)
             )
