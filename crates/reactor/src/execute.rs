@@ -3,6 +3,7 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
+use io_uring::squeue::Entry;
 use io_uring::{opcode, types};
 use ringstone_blockdev::{Drive, Fault, FileDrive, MappedDrive};
 use ringstone_telemetry::QueueCounter;
@@ -57,10 +58,14 @@ impl Queue {
 
     /// A completion of the io_uring for `head`: `result` is bytes or a negated errno.
     pub(crate) fn completed(&mut self, head: u16, result: i32, shared: &mut Shared) {
+        let drive = self.drive();
         let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|slot| slot.busy) else {
             debug_assert!(false, "completion of a request that is not in flight");
             return;
         };
+        if needs_thread(slot.operation, drive) {
+            shared.with_threads -= 1;
+        }
         if matches!(-result, libc::EAGAIN | libc::EINTR) {
             return self.execute(head, shared);
         }
@@ -151,7 +156,6 @@ impl Queue {
     /// Put a read or write on the io_uring: in place if the drive takes the buffers, else through a bounce buffer.
     #[inline]
     fn transfer(&mut self, head: u16, drive: &FileDrive, shared: &mut Shared) {
-        let tag = self.tag(head);
         let slot = &mut self.slots[usize::from(head)];
         let reading = slot.operation == Operation::Read;
         let fd = types::Fd(drive.fd());
@@ -188,6 +192,18 @@ impl Queue {
         };
         // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
         // their block until the slot is released.
+        unsafe { self.submit(head, entry, shared) };
+    }
+
+    /// Put an entry of the request in `head`'s slot on the io_uring.
+    ///
+    /// # Safety
+    /// As for [`Uring::push`](crate::uring::Uring::push).
+    #[inline(always)]
+    unsafe fn submit(&self, head: u16, entry: Entry, shared: &mut Shared) {
+        shared.with_threads += u32::from(needs_thread(self.slots[usize::from(head)].operation, self.drive()));
+        let tag = Tag::Request { place: self.place, generation: self.generation, head };
+        // SAFETY: the caller's promise.
         unsafe { shared.uring.push(entry, tag) };
     }
 
@@ -200,7 +216,6 @@ impl Queue {
         rw_flags: i32,
         shared: &mut Shared,
     ) {
-        let tag = self.tag(head);
         let slot = &mut self.slots[usize::from(head)];
         if slot.bounce.is_none() && self.bounces < shared.quota.bounces {
             slot.bounce = shared.pools.take_bounce();
@@ -226,23 +241,22 @@ impl Queue {
             opcode::Write::new(fd, buffer, len as u32).offset(offset).rw_flags(rw_flags).build()
         };
         // SAFETY: the slot holds the bounce buffer until the completion.
-        unsafe { shared.uring.push(entry, tag) };
+        unsafe { self.submit(head, entry, shared) };
     }
 
     fn sync(&mut self, head: u16, fd: RawFd, shared: &mut Shared) {
         let entry = opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build();
         // SAFETY: no buffers.
-        unsafe { shared.uring.push(entry, self.tag(head)) };
+        unsafe { self.submit(head, entry, shared) };
     }
 
     fn fallocate(&mut self, head: u16, fd: RawFd, mode: i32, offset: u64, len: u64, shared: &mut Shared) {
         let entry = opcode::Fallocate::new(types::Fd(fd), len).offset(offset).mode(mode).build();
         // SAFETY: no buffers.
-        unsafe { shared.uring.push(entry, self.tag(head)) };
+        unsafe { self.submit(head, entry, shared) };
     }
 
     fn zero(&mut self, head: u16, unmap: bool, drive: &FileDrive, shared: &mut Shared) {
-        let tag = self.tag(head);
         let slot = &mut self.slots[usize::from(head)];
         let (offset, len) = (slot.offset, slot.len);
         if !slot.zero_by_writing {
@@ -259,7 +273,7 @@ impl Queue {
             .offset(offset + slot.done)
             .build();
         // SAFETY: the zeroes live as long as the reactor.
-        unsafe { shared.uring.push(entry, tag) };
+        unsafe { self.submit(head, entry, shared) };
     }
 
     /// A step of a discard or of zeroing came back.
@@ -317,9 +331,14 @@ impl Queue {
         }
         work
     }
+}
 
-    fn tag(&self, head: u16) -> Tag {
-        Tag::Request { place: self.place, generation: self.generation, head }
+/// The kernel may finish this in a thread of its own rather than in the interrupt.
+#[inline(always)]
+fn needs_thread(operation: Operation, drive: &Drive) -> bool {
+    match drive {
+        Drive::File(file) => operation != Operation::Read && file.writes_need_threads(),
+        _ => true,
     }
 }
 

@@ -182,6 +182,7 @@ fn prepare(
         stats,
         dirty: Vec::with_capacity(256),
         quota: Quota::share(1),
+        with_threads: 0,
         delayed: Delayed::default(),
         outbox,
     })

@@ -166,12 +166,6 @@ impl Uring {
         }
     }
 
-    /// Requests are with the kernel.
-    #[inline(always)]
-    pub fn busy(&self) -> bool {
-        self.in_flight > 0
-    }
-
     fn enter(&mut self) {
         const GETEVENTS: u32 = 1;
         // SAFETY: no argument structure is passed.
