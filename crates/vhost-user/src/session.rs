@@ -416,11 +416,21 @@ fn map(wire: &WireRegion, fd: &OwnedFd) -> Result<MemoryRegion, SessionError> {
     Ok(MemoryRegion { guest: wire.guest, len: wire.len, user: wire.user, mapping: Arc::new(mapping) })
 }
 
-/// Take only eventfds where notifications are meant: writing to anything else could block or do harm.
+/// Take only eventfds where notifications are meant: writing to anything else could block or do harm. They are made
+/// non-blocking, as io_uring writes to a blocking one from a kernel thread, some hundred microseconds later; a frontend that
+/// undoes it delays nobody but itself.
 fn eventfd(fd: OwnedFd, what: &'static str) -> Result<OwnedFd, SessionError> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     if link.as_os_str() != "anon_inode:[eventfd]" {
         return Err(SessionError::NotAnEventFd { what });
+    }
+    // SAFETY: plain system calls on a descriptor that we own.
+    let result = unsafe {
+        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
+        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
+    };
+    if result < 0 {
+        return Err(std::io::Error::last_os_error().into());
     }
     Ok(fd)
 }
