@@ -126,11 +126,6 @@ impl FileDrive {
         self.zero_range.store(false, Ordering::Relaxed);
     }
 
-    /// The kernel finishes writes in threads of its own (the file system has metadata to update), which need a core to run on.
-    pub fn writes_need_threads(&self) -> bool {
-        !self.block_device
-    }
-
     pub fn describe(&self) -> String {
         let kind = if self.block_device { "block device" } else { "file" };
         let mode = if self.direct { "O_DIRECT" } else { "through the page cache" };

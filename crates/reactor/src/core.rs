@@ -15,9 +15,6 @@ use crate::pools::{Pools, Quota};
 use crate::queue::{Queue, QueueParts};
 use crate::uring::{Completion, Tag, Uring};
 
-/// How long to poll while the kernel finishes requests in threads of its own: it runs them on the core that the drive
-/// interrupts, which may well be this one, and a thread that never sleeps makes them wait for a whole time slice.
-const THREAD_POLL_NS: u64 = 10_000;
 /// Turns without work between two looks at the clock.
 const TURNS_BETWEEN_LOOKS: u32 = 16;
 /// Completions handled in one turn before the rings have theirs.
@@ -38,8 +35,6 @@ pub struct Shared {
     /// Places of queues whose used ring has entries the driver was not shown.
     pub dirty: Vec<u16>,
     pub quota: Quota,
-    /// Requests in flight that the kernel may finish in threads of its own.
-    pub with_threads: u32,
     pub delayed: Delayed,
     pub outbox: Outbox,
 }
@@ -115,16 +110,13 @@ pub struct Reactor {
     /// Places in use, in the order they are polled.
     active: Vec<u16>,
     idle_ticks: u64,
-    thread_ticks: u64,
     running: bool,
 }
 
 impl Reactor {
     pub fn new(shared: Shared, inbox: Receiver<Command>, wake: OwnedFd, idle_ticks: u64) -> Self {
-        let thread_ticks = shared.clock.ticks(THREAD_POLL_NS);
         Self {
             shared,
-            thread_ticks,
             inbox,
             wake,
             places: Vec::new(),
@@ -159,9 +151,7 @@ impl Reactor {
                 let now = self.shared.clock.now();
                 self.account(now - accounted, 0, u64::from(idle_turns));
                 (accounted, idle_turns) = (now, 0);
-                let threads = self.shared.with_threads > 0;
-                let patience = if threads { self.thread_ticks.min(self.idle_ticks) } else { self.idle_ticks };
-                if now - last_work > patience && self.running {
+                if now - last_work > self.idle_ticks && self.running {
                     self.sleep();
                     accounted = self.shared.clock.now();
                     last_work = accounted;

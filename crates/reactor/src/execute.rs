@@ -58,14 +58,10 @@ impl Queue {
 
     /// A completion of the io_uring for `head`: `result` is bytes or a negated errno.
     pub(crate) fn completed(&mut self, head: u16, result: i32, shared: &mut Shared) {
-        let drive = self.drive();
         let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|slot| slot.busy) else {
             debug_assert!(false, "completion of a request that is not in flight");
             return;
         };
-        if needs_thread(slot.operation, drive) {
-            shared.with_threads -= 1;
-        }
         if matches!(-result, libc::EAGAIN | libc::EINTR) {
             return self.execute(head, shared);
         }
@@ -201,7 +197,6 @@ impl Queue {
     /// As for [`Uring::push`](crate::uring::Uring::push).
     #[inline(always)]
     unsafe fn submit(&self, head: u16, entry: Entry, shared: &mut Shared) {
-        shared.with_threads += u32::from(needs_thread(self.slots[usize::from(head)].operation, self.drive()));
         let tag = Tag::Request { place: self.place, generation: self.generation, head };
         // SAFETY: the caller's promise.
         unsafe { shared.uring.push(entry, tag) };
@@ -330,15 +325,6 @@ impl Queue {
             work = true;
         }
         work
-    }
-}
-
-/// The kernel may finish this in a thread of its own rather than in the interrupt.
-#[inline(always)]
-fn needs_thread(operation: Operation, drive: &Drive) -> bool {
-    match drive {
-        Drive::File(file) => operation != Operation::Read && file.writes_need_threads(),
-        _ => true,
     }
 }
 

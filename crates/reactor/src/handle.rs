@@ -182,7 +182,6 @@ fn prepare(
         stats,
         dirty: Vec::with_capacity(256),
         quota: Quota::share(1),
-        with_threads: 0,
         delayed: Delayed::default(),
         outbox,
     })

@@ -14,8 +14,7 @@ Wait = Literal["poll", "sleep"]
 class Shape:
     """A load: `depth` requests in flight in each of `queues` queues, `read_share` percent of them reads.
     `span_bytes` is how much of the volume is touched, 0 for all of it. `wait`: the client polls its used rings, or
-    sleeps until the call, as a guest does (a polling client takes its core from the kernel threads that complete I/O
-    on a drive)."""
+    sleeps until the call, as a guest does."""
 
     depth: int = 1
     queues: int = 1
@@ -32,6 +31,11 @@ class Shape:
 
     def writing(self) -> "Shape":
         return replace(self, read_share=0)
+
+    def on_drive(self) -> "Shape":
+        """The same load for a file on a drive. The kernel completes writes to a file system in threads of its own, on
+        the core that the drive interrupts; a client that polled there would make them wait for whole time slices."""
+        return self if self.read_share == 100 else replace(self, wait="sleep")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"event_idx": self.wait == "sleep"}

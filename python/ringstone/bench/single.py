@@ -2,7 +2,7 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -52,8 +52,7 @@ def gateway(subject: Subject, shape: Shape, setting: Setting) -> tuple[Rounds, .
         if file is None or filesystem_of(file) == "tmpfs":
             stack.enter_context(setting.ahead())
         else:
-            # The kernel completes I/O on a drive in threads of its own, which a polling client would hold up.
-            shape = replace(shape, wait="sleep")
+            shape = shape.on_drive()
         pages = hugepages.pages_for(setting.size, setting.size) + 8
         stack.enter_context(hugepages.reserved(pages))
         contender = _subject(subject, file, shape, setting, stack)

@@ -161,8 +161,7 @@ def disk(setting: Setting, results: Results) -> None:
         gateway = _serve_file(engine, file, setting, results)
         fio = Fio(file, setting.cores)
         for depth, least in ((1, 0.9), (32, 0.95), (128, 0.95)):
-            reading = Shape(depth=depth, wait="sleep")
-            for shape in (reading, reading.writing()):
+            for shape in (Shape(depth=depth), Shape(depth=depth).writing().on_drive()):
                 mode = best_mode(file, shape, setting, direct_only=True)
                 with serving(file, mode, setting.cores, setting.directory) as daemon:
                     theirs, bare, ours = compare(
