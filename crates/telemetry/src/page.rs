@@ -306,6 +306,57 @@ mod tests {
         assert_eq!(u64_in(&bytes, slot + 3072 + 8 * bucket_of(1000)), 1);
     }
 
+    /// The vector that the Python decoder is tested with too: every counter holds 1000 (reactors) or 2000 (queues) plus its
+    /// offset in the slot.
+    #[test]
+    fn the_golden_vector_agrees_on_every_offset() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/formats/vectors/stats-page.bin");
+        let bytes = std::fs::read(path).unwrap();
+        assert_eq!(&bytes[..8], b"RSSTATS1");
+        assert_eq!(u64_in(&bytes, 40) as usize, HEADER_SIZE);
+        let reactor = HEADER_SIZE;
+        use ReactorCounter as R;
+        for counter in [
+            R::BusyNs,
+            R::IdleNs,
+            R::AsleepNs,
+            R::Turns,
+            R::Enters,
+            R::Submitted,
+            R::Reaped,
+            R::WakeUps,
+            R::Messages,
+            R::Queues,
+            R::Calls,
+        ] {
+            assert_eq!(u64_in(&bytes, reactor + counter as usize), 1000 + counter as u64, "{counter:?}");
+        }
+        let queue = u64_in(&bytes, 56) as usize;
+        use QueueCounter as Q;
+        for counter in [
+            Q::InFlight,
+            Q::Reads,
+            Q::Writes,
+            Q::Flushes,
+            Q::Discards,
+            Q::WriteZeroes,
+            Q::Others,
+            Q::BytesRead,
+            Q::BytesWritten,
+            Q::BytesDiscarded,
+            Q::Errors,
+            Q::Bounces,
+            Q::Kicks,
+            Q::Calls,
+        ] {
+            assert_eq!(u64_in(&bytes, queue + counter as usize), 2000 + counter as u64, "{counter:?}");
+        }
+        let bucket = |kind: Latency, at: usize| {
+            u64_in(&bytes, queue + HISTOGRAMS + (kind as usize * BUCKETS + at) * 8)
+        };
+        assert_eq!((bucket(Latency::Read, 143), bucket(Latency::Write, 319)), (10, 2));
+    }
+
     #[test]
     fn a_slot_is_zeroed_and_used_again_after_its_queue_is_gone() {
         let dir = tempfile::tempdir().unwrap();
