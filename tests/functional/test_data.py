@@ -15,7 +15,8 @@ MIB = 1 << 20
 def verify(socket: str, *, queues: int = 1, operations: int = 2_000, **more: Any) -> dict[str, Any]:
     """Writes, reads, discards, zeroes and flushes at random, each answer held against a model of the volume."""
     job = {"mode": "verify", "socket": socket, "operations": operations, "queues": queues, **more}
-    return run_job("load", job)
+    report: dict[str, Any] = run_job("load", job)
+    return report
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
