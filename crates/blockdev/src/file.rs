@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -99,11 +99,6 @@ impl FileDrive {
 
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
-    }
-
-    /// For tests of what lies behind, and for `fstat`.
-    pub fn as_fd(&self) -> BorrowedFd<'_> {
-        self.file.as_fd()
     }
 
     /// A buffer can go to the drive in place.

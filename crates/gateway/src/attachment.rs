@@ -1,5 +1,6 @@
 //! One attached volume: where it listens, and the frontend it serves.
 
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
@@ -43,9 +44,15 @@ pub struct Live {
     pub pending: Option<Incoming>,
     /// Set once the connection is to end.
     pub closing: bool,
-    /// Guest memory registered with io_urings: which mapping with which reactor.
-    registered: Vec<(Arc<Mapping>, usize)>,
-    pub registered_bytes: u64,
+    /// Guest memory that reactors were asked to register with their io_urings.
+    registered: Vec<Registration>,
+}
+
+struct Registration {
+    mapping: Arc<Mapping>,
+    reactor: usize,
+    /// What the reactor has registered of it; 0 until it answers.
+    bytes: u64,
 }
 
 /// A volume and the socket it is served on.
@@ -90,7 +97,6 @@ impl Attachment {
             pending: None,
             closing: false,
             registered: Vec::new(),
-            registered_bytes: 0,
         });
         Ok(())
     }
@@ -186,7 +192,7 @@ impl Attachment {
             protocol_features: live.map_or(0, |live| live.session.protocol_features()),
             memory_bytes: regions.iter().map(|region| region.len).sum(),
             memory_regions: regions.len(),
-            registered_bytes: live.map_or(0, |live| live.registered_bytes),
+            registered_bytes: live.map_or(0, Live::registered_bytes),
             peer_pid: live.and_then(|live| live.connection.peer_pid()),
             queues: queues.collect(),
         }
@@ -224,10 +230,10 @@ impl Live {
         if !matches!(volume.drive(), Drive::File(_)) {
             return;
         }
-        for region in self.session.memory().regions() {
-            let known = self.registered.iter().any(|(m, r)| *r == reactor && Arc::ptr_eq(m, &region.mapping));
+        for region in self.session.memory().clone().regions() {
+            let known = self.registration(&region.mapping, reactor).is_some();
             if !known && region.mapping.allocated() {
-                self.registered.push((region.mapping.clone(), reactor));
+                self.registered.push(Registration { mapping: region.mapping.clone(), reactor, bytes: 0 });
                 reactors.send(reactor, Command::Register(region.mapping.clone()));
             }
         }
@@ -239,20 +245,29 @@ impl Live {
         let kept = |mapping: &Arc<Mapping>| {
             !all && memory.regions().iter().any(|region| Arc::ptr_eq(&region.mapping, mapping))
         };
-        self.registered.retain(|(mapping, reactor)| {
-            let keep = kept(mapping);
+        self.registered.retain(|one| {
+            let keep = kept(&one.mapping);
             if !keep {
-                reactors.send(*reactor, Command::Unregister(mapping.clone()));
+                reactors.send(one.reactor, Command::Unregister(one.mapping.clone()));
             }
             keep
         });
-        if self.registered.is_empty() {
-            self.registered_bytes = 0;
-        }
     }
 
-    pub fn owns_mapping(&self, mapping: &Arc<Mapping>) -> bool {
-        self.registered.iter().any(|(own, _)| Arc::ptr_eq(own, mapping))
+    fn registration(&mut self, mapping: &Arc<Mapping>, reactor: usize) -> Option<&mut Registration> {
+        self.registered.iter_mut().find(|one| one.reactor == reactor && Arc::ptr_eq(&one.mapping, mapping))
+    }
+
+    /// A reactor registered `bytes` of a mapping; false if it is none of ours.
+    pub fn registered(&mut self, mapping: &Arc<Mapping>, reactor: usize, bytes: u64) -> bool {
+        self.registration(mapping, reactor).map(|one| one.bytes = bytes).is_some()
+    }
+
+    /// Guest memory that every reactor with one of our queues has registered.
+    fn registered_bytes(&self) -> u64 {
+        let of =
+            |reactor| self.registered.iter().filter(|one| one.reactor == reactor).map(|one| one.bytes).sum();
+        self.registered.iter().map(|one| of(one.reactor)).min().unwrap_or(0)
     }
 
     /// Tell the frontend to read the configuration space again, if it has a channel for that.
@@ -272,9 +287,7 @@ fn listen(path: &Path) -> Result<UnixListener, EngineError> {
         Ok(meta) if !meta.file_type().is_socket() => {
             return Err(EngineError::NotASocket { path: path.to_owned() })
         }
-        Ok(_) if UnixStream::connect(path).is_ok() => {
-            return Err(EngineError::SocketTaken { path: path.to_owned() })
-        }
+        Ok(_) if somebody_listens(path) => return Err(EngineError::SocketTaken { path: path.to_owned() }),
         Ok(_) => std::fs::remove_file(path).map_err(fail)?,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(fail(error)),
@@ -283,4 +296,14 @@ fn listen(path: &Path) -> Result<UnixListener, EngineError> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
     listener.set_nonblocking(true).map_err(fail)?;
     Ok(listener)
+}
+
+/// Without waiting: whoever listens there may not be accepting.
+fn somebody_listens(path: &Path) -> bool {
+    use nix::sys::socket::{connect, socket, AddressFamily, SockFlag, SockType, UnixAddr};
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let Ok(probe) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return false };
+    let connected = UnixAddr::new(path).and_then(|address| connect(probe.as_raw_fd(), &address));
+    // EAGAIN: its backlog is full.
+    matches!(connected, Ok(()) | Err(nix::errno::Errno::EAGAIN))
 }

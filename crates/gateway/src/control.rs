@@ -2,9 +2,11 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsFd;
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::Arc;
 
+use nix::poll::{PollFd, PollFlags, PollTimeout};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
 use ringstone_mapping::guard::poison_event;
@@ -410,8 +412,11 @@ impl Control {
         live.session.set_broken();
         live.quieten(Quiet::All, &mut self.reactors);
         for fd in live.session.error_descriptors() {
-            // Best effort: the descriptor is the frontend's and its counter may be full.
-            let _ = nix::unistd::write(fd, &1u64.to_ne_bytes());
+            // Best effort, and never waiting: the frontend may have filled the counter and made it blocking.
+            let mut poll = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+            if nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(1) {
+                let _ = nix::unistd::write(fd, &1u64.to_ne_bytes());
+            }
         }
         if let Err(error) = live.config_changed() {
             let message = format!("the frontend could not be told that the device needs a reset: {error}");
@@ -451,14 +456,12 @@ impl Control {
                 }
             }
             Reply::Registered(done) => {
-                let owner = self
-                    .attachments
-                    .values_mut()
-                    .find(|a| a.live.as_ref().is_some_and(|live| live.owns_mapping(&done.mapping)));
-                let Some(attachment) = owner else { return };
-                if let Some(live) = &mut attachment.live {
-                    live.registered_bytes += done.bytes;
-                }
+                let mut all = self.attachments.values_mut();
+                let owner = all.find_map(|attachment| {
+                    let live = attachment.live.as_mut()?;
+                    live.registered(&done.mapping, reactor, done.bytes).then_some(&attachment.volume)
+                });
+                let Some(volume) = owner else { return };
                 if let Some(error) = done.error {
                     let message = format!(
                         "{} of {} bytes of guest memory are registered with io_uring ({error}); the rest costs a little \
@@ -466,7 +469,7 @@ impl Control {
                         done.bytes,
                         done.mapping.len()
                     );
-                    self.events.log(Level::Warning, attachment.volume.name(), message);
+                    self.events.log(Level::Warning, volume.name(), message);
                 }
             }
         }

@@ -226,6 +226,19 @@ fn a_second_frontend_is_turned_away() {
     assert_eq!(driver.request(FLUSH, 0, None), 0);
 }
 
+/// Asking whether somebody listens once waited in the queue of whoever does, and the control thread with it.
+#[test]
+fn a_socket_whose_owner_does_not_accept_holds_nobody_up() {
+    use nix::sys::socket::{listen, Backlog};
+    let host = Host::new();
+    host.memory_volume("vol");
+    host.engine.detach("vol", false).unwrap();
+    let listener = std::os::unix::net::UnixListener::bind(host.path("stuck")).unwrap();
+    listen(&listener, Backlog::new(0).unwrap()).unwrap();
+    let _queued = UnixStream::connect(host.path("stuck")).unwrap();
+    assert_eq!(host.engine.attach("vol", &host.path("stuck"), 1).unwrap_err().code(), Code::Exists);
+}
+
 /// A frontend that reconnected in the same moment was once turned away, as its own old connection was not yet seen off.
 #[test]
 fn a_frontend_may_reconnect_at_once() {

@@ -127,7 +127,7 @@ impl Reactor {
         }
     }
 
-    /// Run until told to stop. Queues still here are given back undrained only if their drive never answers.
+    /// Run until told to stop, and until every queue was drained and given back.
     pub fn run(&mut self) {
         self.shared.uring.watch(self.wake.as_raw_fd(), Tag::Mail);
         self.shared.stats.set_asleep(false);

@@ -89,7 +89,6 @@ pub struct ReactorHandle {
     receiver: Receiver<Reply>,
     wake: Arc<OwnedFd>,
     thread: Option<JoinHandle<()>>,
-    core: usize,
 }
 
 impl ReactorHandle {
@@ -124,14 +123,10 @@ impl ReactorHandle {
             })
             .map_err(ReactorError::Spawn)?;
         match started.recv() {
-            Ok(Ok(())) => Ok(Self { sender, receiver, wake, thread: Some(thread), core }),
+            Ok(Ok(())) => Ok(Self { sender, receiver, wake, thread: Some(thread) }),
             Ok(Err(error)) => Err(error),
             Err(_) => Err(ReactorError::Spawn(std::io::Error::other("the thread ended at once"))),
         }
-    }
-
-    pub fn core(&self) -> usize {
-        self.core
     }
 
     /// Send a command; it comes back if the mailbox is full, to be tried again after some replies.

@@ -131,11 +131,6 @@ impl SplitRing {
         self.next_available
     }
 
-    /// The used index as it stands in guest memory.
-    pub fn published(&self) -> u16 {
-        self.published
-    }
-
     // Field addresses. SAFETY common to all: `new` checked that each part lies inside guest memory for this ring size
     // and is aligned; the mapping lives as long as `self.memory`; only atomic types are made of the memory.
 

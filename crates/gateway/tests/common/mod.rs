@@ -61,8 +61,13 @@ impl Host {
     }
 
     pub fn with_idle_us(idle_us: u64) -> Self {
+        Self::with(vec![0], idle_us)
+    }
+
+    /// A reactor on each of `cores`; naming one twice is allowed.
+    pub fn with(cores: Vec<usize>, idle_us: u64) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let settings = EngineSettings { cores: vec![0], idle_us, stats_path: dir.path().join("stats") };
+        let settings = EngineSettings { cores, idle_us, stats_path: dir.path().join("stats") };
         Self { engine: Engine::start(&settings).unwrap(), dir }
     }
 
