@@ -5,13 +5,13 @@ it waits; no reactor ever takes it. Errors are EngineError with `.code` (a stabl
 sentence telling the reader what to do next.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 __version__: str
 
 class EngineError(Exception):
-    """`code` is one of: exists, not_found, busy, invalid, no_device, no_space, unsupported, io, stopped."""
+    """`code` is one of: exists, not_found, busy, invalid, no_device, no_space, unsupported, io, gone, stopped."""
 
     code: str
 
@@ -42,6 +42,9 @@ class AttachmentInfo(TypedDict):
     memory_regions: int
     registered_bytes: int  # of it, registered with io_uring as fixed buffers
     peer_pid: int | None
+    packed: bool  # the rings are packed ones
+    shared: bool  # a second frontend may connect
+    frontends: int  # connected now
     queues: list[QueueInfo]
 
 class VolumeInfo(TypedDict):
@@ -54,12 +57,48 @@ class VolumeInfo(TypedDict):
     discard: bool
     attached: bool
 
+class Takeover(TypedDict):
+    version: str  # of the process before
+    volumes: int
+    stall_ns: int  # from the first queue told to stop until the last ran here
+    extras: dict[str, int]  # descriptors by name
+
+class Handover(TypedDict):
+    version: str  # of the process that goes on
+    volumes: int
+    stall_ns: int
+    drain_ns: int  # of it, until all requests in flight were done
+
 class Engine:
     """One engine per process. `cores`: CPU numbers, one reactor thread bound to each. `idle_us`: how long a reactor
     polls without work before it arms notifications and sleeps. `stats_path`: file of the stats page
     (docs/formats/stats-page.md), made anew; a path on tmpfs such as /run is expected."""
 
-    def __init__(self, cores: Sequence[int], *, idle_us: int = 200, stats_path: str) -> None: ...
+    def __init__(
+        self, cores: Sequence[int], *, idle_us: int = 200, stats_path: str, balance: bool = True
+    ) -> None:
+        """`balance`: move queues between reactors by measured load."""
+    @staticmethod
+    def take_over(
+        socket: int,
+        cores: Sequence[int],
+        *,
+        idle_us: int = 200,
+        stats_path: str,
+        balance: bool = True,
+        version: str,
+    ) -> tuple[Engine, Takeover]:
+        """Go on with what the engine at the other end of the connected Unix socket serves (docs/formats/handover.md).
+        Returns when it runs here; an error means that it still runs there. The descriptors in `extras` are the
+        caller's to close."""
+    def hand_over(
+        self, socket: int, *, version: str, extras: Mapping[str, int], drain_ms: int = 10_000
+    ) -> Handover:
+        """The other side of take_over. After it returns, abandon() the engine. An error means that everything goes
+        on here, unless its code is `gone`: the new process was lost after it was told to go. `extras` stay the
+        caller's; copies of them arrive."""
+    def abandon(self) -> None:
+        """End the engine without touching sockets and frontends, which another process has now."""
     def open_volume(
         self,
         name: str,
@@ -87,12 +126,24 @@ class Engine:
     def resize_volume(self, name: str, size: int) -> None:
         """Grow (the file must already be long enough). A running guest is told by a config-change message."""
     def volumes(self) -> list[VolumeInfo]: ...
-    def attach(self, name: str, socket_path: str, *, queues: int = 1) -> None:
+    def attach(self, name: str, socket_path: str, *, queues: int = 1, packed: bool = True) -> None:
         """Listen on `socket_path` (made anew, mode 0600; a stale socket is replaced, a live one is an error `exists`)
-        and serve the volume there to one frontend at a time. `queues` 1..64 is the most the frontend may use."""
+        and serve the volume there to one frontend at a time. `queues` 1..64 is the most the frontend may use.
+        `packed`: offer packed rings."""
     def detach(self, name: str, *, force: bool = False) -> None:
         """Stop listening, drain, close. Error busy while a frontend is connected, unless `force`."""
     def attachments(self) -> list[AttachmentInfo]: ...
+    def share(self, name: str, shared: bool) -> None:
+        """Let a second frontend connect to the same socket; only one of the two runs its queues at a time. Error busy
+        when two are connected and `shared` is false."""
+    def move_queue(self, name: str, queue: int, core: int) -> None:
+        """Begin to move a running queue to the reactor on `core`."""
+    def reactors(self) -> list[tuple[int, int]]:
+        """(index, core) of the reactors that take queues."""
+    def add_reactor(self, core: int) -> int:
+        """Start a reactor on `core`; its index."""
+    def remove_reactor(self, core: int) -> None:
+        """Move every queue off the reactor on `core` and end it. Error busy when it is the last."""
     def event_fd(self) -> int:
         """An eventfd that is readable while drain_events() has something; owned by the engine."""
     def drain_events(self) -> list[Event]: ...

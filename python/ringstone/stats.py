@@ -21,10 +21,10 @@ _STOPPED = 0xFFFFFFFF
 
 _HEADER = struct.Struct("<8sIIQQIIQIIQ")
 _REACTOR = struct.Struct("<II11Q")
-_SLOT = struct.Struct("<II64sIII4x14Q")
+_SLOT = struct.Struct("<II64sIII4x17Q")
 _HISTOGRAM = struct.Struct(f"<{BUCKETS}Q")
 _HISTOGRAMS = (512, 3072, 5632)
-_REACTOR_STATES = {0: "not started", 1: "polling", 2: "asleep"}
+_REACTOR_STATES = {0: "not started", 1: "polling", 2: "asleep", 3: "removed"}
 _TRIES = 8
 
 
@@ -93,7 +93,7 @@ class Histogram:
 
 @dataclass(frozen=True, slots=True)
 class ReactorCounters:
-    """One reactor's slot. `state`: not started, polling or asleep."""
+    """One reactor's slot. `state`: not started, polling, asleep or removed."""
 
     core: int
     state: str
@@ -134,6 +134,9 @@ class QueueCounters:
     bounces: int
     kicks: int
     calls: int
+    busy_ns: int
+    moves: int
+    resubmitted: int
     read_latency: Histogram
     write_latency: Histogram
     other_latency: Histogram

@@ -56,7 +56,7 @@ def golden_page() -> bytes:
     _u32(page, slot + 72, 0)
     _u32(page, slot + 76, 1)
     _u32(page, slot + 80, 256)
-    for offset in range(88, 200, 8):
+    for offset in range(88, 224, 8):
         _u64(page, slot + offset, 2000 + offset)
     # Reads: once 0 ns (bucket 0), 7 ns (7), 8 ns (8), 1 us (63), and ten times 1 ms (143); writes: more than
     # the last bucket's edge (319) twice; others: none.

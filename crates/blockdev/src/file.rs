@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -76,7 +76,36 @@ impl FileDrive {
                 Err(e) => return Err(fail(e)),
             },
         };
-        let block_device = kind.is_block_device();
+        Self::over(file, path, size, block_size, read_only, direct)
+    }
+
+    /// The drive of a process that hands it over: its own open file, with the lock or the claim on it.
+    ///
+    /// # Errors
+    /// As for [`open`](Self::open).
+    pub fn adopt(
+        file: File,
+        path: &Path,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+    ) -> Result<Self, DriveError> {
+        // SAFETY: a plain system call on a descriptor that we own.
+        let flags = unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETFL) };
+        let direct = flags >= 0 && flags & libc::O_DIRECT != 0;
+        Self::over(file, path, size, block_size, read_only, direct)
+    }
+
+    fn over(
+        file: File,
+        path: &Path,
+        size: u64,
+        block_size: u32,
+        read_only: bool,
+        direct: bool,
+    ) -> Result<Self, DriveError> {
+        let kind = file.metadata().map_err(|source| DriveError::Open { path: path.to_owned(), source })?;
+        let block_device = kind.file_type().is_block_device();
         let (memory_align, offset_align) = if direct { alignment(&file, block_device) } else { (1, 1) };
         if offset_align > block_size {
             return Err(DriveError::BlockSize { path: path.to_owned(), needed: offset_align, block_size });
@@ -99,6 +128,10 @@ impl FileDrive {
 
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     /// A buffer can go to the drive in place.

@@ -5,6 +5,8 @@
 //! can do), and the reactor owns the request from then on. Which of them a queue talks to is one match a batch, not a
 //! virtual call a request.
 
+use std::os::fd::BorrowedFd;
+
 mod error;
 mod faulty;
 mod file;
@@ -30,6 +32,15 @@ impl Drive {
         match self {
             Self::Mapped(_) | Self::Null => true,
             Self::File(file) => file.can_punch(),
+        }
+    }
+
+    /// The open file under the drive, if it has one.
+    pub fn file(&self) -> Option<BorrowedFd<'_>> {
+        match self {
+            Self::Mapped(mapped) => Some(mapped.file()),
+            Self::File(file) => Some(file.file()),
+            Self::Null => None,
         }
     }
 

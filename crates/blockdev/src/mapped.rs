@@ -6,7 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, FromRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
@@ -70,6 +70,33 @@ impl MappedDrive {
         Self::from_file(file, Some(path.to_owned()), size)
     }
 
+    /// The drive of a process that hands it over: its own open file, with the lock on it, and which chunks have memory
+    /// (as [`presence`](Self::presence) says; `None`: the file is asked).
+    ///
+    /// # Errors
+    /// It is shorter than `size` or cannot be mapped.
+    pub fn adopt(
+        file: File,
+        path: Option<PathBuf>,
+        size: u64,
+        presence: Option<&[u8]>,
+    ) -> Result<Self, DriveError> {
+        let name = path.clone().unwrap_or_default();
+        let have = file.metadata().map_err(|source| DriveError::Open { path: name.clone(), source })?.len();
+        if have < size {
+            return Err(DriveError::TooShort { path: name, have, want: size });
+        }
+        let view = View::new(&file, size, presence)?;
+        Ok(Self::over(file, path, view))
+    }
+
+    /// Which chunks have memory, a bit each in little-endian words of 64, for a process that takes the drive over. Nobody
+    /// may be writing meanwhile.
+    pub fn presence(&self) -> Vec<u8> {
+        let words = self.view().present.iter();
+        words.flat_map(|word| word.load(Ordering::Acquire).to_le_bytes()).collect()
+    }
+
     /// Memory without a name: its content goes with the drive. Huge pages are taken at once, small ones when written.
     ///
     /// # Errors
@@ -110,8 +137,13 @@ impl MappedDrive {
     }
 
     fn from_file(file: File, path: Option<PathBuf>, size: u64) -> Result<Self, DriveError> {
-        let view = Box::into_raw(Box::new(View::new(&file, size)?));
-        Ok(Self { file, path, current: AtomicPtr::new(view), views: Mutex::new(vec![view]) })
+        let view = View::new(&file, size, None)?;
+        Ok(Self::over(file, path, view))
+    }
+
+    fn over(file: File, path: Option<PathBuf>, view: View) -> Self {
+        let view = Box::into_raw(Box::new(view));
+        Self { file, path, current: AtomicPtr::new(view), views: Mutex::new(vec![view]) }
     }
 
     #[inline(always)]
@@ -122,6 +154,10 @@ impl MappedDrive {
 
     pub fn fd(&self) -> RawFd {
         self.file.as_raw_fd()
+    }
+
+    pub fn file(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
     }
 
     pub fn describe(&self) -> String {
@@ -151,7 +187,7 @@ impl MappedDrive {
                 .set_len(size.next_multiple_of(page))
                 .map_err(|source| DriveError::NoMemory { want: size, source })?;
         }
-        let view = Box::into_raw(Box::new(View::new(&self.file, size)?));
+        let view = Box::into_raw(Box::new(View::new(&self.file, size, None)?));
         self.views.lock().unwrap_or_else(|e| e.into_inner()).push(view);
         self.current.store(view, Ordering::Release);
         Ok(())
@@ -248,13 +284,18 @@ impl MappedDrive {
 }
 
 impl View {
-    fn new(file: &File, size: u64) -> Result<Self, DriveError> {
+    fn new(file: &File, size: u64, presence: Option<&[u8]>) -> Result<Self, DriveError> {
         let mapping = Mapping::new(file.as_fd(), 0, size)?;
         mapping.prefer_huge_pages();
         let chunk_shift = mapping.page_size().max(SMALL_CHUNK).trailing_zeros();
         let chunks = size.div_ceil(1 << chunk_shift);
-        let present = (0..chunks.div_ceil(64)).map(|_| AtomicU64::new(0)).collect();
-        let view = Self { mapping, chunk_shift, present };
+        let words = chunks.div_ceil(64);
+        if let Some(bytes) = presence.filter(|bytes| bytes.len() as u64 == words * 8) {
+            let word = |bytes: &[u8; 8]| AtomicU64::new(u64::from_le_bytes(*bytes));
+            let present = bytes.as_chunks().0.iter().map(word).collect();
+            return Ok(Self { mapping, chunk_shift, present });
+        }
+        let view = Self { mapping, chunk_shift, present: (0..words).map(|_| AtomicU64::new(0)).collect() };
         view.find_data(file, size);
         Ok(view)
     }
@@ -421,6 +462,23 @@ mod tests {
         // SAFETY: inside the drive; the fault is what is tested.
         let result = unsafe { drive.read(0, bytes.as_mut_ptr(), 512) };
         assert!(matches!(result, Err(DriveError::Poisoned)));
+    }
+
+    /// A chunk that the process before wrote last must not read as zeroes in the one that takes over, nor one that it
+    /// discarded hold a page again.
+    #[test]
+    fn a_drive_taken_over_has_the_chunks_of_the_one_before() {
+        let first = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
+        write(&first, 300_000, b"written");
+        write(&first, 600_000, b"discarded");
+        first.begin_discard(8 * SMALL_CHUNK as u64, 4 * SMALL_CHUNK as u64).unwrap();
+        let file = first.file.try_clone().unwrap();
+        let second = MappedDrive::adopt(file, None, 1 << 20, Some(&first.presence())).unwrap();
+        assert_eq!(read(&second, 300_000, 7), b"written");
+        assert_eq!(read(&second, 600_000, 9), [0; 9]);
+        let file = first.file.try_clone().unwrap();
+        let asked = MappedDrive::adopt(file, None, 1 << 20, None).unwrap();
+        assert_eq!(read(&asked, 300_000, 7), b"written");
     }
 
     #[test]

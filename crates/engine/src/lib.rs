@@ -1,12 +1,15 @@
 //! `ringstone._engine`: the one module that knows Python. Every call that may wait releases the GIL; reactors never see it.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, VolumeSpec};
+use ringstone_gateway::{self as gateway, AttachOptions, BackendSpec, EngineSettings, Takeover, VolumeSpec};
 
 create_exception!(_engine, EngineError, PyException);
 
@@ -22,16 +25,89 @@ fn engine_error(py: Python<'_>, error: &gateway::EngineError) -> PyErr {
     raise(py, error.code().as_str(), error.to_string())
 }
 
+/// A descriptor of our own for one that Python keeps.
+fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
+    if fd < 0 {
+        return Err(std::io::Error::from_raw_os_error(9).into());
+    }
+    // SAFETY: borrowed for the duration of the duplication only; the caller keeps it open meanwhile.
+    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
+    Ok(fd.as_fd().try_clone_to_owned()?)
+}
+
 #[pyclass]
 struct Engine(gateway::Engine);
 
 #[pymethods]
 impl Engine {
     #[new]
-    #[pyo3(signature = (cores, *, idle_us = 200, stats_path))]
-    fn new(py: Python<'_>, cores: Vec<usize>, idle_us: u64, stats_path: PathBuf) -> PyResult<Self> {
-        let settings = EngineSettings { cores, idle_us, stats_path };
+    #[pyo3(signature = (cores, *, idle_us = 200, stats_path, balance = true))]
+    fn new(
+        py: Python<'_>,
+        cores: Vec<usize>,
+        idle_us: u64,
+        stats_path: PathBuf,
+        balance: bool,
+    ) -> PyResult<Self> {
+        let settings = EngineSettings { cores, idle_us, stats_path, balance, topology: None };
         py.detach(|| gateway::Engine::start(&settings)).map(Self).map_err(|e| engine_error(py, &e))
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (socket, cores, *, idle_us = 200, stats_path, balance = true, version))]
+    fn take_over<'py>(
+        py: Python<'py>,
+        socket: RawFd,
+        cores: Vec<usize>,
+        idle_us: u64,
+        stats_path: PathBuf,
+        balance: bool,
+        version: &str,
+    ) -> PyResult<(Self, Bound<'py, PyDict>)> {
+        let settings = EngineSettings { cores, idle_us, stats_path, balance, topology: None };
+        let stream = UnixStream::from(duplicate(socket)?);
+        let taken = py
+            .detach(|| Takeover::greet(stream, version)?.run(&settings))
+            .map_err(|e| engine_error(py, &e))?;
+        let report = PyDict::new(py);
+        report.set_item("version", taken.version)?;
+        report.set_item("volumes", taken.volumes)?;
+        report.set_item("stall_ns", taken.stall_ns)?;
+        let extras = PyDict::new(py);
+        for (name, fd) in taken.extras {
+            // From here on it is Python's to close.
+            extras.set_item(name, std::os::fd::IntoRawFd::into_raw_fd(fd))?;
+        }
+        report.set_item("extras", extras)?;
+        Ok((Self(taken.engine), report))
+    }
+
+    #[pyo3(signature = (socket, *, version, extras, drain_ms = 10_000))]
+    fn hand_over<'py>(
+        &self,
+        py: Python<'py>,
+        socket: RawFd,
+        version: &str,
+        extras: std::collections::BTreeMap<String, RawFd>,
+        drain_ms: u64,
+    ) -> PyResult<Bound<'py, PyDict>> {
+        let stream = UnixStream::from(duplicate(socket)?);
+        let extras =
+            extras.into_iter().map(|(name, fd)| Ok((name, duplicate(fd)?))).collect::<PyResult<Vec<_>>>()?;
+        let drain = Duration::from_millis(drain_ms);
+        let done = py
+            .detach(|| self.0.hand_over(stream, version, extras, drain))
+            .map_err(|e| engine_error(py, &e))?;
+        let report = PyDict::new(py);
+        report.set_item("version", done.version)?;
+        report.set_item("volumes", done.volumes)?;
+        report.set_item("stall_ns", done.stall_ns)?;
+        report.set_item("drain_ns", done.drain_ns)?;
+        Ok(report)
+    }
+
+    fn abandon(&self, py: Python<'_>) {
+        py.detach(|| self.0.abandon());
     }
 
     #[pyo3(signature = (name, backend, *, size, block_size = 512, read_only = false, serial = String::new()))]
@@ -79,9 +155,38 @@ impl Engine {
         Ok(list)
     }
 
-    #[pyo3(signature = (name, socket_path, *, queues = 1))]
-    fn attach(&self, py: Python<'_>, name: &str, socket_path: PathBuf, queues: usize) -> PyResult<()> {
-        py.detach(|| self.0.attach(name, &socket_path, queues)).map_err(|e| engine_error(py, &e))
+    #[pyo3(signature = (name, socket_path, *, queues = 1, packed = true))]
+    fn attach(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        socket_path: PathBuf,
+        queues: usize,
+        packed: bool,
+    ) -> PyResult<()> {
+        let options = AttachOptions { queues, packed };
+        py.detach(|| self.0.attach(name, &socket_path, options)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn share(&self, py: Python<'_>, name: &str, shared: bool) -> PyResult<()> {
+        py.detach(|| self.0.share(name, shared)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn move_queue(&self, py: Python<'_>, name: &str, queue: usize, core: usize) -> PyResult<()> {
+        py.detach(|| self.0.move_queue(name, queue, core)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn reactors(&self, py: Python<'_>) -> PyResult<Vec<(usize, usize)>> {
+        let all = py.detach(|| self.0.reactors()).map_err(|e| engine_error(py, &e))?;
+        Ok(all.into_iter().map(|reactor| (reactor.index, reactor.core)).collect())
+    }
+
+    fn add_reactor(&self, py: Python<'_>, core: usize) -> PyResult<usize> {
+        py.detach(|| self.0.add_reactor(core)).map(|info| info.index).map_err(|e| engine_error(py, &e))
+    }
+
+    fn remove_reactor(&self, py: Python<'_>, core: usize) -> PyResult<()> {
+        py.detach(|| self.0.remove_reactor(core)).map_err(|e| engine_error(py, &e))
     }
 
     #[pyo3(signature = (name, *, force = false))]
@@ -103,6 +208,9 @@ impl Engine {
             row.set_item("memory_regions", attachment.memory_regions)?;
             row.set_item("registered_bytes", attachment.registered_bytes)?;
             row.set_item("peer_pid", attachment.peer_pid)?;
+            row.set_item("packed", attachment.packed)?;
+            row.set_item("shared", attachment.shared)?;
+            row.set_item("frontends", attachment.frontends)?;
             let queues = PyList::empty(py);
             for queue in attachment.queues {
                 let entry = PyDict::new(py);

@@ -1,4 +1,4 @@
-//! One attached volume: where it listens, and the frontend it serves.
+//! One attached volume: where it listens, the frontends it serves, and which of them may write.
 
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
@@ -7,164 +7,218 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
 use std::sync::Arc;
 
-use ringstone_blockdev::Drive;
-use ringstone_mapping::Mapping;
-use ringstone_reactor::{Command, Queue, QueueKey, QueueParts};
-use ringstone_telemetry::{QueueStats, StatsPage};
-use ringstone_vhost_user::{notify_config_change, Connection, Incoming, Quiet, Session};
-use ringstone_virtqueue::SplitRing;
+use ringstone_reactor::{Command, Queue, QueueParts, Ring};
+use ringstone_telemetry::{QueueCounter, QueueReader, QueueStats, StatsPage};
+use ringstone_vhost_user::{Connection, Session, VringSetup};
 use ringstone_volume::Volume;
 
 use crate::device::BlockDevice;
 use crate::engine::{AttachmentInfo, QueueInfo};
 use crate::error::EngineError;
+use crate::frontend::{Live, RingState};
 use crate::placement::Reactors;
+use crate::topology::Topology;
 
-/// Where a vring runs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RingState {
-    Stopped,
-    Running {
-        reactor: usize,
-    },
-    /// Told to stop; its reactor still finishes what is in flight.
-    Stopping {
-        reactor: usize,
-    },
+/// Frontends at a time: one, and while a guest moves from one QEMU to another both of them.
+const SHARED: usize = 2;
+
+/// How an attachment is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct AttachOptions {
+    /// The most queues a frontend may use, 1 to 64.
+    pub queues: usize,
+    /// Offer packed rings.
+    pub packed: bool,
 }
 
-/// The frontend connected now.
-pub struct Live {
-    /// Unique over the engine's life, so that late replies of reactors find the right session or none.
-    pub id: u64,
-    pub session: Session<BlockDevice>,
-    pub connection: Connection,
-    pub rings: Vec<RingState>,
-    /// A message that waits for vrings to come to rest.
-    pub pending: Option<Incoming>,
-    /// Set once the connection is to end.
-    pub closing: bool,
-    /// Guest memory that reactors were asked to register with their io_urings.
-    registered: Vec<Registration>,
-}
-
-struct Registration {
-    mapping: Arc<Mapping>,
-    reactor: usize,
-    /// What the reactor has registered of it; 0 until it answers.
-    bytes: u64,
-}
+/// A vring that could not be started: the session's id and why.
+pub type Unstartable = (u64, String);
 
 /// A volume and the socket it is served on.
 pub struct Attachment {
     pub volume: Arc<Volume>,
     pub path: PathBuf,
     pub listener: UnixListener,
-    queues: u16,
+    pub queues: u16,
+    pub packed: bool,
+    /// A second frontend may connect.
+    pub shared: bool,
+    pub frontends: Vec<Live>,
+    /// The one frontend whose vrings may run: it keeps that until it has stopped all of them or is gone.
+    pub writer: Option<u64>,
     stats: Vec<Option<QueueStats>>,
-    pub live: Option<Live>,
+    readers: Vec<QueueReader>,
     /// Whoever waits for the detach to be done.
     pub detach: Vec<Sender<Result<(), EngineError>>>,
     pub detaching: bool,
 }
 
 impl Attachment {
-    pub fn new(volume: Arc<Volume>, path: &Path, queues: u16, page: &StatsPage) -> Result<Self, EngineError> {
-        let stats = (0..usize::from(queues))
-            .map(|index| page.queue(volume.name(), index).map(Some))
-            .collect::<Result<_, _>>()?;
+    pub fn new(
+        volume: Arc<Volume>,
+        path: &Path,
+        options: AttachOptions,
+        page: &StatsPage,
+    ) -> Result<Self, EngineError> {
         let listener = listen(path)?;
+        Self::over(volume, path, listener, options, page)
+    }
+
+    /// An attachment on a socket that listens already.
+    pub fn over(
+        volume: Arc<Volume>,
+        path: &Path,
+        listener: UnixListener,
+        options: AttachOptions,
+        page: &StatsPage,
+    ) -> Result<Self, EngineError> {
+        let stats = (0..options.queues)
+            .map(|index| page.queue(volume.name(), index))
+            .collect::<Result<Vec<_>, _>>()?;
+        let readers = stats.iter().map(QueueStats::reader).collect();
         Ok(Self {
             volume,
             path: path.to_owned(),
             listener,
-            queues,
-            stats,
-            live: None,
+            queues: options.queues as u16,
+            packed: options.packed,
+            shared: false,
+            frontends: Vec::new(),
+            writer: None,
+            stats: stats.into_iter().map(Some).collect(),
+            readers,
             detach: Vec::new(),
             detaching: false,
         })
     }
 
-    /// A frontend connected.
-    pub fn connect(&mut self, id: u64, stream: UnixStream) -> std::io::Result<()> {
-        let device = BlockDevice::new(self.volume.clone(), self.queues);
-        self.live = Some(Live {
-            id,
-            session: Session::new(device),
-            connection: Connection::new(stream)?,
-            rings: vec![RingState::Stopped; usize::from(self.queues)],
-            pending: None,
-            closing: false,
-            registered: Vec::new(),
-        });
-        Ok(())
+    pub fn device(&self) -> BlockDevice {
+        BlockDevice::new(self.volume.clone(), self.queues, self.packed)
     }
 
-    /// Run every vring that can run and does not.
+    /// One more frontend may connect now.
+    pub fn has_room(&self) -> bool {
+        self.frontends.len() < if self.shared { SHARED } else { 1 } && !self.detaching
+    }
+
+    /// A frontend connected.
+    pub fn connect(&mut self, id: u64, stream: UnixStream) -> std::io::Result<&Live> {
+        let live = Live::new(id, Session::new(self.device()), Connection::new(stream)?, self.queues);
+        self.frontends.push(live);
+        Ok(&self.frontends[self.frontends.len() - 1])
+    }
+
+    pub fn frontend(&mut self, session: u64) -> Option<&mut Live> {
+        self.frontends.iter_mut().find(|live| live.id == session)
+    }
+
+    /// Pass the right to run vrings on, if whoever has it needs it no more.
+    fn elect(&mut self) {
+        let holds = |live: &Live| live.session.wants_to_run() || !live.at_rest();
+        let writer = self.writer.take();
+        self.writer = self
+            .frontends
+            .iter()
+            .find(|live| Some(live.id) == writer && holds(live))
+            .or_else(|| self.frontends.iter().find(|live| !live.closing && live.session.wants_to_run()))
+            .map(|live| live.id);
+    }
+
+    /// Run every vring that can run and does not. Answers how many requests of a process before are done again.
     ///
     /// # Errors
     /// A ring is malformed or a descriptor is unusable: the message says why, and the device must stop.
-    pub fn start_rings(&mut self, reactors: &mut Reactors) -> Result<(), String> {
-        let Some(live) = &mut self.live else { return Ok(()) };
+    pub fn start_rings(&mut self, topology: &Topology, reactors: &mut Reactors) -> Result<u64, Unstartable> {
+        self.elect();
+        let Some(writer) = self.writer else { return Ok(0) };
+        let Some(live) = self.frontends.iter_mut().find(|live| live.id == writer) else { return Ok(0) };
         if live.closing {
-            return Ok(());
+            return Ok(0);
         }
+        let mut resubmitting = 0;
         for index in 0..self.queues {
             let at = usize::from(index);
             if live.rings[at] != RingState::Stopped {
                 continue;
             }
-            let Some(setup) = live.session.runnable(index).map_err(|e| e.to_string())? else { continue };
-            let ring = SplitRing::new(
-                setup.memory.clone(),
-                setup.size,
-                setup.addresses,
-                setup.base,
-                setup.event_idx,
-                setup.indirect,
-            )
-            .map_err(|error| format!("vring {index}: {error}"))?;
+            let setup = live.session.runnable(index).map_err(|error| (writer, error.to_string()))?;
+            let Some(setup) = setup else { continue };
+            let VringSetup { packed, ring, kick, call } = setup;
+            let ring =
+                Ring::new(packed, ring).map_err(|error| (writer, format!("vring {index}: {error}")))?;
             let Some(stats) = self.stats[at].take() else { continue };
+            let node = live.node(topology);
             let rings = &live.rings;
-            let reactor = reactors.choose(|candidate| {
+            let reactor = reactors.choose(node, |candidate| {
                 rings.iter().filter(|state| **state == RingState::Running { reactor: candidate }).count()
             });
-            stats.placed(Some(reactor), ring.size());
-            let queue = Queue::new(QueueParts {
-                key: QueueKey { session: live.id, vring: index },
-                ring,
+            let device = live.session.device();
+            let parts = QueueParts {
+                key: live.key(at),
                 volume: self.volume.clone(),
-                writeback: live.session.device().writeback(),
+                writeback: device.writeback(),
                 stats,
-                kick: setup.kick,
-                call: setup.call,
-                geometry: live.session.device().geometry(),
-            });
+                kick,
+                call,
+                geometry: device.geometry(),
+            };
+            let queue = Queue::new(ring, parts);
+            resubmitting += u64::from(queue.resubmitting());
+            queue.stats().placed(Some(reactor), queue.size());
             live.register_memory(&self.volume, reactor, reactors);
             live.rings[at] = RingState::Running { reactor };
             reactors.started(reactor);
             reactors.send(reactor, Command::Start(Box::new(queue)));
         }
-        Ok(())
+        Ok(resubmitting)
     }
 
-    /// A reactor gave a queue back.
-    pub fn ring_stopped(&mut self, queue: Queue, reactor: usize, reactors: &mut Reactors) {
-        let parts = queue.into_parts();
-        let at = usize::from(parts.key.vring);
-        parts.stats.placed(None, parts.ring.size());
-        self.stats[at] = Some(parts.stats);
+    /// A reactor gave a queue back: it goes on elsewhere if it is being moved, else it rests. True if it rests.
+    pub fn ring_stopped(&mut self, mut queue: Box<Queue>, reactor: usize, reactors: &mut Reactors) -> bool {
+        let key = queue.key();
+        let at = usize::from(key.vring);
         reactors.stopped(reactor);
-        if let Some(live) = &mut self.live {
-            live.session.stopped(parts.key.vring, parts.ring.next_available());
+        let volume = self.volume.clone();
+        let live = self.frontends.iter_mut().find(|live| live.id == key.session);
+        if let Some(live) = live {
+            if let RingState::Moving { to, .. } = live.rings[at] {
+                // What was told of the descriptors on the way did not reach the queue.
+                let kick = live.session.kick_descriptor(key.vring);
+                let call = live.session.call_descriptor(key.vring);
+                if let (Ok(kick), Ok(call)) = (kick, call) {
+                    let to = if reactors.is_usable(to) { to } else { reactors.choose(None, |_| 0) };
+                    queue.set_notifiers(kick, call);
+                    queue.stats().placed(Some(to), queue.size());
+                    queue.stats().add(QueueCounter::Moves, 1);
+                    live.register_memory(&volume, to, reactors);
+                    live.rings[at] = RingState::Running { reactor: to };
+                    reactors.started(to);
+                    reactors.send(to, Command::Start(queue));
+                    return false;
+                }
+            }
+            live.session.stopped(key.vring, queue.base());
             live.rings[at] = RingState::Stopped;
         }
+        queue.stats().placed(None, queue.size());
+        self.stats[at] = Some(queue.into_parts().stats);
+        true
+    }
+
+    /// Busy nanoseconds of vring `index` so far.
+    pub fn busy_ns(&self, index: usize) -> u64 {
+        self.readers[index].get(QueueCounter::BusyNs)
     }
 
     pub fn info(&self) -> AttachmentInfo {
-        let live = self.live.as_ref();
-        let running = |state: &RingState| matches!(state, RingState::Running { .. });
+        // The one that matters to a person: who may write, or who came first.
+        let live = self
+            .frontends
+            .iter()
+            .find(|live| Some(live.id) == self.writer)
+            .or_else(|| self.frontends.first());
+        let running =
+            |state: &RingState| matches!(state, RingState::Running { .. } | RingState::Moving { .. });
         let state = match live {
             None => "listening",
             Some(live) if live.session.broken() => "needs_reset",
@@ -177,10 +231,7 @@ impl Attachment {
             QueueInfo {
                 index: usize::from(index),
                 size: live.map_or(0, |live| live.session.vring_size(index)),
-                reactor: match ring {
-                    Some(RingState::Running { reactor } | RingState::Stopping { reactor }) => Some(reactor),
-                    _ => None,
-                },
+                reactor: ring.and_then(RingState::reactor),
                 running: ring.as_ref().is_some_and(running),
             }
         });
@@ -194,87 +245,10 @@ impl Attachment {
             memory_regions: regions.len(),
             registered_bytes: live.map_or(0, Live::registered_bytes),
             peer_pid: live.and_then(|live| live.connection.peer_pid()),
+            packed: live.is_some_and(|live| live.session.packed()),
+            shared: self.shared,
+            frontends: self.frontends.len(),
             queues: queues.collect(),
-        }
-    }
-}
-
-impl Live {
-    /// Bring the vrings that `quiet` names to rest; true once they are.
-    pub fn quieten(&mut self, quiet: Quiet, reactors: &mut Reactors) -> bool {
-        let mut at_rest = true;
-        for (index, state) in self.rings.iter_mut().enumerate() {
-            if quiet == Quiet::None || matches!(quiet, Quiet::Vring(only) if usize::from(only) != index) {
-                continue;
-            }
-            if let RingState::Running { reactor } = *state {
-                let key = QueueKey { session: self.id, vring: index as u16 };
-                reactors.send(reactor, Command::Stop(key));
-                *state = RingState::Stopping { reactor };
-            }
-            at_rest &= *state == RingState::Stopped;
-        }
-        at_rest
-    }
-
-    /// Tell the reactor of a running vring something about it.
-    pub fn tell(&self, index: u16, reactors: &mut Reactors, command: impl FnOnce(QueueKey) -> Command) {
-        if let Some(RingState::Running { reactor }) = self.rings.get(usize::from(index)).copied() {
-            reactors.send(reactor, command(QueueKey { session: self.id, vring: index }));
-        }
-    }
-
-    /// Register guest memory with a reactor that gets one of our queues, where the drive can use it. Memory that has no
-    /// pages yet stays as it is: pinning it would take it all at once.
-    fn register_memory(&mut self, volume: &Volume, reactor: usize, reactors: &mut Reactors) {
-        if !matches!(volume.drive(), Drive::File(_)) {
-            return;
-        }
-        for region in self.session.memory().clone().regions() {
-            let known = self.registration(&region.mapping, reactor).is_some();
-            if !known && region.mapping.allocated() {
-                self.registered.push(Registration { mapping: region.mapping.clone(), reactor, bytes: 0 });
-                reactors.send(reactor, Command::Register(region.mapping.clone()));
-            }
-        }
-    }
-
-    /// Forget registrations of memory that the guest no longer has; every vring must be at rest. `all`: the session ends.
-    pub fn unregister_memory(&mut self, all: bool, reactors: &mut Reactors) {
-        let memory = self.session.memory().clone();
-        let kept = |mapping: &Arc<Mapping>| {
-            !all && memory.regions().iter().any(|region| Arc::ptr_eq(&region.mapping, mapping))
-        };
-        self.registered.retain(|one| {
-            let keep = kept(&one.mapping);
-            if !keep {
-                reactors.send(one.reactor, Command::Unregister(one.mapping.clone()));
-            }
-            keep
-        });
-    }
-
-    fn registration(&mut self, mapping: &Arc<Mapping>, reactor: usize) -> Option<&mut Registration> {
-        self.registered.iter_mut().find(|one| one.reactor == reactor && Arc::ptr_eq(&one.mapping, mapping))
-    }
-
-    /// A reactor registered `bytes` of a mapping; false if it is none of ours.
-    pub fn registered(&mut self, mapping: &Arc<Mapping>, reactor: usize, bytes: u64) -> bool {
-        self.registration(mapping, reactor).map(|one| one.bytes = bytes).is_some()
-    }
-
-    /// Guest memory that every reactor with one of our queues has registered.
-    fn registered_bytes(&self) -> u64 {
-        let of =
-            |reactor| self.registered.iter().filter(|one| one.reactor == reactor).map(|one| one.bytes).sum();
-        self.registered.iter().map(|one| of(one.reactor)).min().unwrap_or(0)
-    }
-
-    /// Tell the frontend to read the configuration space again, if it has a channel for that.
-    pub fn config_changed(&self) -> Result<(), String> {
-        match self.session.backend_channel() {
-            Some(channel) => notify_config_change(channel).map_err(|error| error.to_string()),
-            None => Ok(()),
         }
     }
 }

@@ -1,16 +1,18 @@
 //! What a volume's JSON description opens.
 
+use std::fs::File;
 use std::path::PathBuf;
 
 use ringstone_blockdev::{
     lives_in_memory, Direct, Drive, DriveError, Faults, FileDrive, HugePages, MappedDrive,
 };
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
+use crate::handover::VolumeState;
 
 /// A drive as the control side describes it.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "type", rename_all = "lowercase", deny_unknown_fields)]
 pub enum BackendSpec {
     Memory {
@@ -40,7 +42,7 @@ pub enum BackendSpec {
     },
 }
 
-#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Choice {
     #[default]
@@ -103,6 +105,43 @@ impl BackendSpec {
             }
         };
         Ok((drive, self.faults()))
+    }
+
+    /// The drive of a process that hands it over: what that has open, with the locks on it.
+    pub fn adopt(
+        &self,
+        state: &VolumeState,
+        file: Option<File>,
+        presence: Option<&[u8]>,
+    ) -> Result<(Drive, Option<Faults>), EngineError> {
+        let path = self.path();
+        let drive = match (state.drive.as_str(), file) {
+            ("null", _) => Drive::Null,
+            ("mapped", Some(file)) => {
+                Drive::Mapped(MappedDrive::adopt(file, path.cloned(), state.size, presence)?)
+            }
+            ("file", Some(file)) => {
+                let path = path.cloned().unwrap_or_default();
+                Drive::File(FileDrive::adopt(file, &path, state.size, state.block_size, state.read_only)?)
+            }
+            (other, _) => {
+                return Err(EngineError::Handover(format!(
+                    "volume {:?} comes without its {other}",
+                    state.name
+                )))
+            }
+        };
+        Ok((drive, self.faults()))
+    }
+
+    /// The file or device under it, if it has a name.
+    fn path(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Memory { path, .. } => path.as_ref(),
+            Self::File { path, .. } => Some(path),
+            Self::Null => None,
+            Self::Faulty { inner, .. } => inner.path(),
+        }
     }
 
     fn faults(&self) -> Option<Faults> {

@@ -16,6 +16,7 @@ const MAX_RANGE: u64 = 1 << 30;
 pub struct BlockDevice {
     volume: Arc<Volume>,
     queues: u16,
+    packed: bool,
     /// What the driver set in the configuration space.
     cache: bool,
     features: u64,
@@ -24,12 +25,23 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    pub fn new(volume: Arc<Volume>, queues: u16) -> Self {
-        Self { volume, queues, cache: true, features: 0, writeback: Arc::new(AtomicBool::new(true)) }
+    pub fn new(volume: Arc<Volume>, queues: u16, packed: bool) -> Self {
+        Self { volume, queues, packed, cache: true, features: 0, writeback: Arc::new(AtomicBool::new(true)) }
     }
 
     pub fn writeback(&self) -> Arc<AtomicBool> {
         self.writeback.clone()
+    }
+
+    /// The write cache as the driver set it: part of the device's state that the features do not tell.
+    pub fn cache(&self) -> bool {
+        self.cache
+    }
+
+    /// Go on with the cache of another process's device.
+    pub fn set_cache(&mut self, on: bool) {
+        self.cache = on;
+        self.update_cache();
     }
 
     /// What requests are checked against.
@@ -64,7 +76,12 @@ impl BlockDevice {
 impl DeviceModel for BlockDevice {
     fn features(&self) -> u64 {
         let geometry = self.geometry();
-        device_features(geometry.read_only, geometry.discard, geometry.write_zeroes)
+        let features = device_features(geometry.read_only, geometry.discard, geometry.write_zeroes);
+        if self.packed {
+            features
+        } else {
+            features & !(1 << feature::RING_PACKED)
+        }
     }
 
     fn max_queues(&self) -> u16 {
@@ -92,8 +109,7 @@ impl DeviceModel for BlockDevice {
         let ([value @ (0 | 1)], WRITEBACK_OFFSET) = (bytes, offset) else {
             return false;
         };
-        self.cache = *value == 1;
-        self.update_cache();
+        self.set_cache(*value == 1);
         true
     }
 
@@ -110,7 +126,7 @@ mod tests {
     #[test]
     fn a_driver_that_cannot_flush_gets_write_through() {
         let volume = Volume::new("v", "", 1 << 20, 512, false, Drive::Null, None).unwrap();
-        let mut device = BlockDevice::new(Arc::new(volume), 1);
+        let mut device = BlockDevice::new(Arc::new(volume), 1, true);
         let writeback = device.writeback();
         device.set_features(1 << feature::FLUSH | 1 << feature::CONFIG_WCE);
         assert!(writeback.load(Ordering::Relaxed));

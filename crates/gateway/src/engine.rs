@@ -5,17 +5,20 @@ use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use std::os::fd::{AsFd, OwnedFd};
+
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringstone_reactor::{ReactorHandle, ReactorSettings};
 use ringstone_telemetry::{Clock, StatsPage};
 use ringstone_volume::Volume;
 
-use crate::attachment::Attachment;
+use crate::attachment::{AttachOptions, Attachment};
 use crate::backend::BackendSpec;
-use crate::control::{Call, Control};
+use crate::control::{Call, Control, ControlParts, OpenVolume};
 use crate::error::EngineError;
-use crate::events::{Event, Events};
+use crate::events::{Event, Events, Level};
 use crate::placement::Reactors;
+use crate::topology::Topology;
 
 /// How an engine is to run.
 #[derive(Clone, Debug)]
@@ -25,6 +28,10 @@ pub struct EngineSettings {
     /// Microseconds of polling without work before a reactor sleeps.
     pub idle_us: u64,
     pub stats_path: PathBuf,
+    /// Move queues between reactors by measured load.
+    pub balance: bool,
+    /// `None`: this machine's.
+    pub topology: Option<Topology>,
 }
 
 /// A volume to open.
@@ -74,7 +81,19 @@ pub struct AttachmentInfo {
     pub memory_regions: usize,
     pub registered_bytes: u64,
     pub peer_pid: Option<i32>,
+    /// The rings are packed ones.
+    pub packed: bool,
+    pub shared: bool,
+    /// Frontends that are connected.
+    pub frontends: usize,
     pub queues: Vec<QueueInfo>,
+}
+
+/// A reactor, for a person.
+#[derive(Clone, Copy, Debug)]
+pub struct ReactorInfo {
+    pub index: usize,
+    pub core: usize,
 }
 
 /// The engine: reactors, a control thread, and what is open and attached. All methods may be called from any thread.
@@ -83,6 +102,12 @@ pub struct Engine {
     bell: Arc<EventFd>,
     events: Events,
     thread: Mutex<Option<JoinHandle<()>>>,
+    idle_us: u64,
+    clock: Clock,
+    /// What a new reactor tells the control thread by.
+    reactors_bell: Arc<OwnedFd>,
+    /// Reactors come and go one at a time.
+    changing: Mutex<()>,
 }
 
 impl Engine {
@@ -103,28 +128,27 @@ impl Engine {
         let events = Events::new().map_err(system("eventfd"))?;
         let clock = Clock::calibrate();
         let reactors_bell = bell()?;
-        let handles = settings
-            .cores
-            .iter()
-            .enumerate()
-            .map(|(index, core)| {
-                let settings = ReactorSettings { core: *core, idle_ns: settings.idle_us * 1000 };
-                let control =
-                    std::os::fd::AsFd::as_fd(&reactors_bell).try_clone_to_owned().map_err(system("dup"))?;
-                Ok(ReactorHandle::start(settings, clock, page.reactor(index), Arc::new(control))?)
-            })
-            .collect::<Result<Vec<_>, EngineError>>()?;
+        let theirs = Arc::new(reactors_bell.as_fd().try_clone_to_owned().map_err(system("dup"))?);
+        let topology = settings.topology.clone().unwrap_or_else(Topology::of_this_machine);
+        let mut reactors = Reactors::new();
+        for (index, core) in settings.cores.iter().enumerate() {
+            let own = ReactorSettings { core: *core, idle_ns: settings.idle_us * 1000 };
+            let handle = ReactorHandle::start(own, clock, page.reactor(index), theirs.clone())?;
+            reactors.put(index, *core, topology.node_of_core(*core), handle, page.reactor(index));
+        }
         let (calls, receiver) = channel();
         let calls_bell = Arc::new(bell()?);
-        let control = Control::new(
+        let parts = ControlParts {
             page,
-            events.clone(),
-            Reactors::new(handles),
+            events: events.clone(),
+            reactors,
+            topology,
             reactors_bell,
-            receiver,
-            calls_bell.clone(),
-        )
-        .map_err(system("epoll"))?;
+            calls: receiver,
+            calls_bell: calls_bell.clone(),
+            balancing: settings.balance,
+        };
+        let control = Control::new(parts).map_err(system("epoll"))?;
         let thread = std::thread::Builder::new()
             .name("control".into())
             .spawn(move || control.run())
@@ -134,11 +158,15 @@ impl Engine {
             bell: calls_bell,
             events,
             thread: Mutex::new(Some(thread)),
+            idle_us: settings.idle_us,
+            clock,
+            reactors_bell: theirs,
+            changing: Mutex::new(()),
         })
     }
 
     /// Run `call` on the control thread and wait for what it returns.
-    fn call<T: Send + 'static>(
+    pub(crate) fn call<T: Send + 'static>(
         &self,
         call: impl FnOnce(&mut Control) -> T + Send + 'static,
     ) -> Result<T, EngineError> {
@@ -171,11 +199,11 @@ impl Engine {
         let (drive, faults) = spec.backend.open(spec.size, spec.block_size, spec.read_only)?;
         let volume =
             Volume::new(&spec.name, &spec.serial, spec.size, spec.block_size, spec.read_only, drive, faults)?;
-        let volume = Arc::new(volume);
+        let (volume, spec) = (Arc::new(volume), spec.clone());
         self.call(move |control| match control.volumes.get(volume.name()) {
             Some(_) => Err(EngineError::VolumeExists(volume.name().into())),
             None => {
-                control.volumes.insert(volume.name().into(), volume);
+                control.volumes.insert(volume.name().into(), OpenVolume { volume, spec });
                 Ok(())
             }
         })?
@@ -211,7 +239,10 @@ impl Engine {
 
     fn volume(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
         let name = name.to_owned();
-        self.call(move |control| control.volumes.get(&name).cloned().ok_or(EngineError::NoVolume(name)))?
+        self.call(move |control| match control.volumes.get(&name) {
+            Some(open) => Ok(open.volume.clone()),
+            None => Err(EngineError::NoVolume(name)),
+        })?
     }
 
     /// Every open volume, by name.
@@ -235,7 +266,7 @@ impl Engine {
                 discard: !volume.read_only() && volume.drive().can_discard(),
                 attached: control.attachment_of(volume.name()).is_some(),
             };
-            control.volumes.values().map(info).collect::<Vec<_>>()
+            control.volumes.values().map(|open| info(&open.volume)).collect::<Vec<_>>()
         })?;
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
         Ok(volumes)
@@ -245,9 +276,9 @@ impl Engine {
     ///
     /// # Errors
     /// It is not open or attached already, the socket is somebody else's, or the number of queues is impossible.
-    pub fn attach(&self, name: &str, path: &Path, queues: usize) -> Result<(), EngineError> {
-        if !(1..=64).contains(&queues) {
-            return Err(EngineError::Queues { queues });
+    pub fn attach(&self, name: &str, path: &Path, options: AttachOptions) -> Result<(), EngineError> {
+        if !(1..=64).contains(&options.queues) {
+            return Err(EngineError::Queues { queues: options.queues });
         }
         let volume = self.volume(name)?;
         let path = path.to_owned();
@@ -255,8 +286,8 @@ impl Engine {
             if control.attachment_of(volume.name()).is_some() {
                 return Err(EngineError::Attached(volume.name().into()));
             }
-            let attachment = Attachment::new(volume, &path, queues as u16, &control.page)?;
-            control.attach(attachment)
+            let attachment = Attachment::new(volume, &path, options, &control.page)?;
+            control.attach(attachment).map(drop)
         })?
     }
 
@@ -271,12 +302,86 @@ impl Engine {
         receiver.recv().map_err(|_| EngineError::Stopped)?
     }
 
+    /// Let a second frontend connect to a volume's socket, or no more. Only one of the two runs its vrings at a time.
+    ///
+    /// # Errors
+    /// It is not attached, or two are connected and there is to be one.
+    pub fn share(&self, name: &str, shared: bool) -> Result<(), EngineError> {
+        let name = name.to_owned();
+        self.call(move |control| control.share(&name, shared))?
+    }
+
+    /// Begin to move a running queue to the reactor on `core`; it arrives when its requests in flight are done.
+    ///
+    /// # Errors
+    /// There is no such reactor or attachment, or the queue does not run.
+    pub fn move_queue(&self, name: &str, queue: usize, core: usize) -> Result<(), EngineError> {
+        let name = name.to_owned();
+        self.call(move |control| control.move_queue(&name, queue, core))?
+    }
+
+    /// The reactors that take queues.
+    ///
+    /// # Errors
+    /// The engine was stopped.
+    pub fn reactors(&self) -> Result<Vec<ReactorInfo>, EngineError> {
+        let info = |(index, core)| ReactorInfo { index, core };
+        self.call(move |control| control.reactors.usable().map(info).collect())
+    }
+
+    /// Start a reactor on `core`.
+    ///
+    /// # Errors
+    /// There is one, or the core cannot be used.
+    pub fn add_reactor(&self, core: usize) -> Result<ReactorInfo, EngineError> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(|e| e.into_inner());
+        let (index, counts, reads) = self.call(move |control| {
+            if control.reactors.on_core(core).is_some() {
+                return Err(EngineError::ReactorExists { core });
+            }
+            let index = control.reactors.free_index();
+            let counts = control.page.add_reactor(index, core)?;
+            Ok((index, counts, control.page.reactor(index)))
+        })??;
+        let settings = ReactorSettings { core, idle_ns: self.idle_us * 1000 };
+        let started = ReactorHandle::start(settings, self.clock, counts, self.reactors_bell.clone());
+        let handle = match started {
+            Ok(handle) => handle,
+            Err(error) => {
+                reads.set_removed();
+                return Err(error.into());
+            }
+        };
+        self.call(move |control| {
+            let node = control.topology.node_of_core(core);
+            control.reactors.put(index, core, node, handle, reads);
+            ReactorInfo { index, core }
+        })
+    }
+
+    /// Move every queue off the reactor on `core` and end it. Returns when it has ended.
+    ///
+    /// # Errors
+    /// There is none, or it is the last.
+    pub fn remove_reactor(&self, core: usize) -> Result<(), EngineError> {
+        let _one_at_a_time = self.changing.lock().unwrap_or_else(|e| e.into_inner());
+        let (done, handle) = channel();
+        self.call(move |control| control.remove_reactor(core, done))??;
+        // Dropping the handle waits for the thread.
+        handle.recv().map(drop).map_err(|_| EngineError::Stopped)
+    }
+
+    pub(crate) fn log_warning(&self, message: String) {
+        self.events.log(Level::Warning, "", message);
+    }
+
     /// Every attached volume, by name.
     ///
     /// # Errors
     /// The engine was stopped.
     pub fn attachments(&self) -> Result<Vec<AttachmentInfo>, EngineError> {
-        let mut all = self.call(|control| control.attachments().map(Attachment::info).collect::<Vec<_>>())?;
+        let mut all =
+            self.call(|control| control.attachments.values().map(Attachment::info).collect::<Vec<_>>())?;
         all.sort_by(|a, b| a.volume.cmp(&b.volume));
         Ok(all)
     }

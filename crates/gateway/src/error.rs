@@ -17,6 +17,7 @@ pub enum Code {
     NoSpace,
     Unsupported,
     Io,
+    Gone,
     Stopped,
 }
 
@@ -31,6 +32,7 @@ impl Code {
             Self::NoSpace => "no_space",
             Self::Unsupported => "unsupported",
             Self::Io => "io",
+            Self::Gone => "gone",
             Self::Stopped => "stopped",
         }
     }
@@ -51,6 +53,20 @@ pub enum EngineError {
     Connected(String),
     #[error("{queues} queues are not possible; use 1 to 64")]
     Queues { queues: usize },
+    #[error("two frontends are connected to volume {0:?}; stop one of the virtual machines first")]
+    TwoFrontends(String),
+    #[error("there is no reactor on CPU {core}; `ringstone reactor list` shows those there are")]
+    NoReactor { core: usize },
+    #[error("there is a reactor on CPU {core} already; name another CPU")]
+    ReactorExists { core: usize },
+    #[error("the reactor on CPU {core} is the only one; add another before you remove it")]
+    LastReactor { core: usize },
+    #[error("queue {queue} of volume {volume:?} does not run; only a queue that a guest uses can be moved")]
+    QueueStopped { volume: String, queue: usize },
+    #[error("the handover failed: {0}; the gateway that was there goes on")]
+    Handover(String),
+    #[error("the new gateway was told to go and then lost: {0}; this one has nothing left and ends")]
+    HandedOver(String),
     #[error("no cores were given; name at least one")]
     NoCores,
     #[error("the backend description is not valid: {0}")]
@@ -84,18 +100,27 @@ impl From<DriveError> for EngineError {
 impl EngineError {
     pub fn code(&self) -> Code {
         match self {
-            Self::VolumeExists(_) | Self::SocketTaken { .. } | Self::NotASocket { .. } => Code::Exists,
-            Self::NoVolume(_) | Self::NotAttached(_) => Code::NotFound,
-            Self::Attached(_) | Self::Connected(_) => Code::Busy,
+            Self::VolumeExists(_)
+            | Self::SocketTaken { .. }
+            | Self::NotASocket { .. }
+            | Self::ReactorExists { .. } => Code::Exists,
+            Self::NoVolume(_) | Self::NotAttached(_) | Self::NoReactor { .. } => Code::NotFound,
+            Self::Attached(_)
+            | Self::Connected(_)
+            | Self::TwoFrontends(_)
+            | Self::LastReactor { .. }
+            | Self::QueueStopped { .. } => Code::Busy,
             Self::Queues { .. } | Self::NoCores | Self::Backend(_) | Self::FaultyInner(_) => Code::Invalid,
             Self::Stopped => Code::Stopped,
+            Self::Handover(_) => Code::Io,
+            Self::HandedOver(_) => Code::Gone,
             Self::Listen { .. } | Self::System { .. } => Code::Io,
             Self::Volume(error) => volume_code(error),
             Self::Reactor(ReactorError::Bind { .. }) => Code::Invalid,
             Self::Reactor(ReactorError::Uring(_)) => Code::Unsupported,
             Self::Reactor(ReactorError::Spawn(_)) => Code::Io,
             Self::Telemetry(TelemetryError::Create { .. }) => Code::Io,
-            Self::Telemetry(TelemetryError::Full { .. }) => Code::NoSpace,
+            Self::Telemetry(TelemetryError::Full { .. } | TelemetryError::Reactors { .. }) => Code::NoSpace,
         }
     }
 }

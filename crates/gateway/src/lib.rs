@@ -8,23 +8,36 @@
 //! | file | concern |
 //! |---|---|
 //! | `engine.rs` | the API of the whole: [`Engine`] |
-//! | `control.rs` | the control thread: epoll, commands, sessions' turns |
-//! | `attachment.rs` | one attached volume: listener, session, rings |
-//! | `placement.rs` | which reactor a queue goes to, and the reactors' mailboxes |
+//! | `control.rs` | the control thread: epoll and calls |
+//! | `serve.rs` | its frontends: connecting, messages, closing |
+//! | `moves.rs` | its reactors: queues that move between them, reactors that come and go |
+//! | `attachment.rs`, `frontend.rs` | one attached volume, one connected frontend |
+//! | `placement.rs`, `topology.rs` | which reactor a queue goes to, and on which NUMA node it is |
+//! | `balancer.rs` | when a queue should move |
+//! | `handover/` | going on in another process |
 //! | `device.rs` | the virtio-blk device a session shows |
 //! | `backend.rs` | what a volume's JSON description opens |
 //! | `events.rs` | the log the control API reads |
 
 mod attachment;
 mod backend;
+mod balancer;
 mod control;
 mod device;
 mod engine;
 mod error;
 mod events;
+mod frontend;
+mod handover;
+mod moves;
 mod placement;
+mod serve;
+mod topology;
 
+pub use attachment::AttachOptions;
 pub use backend::BackendSpec;
-pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, VolumeInfo, VolumeSpec};
+pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, ReactorInfo, VolumeInfo, VolumeSpec};
 pub use error::{Code, EngineError};
 pub use events::{Event, Level};
+pub use handover::{HandedOver, TakenOver, Takeover};
+pub use topology::Topology;

@@ -114,6 +114,31 @@ impl Mapping {
         self.guard.as_ref().is_some_and(Guard::poisoned)
     }
 
+    /// The NUMA nodes of `samples` pages spread over the mapping; none for a page that has no memory yet, or where the
+    /// kernel does not say.
+    pub fn nodes(&self, samples: usize) -> Vec<Option<u32>> {
+        let step = (self.map_len / samples.max(1)).max(self.page_size);
+        let pages: Vec<*mut libc::c_void> = (0..self.map_len)
+            .step_by(step)
+            .take(samples)
+            .map(|at| self.base.as_ptr().wrapping_add(at).cast())
+            .collect();
+        let mut status = vec![-libc::ENOENT; pages.len()];
+        // SAFETY: move_pages without target nodes only asks; both arrays are `pages.len()` long.
+        let rc = unsafe {
+            libc::syscall(
+                libc::SYS_move_pages,
+                0,
+                pages.len(),
+                pages.as_ptr(),
+                std::ptr::null::<libc::c_int>(),
+                status.as_mut_ptr(),
+                0,
+            )
+        };
+        status.iter().map(|node| u32::try_from(*node).ok().filter(|_| rc == 0)).collect()
+    }
+
     /// Allocate the pages of a range now, so that touching them later cannot fail for want of space.
     ///
     /// # Errors

@@ -12,7 +12,7 @@ use crate::fixed::FixedBuffers;
 use crate::handle::{Command, Outbox, Reply};
 use crate::mailbox::Receiver;
 use crate::pools::{Pools, Quota};
-use crate::queue::{Queue, QueueParts};
+use crate::queue::{each, Queue, QueueParts};
 use crate::uring::{Completion, Tag, Uring};
 
 /// Turns without work between two looks at the clock.
@@ -177,13 +177,15 @@ impl Reactor {
         for at in 0..self.active.len() {
             let place = usize::from(self.active[at]);
             if let Some(queue) = &mut self.places[place] {
-                if queue.poll(&mut self.shared) > 0 {
-                    work = true;
-                }
-                if !(queue.partial.is_empty() && queue.starved.is_empty()) {
-                    work |= queue.carry_on(&mut self.shared);
-                }
-                stopping |= queue.is_stopping();
+                each!(&mut **queue, queue => {
+                    if queue.poll(&mut self.shared) > 0 {
+                        work = true;
+                    }
+                    if !(queue.partial.is_empty() && queue.starved.is_empty()) {
+                        work |= queue.carry_on(&mut self.shared);
+                    }
+                    stopping |= queue.is_stopping();
+                });
             }
         }
         work |= self.rare();
@@ -222,8 +224,12 @@ impl Reactor {
     }
 
     fn resume(&mut self, place: u16, generation: u16, head: u16) {
-        if let Some(queue) = self.places[usize::from(place)].as_mut().filter(|q| q.generation == generation) {
-            queue.execute(head, &mut self.shared);
+        if let Some(queue) = &mut self.places[usize::from(place)] {
+            each!(&mut **queue, queue => {
+                if queue.generation == generation {
+                    queue.execute(head, &mut self.shared);
+                }
+            });
         }
     }
 
@@ -249,20 +255,23 @@ impl Reactor {
     fn dispatch(&mut self, completion: Completion) {
         match completion.tag {
             Tag::Request { place, generation, head } => {
-                if let Some(queue) =
-                    self.places[usize::from(place)].as_mut().filter(|q| q.generation == generation)
-                {
-                    queue.completed(head, completion.result, &mut self.shared);
+                if let Some(queue) = &mut self.places[usize::from(place)] {
+                    each!(&mut **queue, queue => {
+                        if queue.generation == generation {
+                            queue.completed(head, completion.result, &mut self.shared);
+                        }
+                    });
                 }
             }
             Tag::Kick { place, generation } => {
-                if let Some(queue) =
-                    self.places[usize::from(place)].as_mut().filter(|q| q.generation == generation)
-                {
-                    queue.parts.stats.add(QueueCounter::Kicks, 1);
-                    if !completion.more && completion.result != -libc::ECANCELED {
-                        if let Some(kick) = &queue.parts.kick {
-                            self.shared.uring.watch(kick.as_raw_fd(), completion.tag);
+                if let Some(queue) = &mut self.places[usize::from(place)] {
+                    let (now, parts) = each!(&mut **queue, queue => (queue.generation, &queue.parts));
+                    if now == generation {
+                        parts.stats.add(QueueCounter::Kicks, 1);
+                        if !completion.more && completion.result != -libc::ECANCELED {
+                            if let Some(kick) = &parts.kick {
+                                self.shared.uring.watch(kick.as_raw_fd(), completion.tag);
+                            }
                         }
                     }
                 }
@@ -280,7 +289,7 @@ impl Reactor {
     fn flush_dirty(&mut self) {
         while let Some(place) = self.shared.dirty.pop() {
             if let Some(queue) = &mut self.places[usize::from(place)] {
-                queue.flush(&mut self.shared);
+                each!(&mut **queue, queue => queue.flush(&mut self.shared));
             }
         }
     }
@@ -301,9 +310,14 @@ impl Reactor {
     fn obey(&mut self, command: Command) {
         match command {
             Command::Start(queue) => self.start(queue),
-            Command::Stop(key) => {
-                if let Some(queue) = self.find(key) {
-                    queue.stop();
+            Command::Stop { key, leave } => {
+                if let Some(place) = self.place_of(key) {
+                    if let Some(queue) = &mut self.places[place] {
+                        each!(&mut **queue, queue => match leave {
+                            true => queue.leave(&mut self.shared),
+                            false => queue.stop(),
+                        });
+                    }
                 }
             }
             Command::SetCall(key, call) => {
@@ -311,22 +325,26 @@ impl Reactor {
                 self.shared.uring.submit_all();
                 if let Some(place) = self.place_of(key) {
                     if let Some(queue) = &mut self.places[place] {
-                        queue.parts.call = call;
-                        // What completed between the old descriptor and the new one may have gone unheard.
-                        queue.call(&mut self.shared);
+                        each!(&mut **queue, queue => {
+                            queue.parts.call = call;
+                            // What completed between the old descriptor and the new one may have gone unheard.
+                            queue.call(&mut self.shared);
+                        });
                     }
                 }
             }
             Command::SetKick(key, kick) => {
                 if let Some(place) = self.place_of(key) {
                     if let Some(queue) = &mut self.places[place] {
-                        let tag = Tag::Kick { place: queue.place, generation: queue.generation };
-                        self.shared.uring.cancel(tag);
-                        if let Some(kick) = &kick {
-                            self.shared.uring.watch(kick.as_raw_fd(), tag);
-                        }
-                        // The cancelled poll refers to the descriptor's file, not to its number; it may be closed now.
-                        queue.parts.kick = kick;
+                        each!(&mut **queue, queue => {
+                            let tag = Tag::Kick { place: queue.place, generation: queue.generation };
+                            self.shared.uring.cancel(tag);
+                            if let Some(kick) = &kick {
+                                self.shared.uring.watch(kick.as_raw_fd(), tag);
+                            }
+                            // The cancelled poll refers to the descriptor's file, not to its number; it may be closed now.
+                            queue.parts.kick = kick;
+                        });
                     }
                 }
             }
@@ -347,15 +365,16 @@ impl Reactor {
             self.places.len() - 1
         });
         self.generations[place] = self.generations[place].wrapping_add(1);
-        queue.place = place as u16;
-        queue.generation = self.generations[place];
-        queue.parts.ring.set_kicks(Notify::Suppressed);
-        if let Some(kick) = &queue.parts.kick {
-            let tag = Tag::Kick { place: queue.place, generation: queue.generation };
-            self.shared.uring.watch(kick.as_raw_fd(), tag);
-        }
-        // A driver that waits for something an earlier process completed must look again.
-        queue.call(&mut self.shared);
+        let (place_number, generation) = (place as u16, self.generations[place]);
+        each!(&mut *queue, queue => {
+            queue.begin_at(place_number, generation);
+            if let Some(kick) = &queue.parts.kick {
+                let tag = Tag::Kick { place: place_number, generation };
+                self.shared.uring.watch(kick.as_raw_fd(), tag);
+            }
+            // A driver that waits for something an earlier process completed must look again.
+            queue.call(&mut self.shared);
+        });
         self.places[place] = Some(queue);
         self.active.push(place as u16);
         self.count_queues();
@@ -366,15 +385,16 @@ impl Reactor {
         let mut at = 0;
         while at < self.active.len() {
             let place = usize::from(self.active[at]);
-            let queue = self.places[place].as_mut();
-            let Some(queue) = queue.filter(|q| q.is_stopping()) else {
+            let Some(queue) = self.places[place].as_mut() else {
                 at += 1;
                 continue;
             };
-            if let Some(message) = queue.take_failure() {
-                self.shared.outbox.send(Reply::Failed { key: queue.parts.key, message });
+            let key = queue.key();
+            let (failure, drained) = each!(&mut **queue, queue => (queue.take_failure(), queue.drained()));
+            if let Some(message) = failure {
+                self.shared.outbox.send(Reply::Failed { key, message });
             }
-            if queue.drained() {
+            if drained {
                 self.give_back(at, place);
             } else {
                 at += 1;
@@ -384,11 +404,13 @@ impl Reactor {
 
     #[cold]
     fn give_back(&mut self, at: usize, place: usize) {
-        let Some(queue) = self.places[place].take() else { return };
+        let Some(mut queue) = self.places[place].take() else { return };
         self.active.swap_remove(at);
-        if queue.parts.kick.is_some() {
-            self.shared.uring.cancel(Tag::Kick { place: queue.place, generation: queue.generation });
-        }
+        each!(&mut *queue, queue => {
+            if queue.parts.kick.is_some() {
+                self.shared.uring.cancel(Tag::Kick { place: queue.place, generation: queue.generation });
+            }
+        });
         // A last call may still be queued with the descriptor's number: submit it before that is closed.
         self.shared.uring.submit_all();
         self.count_queues();
@@ -404,12 +426,7 @@ impl Reactor {
         self.active
             .iter()
             .map(|place| usize::from(*place))
-            .find(|place| self.places[*place].as_ref().is_some_and(|queue| queue.parts.key == key))
-    }
-
-    fn find(&mut self, key: crate::QueueKey) -> Option<&mut Queue> {
-        let place = self.place_of(key)?;
-        self.places[place].as_deref_mut()
+            .find(|place| self.places[*place].as_ref().is_some_and(|queue| queue.key() == key))
     }
 
     /// Arm every kick, look once more, and sleep until something happens.
@@ -419,15 +436,15 @@ impl Reactor {
         let mut waiting = self.shared.fixed.pending();
         for place in queues.clone() {
             if let Some(queue) = &mut self.places[place] {
-                if !queue.is_stopping() {
-                    queue.parts.ring.set_kicks(Notify::Armed);
-                }
+                each!(&mut **queue, queue => queue.set_kicks(Notify::Armed));
             }
         }
         for place in queues.clone() {
             if let Some(queue) = &mut self.places[place] {
                 // A ring whose driver never kicks must be polled.
-                waiting |= queue.has_work() || queue.parts.kick.is_none() && !queue.is_stopping();
+                waiting |= each!(&mut **queue, queue => {
+                    queue.has_work() || queue.parts.kick.is_none() && !queue.is_stopping()
+                });
             }
         }
         if !waiting {
@@ -444,9 +461,7 @@ impl Reactor {
         }
         for place in queues {
             if let Some(queue) = &mut self.places[place] {
-                if !queue.is_stopping() {
-                    queue.parts.ring.set_kicks(Notify::Suppressed);
-                }
+                each!(&mut **queue, queue => queue.set_kicks(Notify::Suppressed));
             }
         }
     }

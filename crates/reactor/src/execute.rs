@@ -8,17 +8,17 @@ use io_uring::{opcode, types};
 use ringstone_blockdev::{Drive, Fault, FileDrive, MappedDrive};
 use ringstone_telemetry::QueueCounter;
 use ringstone_virtio_blk::Operation;
-use ringstone_virtqueue::{scatter, Segment};
+use ringstone_virtqueue::{scatter, Segment, VirtRing};
 
 use crate::core::Shared;
 use crate::pools::{BOUNCE_LEN, ZEROES_LEN};
-use crate::queue::{Queue, TURN_BYTES};
+use crate::queue::{RingQueue, TURN_BYTES};
 use crate::uring::Tag;
 
 const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
-impl Queue {
+impl<R: VirtRing> RingQueue<R> {
     /// Do the next step of the request in `head`'s slot; it completes when there is none left.
     pub(crate) fn execute(&mut self, head: u16, shared: &mut Shared) {
         let slot = &self.slots[usize::from(head)];
@@ -58,10 +58,14 @@ impl Queue {
 
     /// A completion of the io_uring for `head`: `result` is bytes or a negated errno.
     pub(crate) fn completed(&mut self, head: u16, result: i32, shared: &mut Shared) {
-        let Some(slot) = self.slots.get_mut(usize::from(head)).filter(|slot| slot.busy) else {
+        if !self.slots.get(usize::from(head)).is_some_and(|slot| slot.busy) {
             debug_assert!(false, "completion of a request that is not in flight");
             return;
-        };
+        }
+        if self.left(head, result, shared) {
+            return;
+        }
+        let slot = &mut self.slots[usize::from(head)];
         if matches!(-result, libc::EAGAIN | libc::EINTR) {
             return self.execute(head, shared);
         }
@@ -80,6 +84,12 @@ impl Queue {
                         });
                         shared.pools.give_bounce(bounce);
                         self.bounces -= 1;
+                    }
+                    if let Some(log) = self.ring.log() {
+                        let memory = self.ring.memory();
+                        for_bytes(slot.iovecs(&mut shared.pools), result as usize, |guest, _, n| {
+                            log.mark(memory, guest, n);
+                        });
                     }
                 }
                 slot.advance(result as usize, &mut shared.pools);
@@ -116,6 +126,9 @@ impl Queue {
             let one = Segment { ptr: iov.iov_base.cast(), len: n as u32 };
             // SAFETY: parse checked that the segment lies inside guest memory, which the ring keeps alive.
             unsafe { scatter(std::slice::from_ref(&one), &rest[..n]) };
+            if let Some(log) = self.ring.log() {
+                log.mark(self.ring.memory(), one.ptr, n);
+            }
             rest = &rest[n..];
         }
     }
@@ -126,6 +139,7 @@ impl Queue {
         let step = (slot.len - slot.done).min(TURN_BYTES) as usize;
         let at = slot.offset + slot.done;
         let reading = slot.operation == Operation::Read;
+        let (log, memory) = (self.ring.log(), self.ring.memory());
         let mut sound = true;
         for_bytes(slot.iovecs(&mut shared.pools), step, |guest, done, n| {
             // SAFETY: parse checked the range on the volume and the segment in guest memory.
@@ -137,6 +151,9 @@ impl Queue {
                 }
             };
             sound &= result.is_ok();
+            if let (Some(log), true) = (log, reading) {
+                log.mark(memory, guest, n);
+            }
         });
         if !sound {
             return self.failed(head, -libc::EIO, shared);

@@ -25,8 +25,12 @@ const CAPACITY: usize = 1024;
 pub enum Command {
     /// Run this queue from now on.
     Start(Box<Queue>),
-    /// Take no more from this queue, and give it back as [`Reply::Stopped`] once what is in flight is done.
-    Stop(QueueKey),
+    /// Take no more from this queue, and give it back as [`Reply::Stopped`] once what is in flight is done, or, with
+    /// `leave`, once the drive has it no more: what is undone stays in the in-flight region.
+    Stop {
+        key: QueueKey,
+        leave: bool,
+    },
     SetCall(QueueKey, Option<OwnedFd>),
     SetKick(QueueKey, Option<OwnedFd>),
     /// Register guest memory with the io_uring; answered by [`Reply::Registered`].

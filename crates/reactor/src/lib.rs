@@ -12,6 +12,8 @@
 //! |---|---|
 //! | `core.rs` | the loop: turns, sleeping, time accounting |
 //! | `queue.rs` | one queue: taking requests from the ring, completing them |
+//! | `mover.rs` | requests that are done at once |
+//! | `tally.rs` | counting a batch |
 //! | `execute.rs` | carrying a request out on its drive, in steps where it must be |
 //! | `slots.rs` | requests in flight |
 //! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
@@ -27,11 +29,13 @@ mod execute;
 mod fixed;
 mod handle;
 mod mailbox;
+mod mover;
 mod pools;
 mod queue;
 mod slots;
+mod tally;
 mod uring;
 
 pub use error::ReactorError;
 pub use handle::{Command, ReactorHandle, ReactorSettings, Registered, Reply};
-pub use queue::{Queue, QueueKey, QueueParts};
+pub use queue::{Queue, QueueKey, QueueParts, Ring};

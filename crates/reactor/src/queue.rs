@@ -5,22 +5,22 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
-use ringstone_blockdev::{Drive, Fault, FaultDice, MappedDrive};
+use ringstone_blockdev::{Drive, Fault, FaultDice};
 use ringstone_telemetry::{Latency, QueueCounter, QueueStats, ReactorCounter};
-use ringstone_virtio_blk::{glance_read, parse, status, Geometry, Operation, Request};
-use ringstone_virtqueue::{GuestByte, RingError, SplitRing};
+use ringstone_virtio_blk::{parse, status, Geometry, Operation, Request};
+use ringstone_virtqueue::{GuestByte, Notify, PackedRing, RingError, RingSetup, SplitRing, VirtRing};
 use ringstone_volume::Volume;
 
 use crate::core::Shared;
+use crate::mover::{Inline, Mover, Nothing, Submitted};
 use crate::slots::Slot;
+use crate::tally::Tally;
+use crate::uring::Tag;
 
 /// Requests taken from one ring before the next ring has its turn.
 const BATCH: u16 = 32;
 /// Used entries written before the driver is shown them: it works on the first while we do the next.
 const PUBLISH_EVERY: u16 = 4;
-/// How far ahead descriptors and headers are brought near.
-const AHEAD_DESCRIPTORS: u16 = 4;
-const AHEAD_HEADER: u16 = 2;
 /// Bytes copied for one queue before the next has its turn; a longer copy goes in steps of this. What one guest asks for
 /// holds the others up for some tens of microseconds at most.
 pub const TURN_BYTES: u64 = 256 << 10;
@@ -35,7 +35,6 @@ pub struct QueueKey {
 /// What a queue is made of. The control thread hands it over and gets it back, drained.
 pub struct QueueParts {
     pub key: QueueKey,
-    pub ring: SplitRing,
     pub volume: Arc<Volume>,
     /// The guest sees a volatile write cache; false: every write is durable before it is completed.
     pub writeback: Arc<AtomicBool>,
@@ -47,8 +46,84 @@ pub struct QueueParts {
     pub geometry: Geometry,
 }
 
-/// A queue as its reactor runs it.
-pub struct Queue {
+/// A queue as its reactor runs it: which ring it has is decided once a batch or once a completion, not by a virtual call.
+pub enum Queue {
+    Split(RingQueue<SplitRing>),
+    Packed(RingQueue<PackedRing>),
+}
+
+/// Run an expression for the queue inside, whichever ring it has.
+macro_rules! each {
+    ($queue:expr, $one:ident => $body:expr) => {
+        match $queue {
+            $crate::queue::Queue::Split($one) => $body,
+            $crate::queue::Queue::Packed($one) => $body,
+        }
+    };
+}
+pub(crate) use each;
+
+/// A ring of either kind, before a queue is made of it.
+pub enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
+impl Ring {
+    /// # Errors
+    /// As for the ring in question.
+    pub fn new(packed: bool, setup: RingSetup) -> Result<Self, RingError> {
+        match packed {
+            true => PackedRing::new(setup).map(Self::Packed),
+            false => SplitRing::new(setup).map(Self::Split),
+        }
+    }
+}
+
+impl Queue {
+    pub fn new(ring: Ring, parts: QueueParts) -> Self {
+        match ring {
+            Ring::Split(ring) => Self::Split(RingQueue::new(ring, parts)),
+            Ring::Packed(ring) => Self::Packed(RingQueue::new(ring, parts)),
+        }
+    }
+
+    pub fn key(&self) -> QueueKey {
+        each!(self, queue => queue.parts.key)
+    }
+
+    pub fn stats(&self) -> &QueueStats {
+        each!(self, queue => &queue.parts.stats)
+    }
+
+    /// Ring entries.
+    pub fn size(&self) -> u16 {
+        each!(self, queue => queue.ring.size())
+    }
+
+    /// Where the ring goes on, as GET_VRING_BASE codes it.
+    pub fn base(&self) -> u32 {
+        each!(self, queue => queue.ring.base())
+    }
+
+    /// Requests of a process before that are to be done again.
+    pub fn resubmitting(&self) -> u16 {
+        each!(self, queue => queue.ring.resubmitting())
+    }
+
+    /// Other kick and call descriptors, while the queue is with nobody.
+    pub fn set_notifiers(&mut self, kick: Option<OwnedFd>, call: Option<OwnedFd>) {
+        each!(self, queue => (queue.parts.kick, queue.parts.call) = (kick, call));
+    }
+
+    pub fn into_parts(self) -> QueueParts {
+        each!(self, queue => queue.parts)
+    }
+}
+
+/// See [`Queue`].
+pub struct RingQueue<R> {
+    pub(crate) ring: R,
     pub(crate) parts: QueueParts,
     pub(crate) slots: Box<[Slot]>,
     pub(crate) in_flight: u32,
@@ -62,7 +137,7 @@ pub struct Queue {
     pub(crate) place: u16,
     pub(crate) generation: u16,
     dice: Option<FaultDice>,
-    stopping: bool,
+    stopping: Stopping,
     failed: Option<String>,
     dirty: bool,
     pub(crate) errors: u64,
@@ -70,12 +145,22 @@ pub struct Queue {
     last: (u16, *const u8),
 }
 
-// SAFETY: `last` is only ever prefetched; everything else is Send.
-unsafe impl Send for Queue {}
+/// Whether a queue takes requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stopping {
+    No,
+    /// What is in flight is finished first.
+    Drain,
+    /// What the drive does not have yet, or gives back, stays undone in the in-flight region.
+    Leave,
+}
 
-impl Queue {
-    pub fn new(parts: QueueParts) -> Self {
-        let size = usize::from(parts.ring.size());
+// SAFETY: `last` is only ever prefetched; everything else is Send.
+unsafe impl<R: VirtRing> Send for RingQueue<R> {}
+
+impl<R: VirtRing> RingQueue<R> {
+    fn new(ring: R, parts: QueueParts) -> Self {
+        let size = usize::from(ring.size());
         let dice = parts.volume.faults().map(|faults| FaultDice::new(faults, usize::from(parts.key.vring)));
         Self {
             slots: (0..size).map(|_| Slot::default()).collect(),
@@ -87,21 +172,22 @@ impl Queue {
             place: 0,
             generation: 0,
             dice,
-            stopping: false,
+            stopping: Stopping::No,
             failed: None,
             dirty: false,
             errors: 0,
             last: (0, std::ptr::null()),
+            ring,
             parts,
         }
     }
 
-    pub fn key(&self) -> QueueKey {
-        self.parts.key
-    }
-
-    pub fn into_parts(self) -> QueueParts {
-        self.parts
+    /// The queue was given to a reactor, as number `generation` of its `place`.
+    pub(crate) fn begin_at(&mut self, place: u16, generation: u16) {
+        (self.place, self.generation) = (place, generation);
+        self.stopping = Stopping::No;
+        self.ring.set_kicks(Notify::Suppressed);
+        self.parts.stats.add(QueueCounter::Resubmitted, u64::from(self.ring.resubmitting()));
     }
 
     /// The volume's drive, without a borrow of the queue (and without raising a count that other cores share).
@@ -114,22 +200,52 @@ impl Queue {
 
     /// Take no more requests; [`drained`](Self::drained) tells when those in flight are done.
     pub(crate) fn stop(&mut self) {
-        self.stopping = true;
+        if self.stopping == Stopping::No {
+            self.stopping = Stopping::Drain;
+        }
+    }
+
+    /// As [`stop`](Self::stop), but leave in the in-flight region what has not reached the drive and what the drive gives
+    /// back when asked; the frontend takes the region along.
+    pub(crate) fn leave(&mut self, shared: &mut Shared) {
+        self.stopping = Stopping::Leave;
+        for head in self.partial.drain(..).chain(self.starved.drain(..)) {
+            self.in_flight -= 1;
+            let held = self.slots[usize::from(head)].release(&mut shared.pools);
+            self.blocks -= u32::from(held.block);
+            self.bounces -= u32::from(held.bounce);
+        }
+        for (head, _) in self.slots.iter().enumerate().filter(|(_, slot)| slot.busy) {
+            let tag = Tag::Request { place: self.place, generation: self.generation, head: head as u16 };
+            shared.uring.cancel(tag);
+        }
+    }
+
+    /// The drive gave a request back undone, as it was asked to: forget it, it stays in the in-flight region.
+    pub(crate) fn left(&mut self, head: u16, result: i32, shared: &mut Shared) -> bool {
+        if self.stopping != Stopping::Leave || result != -libc::ECANCELED {
+            return false;
+        }
+        let held = self.slots[usize::from(head)].release(&mut shared.pools);
+        self.blocks -= u32::from(held.block);
+        self.bounces -= u32::from(held.bounce);
+        self.in_flight -= 1;
+        true
     }
 
     #[inline(always)]
     pub(crate) fn is_stopping(&self) -> bool {
-        self.stopping
+        self.stopping != Stopping::No
     }
 
     pub(crate) fn drained(&self) -> bool {
-        self.stopping && self.in_flight == 0
+        self.is_stopping() && self.in_flight == 0
     }
 
     /// The ring is unusable: nothing more is taken, and the control thread hears of it once.
     #[cold]
     fn fail(&mut self, why: String) {
-        self.stopping = true;
+        self.stop();
         self.failed = Some(why);
     }
 
@@ -139,16 +255,23 @@ impl Queue {
 
     /// Work that waits in the ring, for a reactor about to sleep.
     pub(crate) fn has_work(&mut self) -> bool {
-        !self.stopping && !matches!(self.parts.ring.available(), Ok(0)) || !self.partial.is_empty()
+        !self.is_stopping() && !matches!(self.ring.available(), Ok(0)) || !self.partial.is_empty()
+    }
+
+    /// Ask the driver for kicks, or to spare them, on the way to sleep and back.
+    pub(crate) fn set_kicks(&mut self, notify: Notify) {
+        if !self.is_stopping() {
+            self.ring.set_kicks(notify);
+        }
     }
 
     /// Take requests off the ring. Answers how many.
     #[inline]
     pub(crate) fn poll(&mut self, shared: &mut Shared) -> u32 {
-        if self.stopping {
+        if self.is_stopping() {
             return 0;
         }
-        let waiting = match self.parts.ring.available() {
+        let waiting = match self.ring.available() {
             Ok(0) => return 0,
             Ok(waiting) => waiting,
             Err(error) => {
@@ -171,7 +294,7 @@ impl Queue {
     #[inline(always)]
     fn take<M: Mover>(&mut self, batch: u16, mover: &M, shared: &mut Shared) -> Result<(), RingError> {
         if batch == 1 {
-            self.parts.ring.prefetch_lone(self.last.0, self.last.1);
+            self.ring.prefetch_lone(self.last.0, self.last.1);
         }
         shared.work_found();
         let started = shared.now;
@@ -179,7 +302,9 @@ impl Queue {
         let mut tally = Tally::default();
         let mut result = Ok(());
         for i in 0..batch {
-            self.prefetch(i, batch, mover);
+            if let Some(header) = self.ring.prefetch_batch(i, batch) {
+                mover.foresee(&header);
+            }
             match self.take_one(&geometry, mover, started, &mut tally, shared) {
                 Ok(true) => {}
                 Ok(false) => break,
@@ -192,40 +317,18 @@ impl Queue {
                 break;
             }
             if i % PUBLISH_EVERY == PUBLISH_EVERY - 1 {
-                self.parts.ring.publish();
+                self.ring.publish();
+            }
+            // How many wait is an upper bound: a chain may take several entries of a packed ring.
+            if i + 1 < batch && !matches!(self.ring.available(), Ok(1..)) {
+                break;
             }
         }
         self.flush(shared);
-        self.count(&tally, shared.clock.ns(shared.clock.now() - started));
+        let spent = shared.clock.ns(shared.clock.now() - started);
+        self.parts.stats.add(QueueCounter::BusyNs, spent);
+        self.count(&tally, spent);
         result
-    }
-
-    #[inline(always)]
-    fn prefetch<M: Mover>(&self, done: u16, batch: u16, mover: &M) {
-        // Distances count from the entry about to be taken. Heads are checked by peek; a bad one is dealt with in its turn.
-        let ring = &self.parts.ring;
-        if done == 0 {
-            for ahead in 1..AHEAD_DESCRIPTORS.min(batch) {
-                if let Ok(head) = ring.peek(ahead) {
-                    ring.prefetch_descriptors(head);
-                }
-            }
-        }
-        if done + AHEAD_DESCRIPTORS < batch {
-            if let Ok(head) = ring.peek(AHEAD_DESCRIPTORS) {
-                ring.prefetch_descriptors(head);
-            }
-        }
-        if done + AHEAD_HEADER < batch {
-            if let Ok(head) = ring.peek(AHEAD_HEADER) {
-                ring.prefetch_first_buffer(head);
-            }
-        }
-        if done + 1 < batch {
-            if let Some(header) = ring.peek(1).ok().and_then(|head| ring.glance(head)) {
-                mover.foresee(&header);
-            }
-        }
     }
 
     /// False if the next request has to wait in the ring.
@@ -238,13 +341,11 @@ impl Queue {
         tally: &mut Tally,
         shared: &mut Shared,
     ) -> Result<bool, RingError> {
-        let ring = &self.parts.ring;
-        let head = ring.peek(0)?;
+        let head = self.ring.walk_next(&mut shared.chain)?;
         if self.slots[usize::from(head)].busy {
             return Err(RingError::HeadInFlight { head });
         }
-        ring.walk(head, &mut shared.chain)?;
-        ring.prefetch_used();
+        self.ring.prefetch_used();
         self.last = (head, shared.chain.begin());
         let (request, guest_status) = match parse(&mut shared.chain, geometry) {
             Ok((request, guest_status)) => {
@@ -252,10 +353,9 @@ impl Queue {
                 (request, guest_status)
             }
             Err((Some(guest_status), refusal)) => {
-                // SAFETY: the ring keeps the memory table alive.
-                unsafe { guest_status.set(refusal.status()) };
-                self.parts.ring.take();
-                self.parts.ring.push_used(head, 1);
+                self.answer(guest_status, refusal.status());
+                self.ring.take();
+                self.ring.push_used(head, 1);
                 tally.errors += 1;
                 tally.others += 1;
                 self.dirty = true;
@@ -272,10 +372,14 @@ impl Queue {
                 (true, Operation::Read) => (status::OK, request.len as u32 + 1),
                 (true, _) => (status::OK, 1),
             };
-            // SAFETY: the ring keeps the memory table alive.
-            unsafe { guest_status.set(value) };
-            self.parts.ring.take();
-            self.parts.ring.push_used(head, written);
+            if let (Some(log), Operation::Read) = (self.ring.log(), request.operation) {
+                for segment in shared.chain.writable() {
+                    log.mark(self.ring.memory(), segment.ptr, segment.len as usize);
+                }
+            }
+            self.answer(guest_status, value);
+            self.ring.take();
+            self.ring.push_used(head, written);
             tally.add(&request, moved);
             self.dirty = true;
             return Ok(true);
@@ -318,7 +422,7 @@ impl Queue {
         } else {
             slot.set_segments(segments, &mut shared.pools);
         }
-        self.parts.ring.take();
+        self.ring.take();
         self.in_flight += 1;
         self.parts.stats.set(QueueCounter::InFlight, u64::from(self.in_flight));
         if let Some(dice) = &mut self.dice {
@@ -346,21 +450,32 @@ impl Queue {
             (true, Operation::Read | Operation::GetId) => (status::OK, slot.asked as u32 + 1),
             (true, _) => (status::OK, 1),
         };
-        // SAFETY: the ring keeps the memory table alive.
-        unsafe { slot.status.set(value) };
+        let guest_status = slot.status;
+        self.answer(guest_status, value);
+        let slot = &mut self.slots[usize::from(head)];
         let mut tally = Tally::default();
         tally.add(&Request { operation: slot.operation, offset: slot.offset, len: slot.asked }, ok);
         let ns = shared.clock.ns(shared.now.saturating_sub(slot.started));
         let held = slot.release(&mut shared.pools);
         self.blocks -= u32::from(held.block);
         self.bounces -= u32::from(held.bounce);
-        self.parts.ring.push_used(head, written);
+        self.ring.push_used(head, written);
         self.in_flight -= 1;
         self.count(&tally, ns);
         self.parts.stats.set(QueueCounter::InFlight, u64::from(self.in_flight));
         if !self.dirty {
             self.dirty = true;
             shared.dirty.push(self.place);
+        }
+    }
+
+    /// Write a request's status, and into the dirty log that it was written.
+    #[inline(always)]
+    fn answer(&self, guest_status: GuestByte, value: u8) {
+        // SAFETY: the ring keeps the memory table alive.
+        unsafe { guest_status.set(value) };
+        if let Some(log) = self.ring.log() {
+            log.mark(self.ring.memory(), guest_status.address(), 1);
         }
     }
 
@@ -371,8 +486,8 @@ impl Queue {
             return;
         }
         self.dirty = false;
-        self.parts.ring.publish();
-        if self.parts.ring.wants_call() {
+        self.ring.publish();
+        if self.ring.wants_call() {
             self.call(shared);
         }
     }
@@ -421,127 +536,5 @@ impl Queue {
         if others > 0 {
             stats.latency(Latency::Other, ns, others);
         }
-    }
-}
-
-/// Requests done in one go, counted together.
-#[derive(Default)]
-struct Tally {
-    reads: u64,
-    writes: u64,
-    flushes: u64,
-    discards: u64,
-    zeroes: u64,
-    others: u64,
-    bytes_read: u64,
-    bytes_written: u64,
-    bytes_discarded: u64,
-    errors: u64,
-}
-
-impl Tally {
-    #[inline(always)]
-    fn add(&mut self, request: &Request, ok: bool) {
-        let bytes = if ok { request.len } else { 0 };
-        match request.operation {
-            Operation::Read => {
-                self.reads += 1;
-                self.bytes_read += bytes;
-            }
-            Operation::Write => {
-                self.writes += 1;
-                self.bytes_written += bytes;
-            }
-            Operation::Flush => self.flushes += 1,
-            Operation::GetId => self.others += 1,
-            Operation::Discard => {
-                self.discards += 1;
-                self.bytes_discarded += bytes;
-            }
-            Operation::WriteZeroes { .. } => {
-                self.zeroes += 1;
-                self.bytes_discarded += bytes;
-            }
-        }
-        self.errors += u64::from(!ok);
-    }
-
-    #[inline(always)]
-    fn rare(&self) -> bool {
-        self.flushes + self.discards + self.zeroes + self.others + self.errors > 0
-    }
-}
-
-/// How a kind of drive moves the data of a request that can be done at once. Chosen once a batch, so that the loop is
-/// compiled for each kind.
-trait Mover {
-    /// `Some(succeeded)`, or `None` if the request needs a slot.
-    fn move_now(&self, request: &Request, shared: &mut Shared) -> Option<bool>;
-
-    /// The next request seems to begin with `header`.
-    #[inline(always)]
-    fn foresee(&self, _header: &[u8; 16]) {}
-}
-
-struct Inline<'a>(&'a MappedDrive);
-
-impl Mover for Inline<'_> {
-    #[inline(always)]
-    fn move_now(&self, request: &Request, shared: &mut Shared) -> Option<bool> {
-        if request.len > TURN_BYTES {
-            return None;
-        }
-        let mut at = request.offset;
-        match request.operation {
-            Operation::Read => {
-                for segment in shared.chain.writable() {
-                    // SAFETY: parse checked that the range is on the volume and every segment inside guest memory.
-                    if unsafe { self.0.read(at, segment.ptr, segment.len as usize) }.is_err() {
-                        return Some(false);
-                    }
-                    at += u64::from(segment.len);
-                }
-            }
-            Operation::Write => {
-                for segment in shared.chain.readable() {
-                    // SAFETY: as above.
-                    if unsafe { self.0.write(at, segment.ptr, segment.len as usize) }.is_err() {
-                        return Some(false);
-                    }
-                    at += u64::from(segment.len);
-                }
-            }
-            // Memory is as stable as it gets.
-            Operation::Flush => {}
-            _ => return None,
-        }
-        Some(true)
-    }
-
-    #[inline(always)]
-    fn foresee(&self, header: &[u8; 16]) {
-        /// Lines of the next block, brought near while this one is copied.
-        const LINES: usize = 32;
-        if let Some(offset) = glance_read(header) {
-            self.0.prefetch::<LINES>(offset);
-        }
-    }
-}
-
-struct Nothing;
-
-impl Mover for Nothing {
-    #[inline(always)]
-    fn move_now(&self, request: &Request, _shared: &mut Shared) -> Option<bool> {
-        (request.operation != Operation::GetId).then_some(true)
-    }
-}
-
-struct Submitted;
-
-impl Mover for Submitted {
-    #[inline(always)]
-    fn move_now(&self, _request: &Request, _shared: &mut Shared) -> Option<bool> {
-        None
     }
 }

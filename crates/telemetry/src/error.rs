@@ -10,4 +10,6 @@ pub enum TelemetryError {
     Create { path: PathBuf, source: io::Error },
     #[error("all {limit} queue slots of the stats page are taken; detach volumes or use fewer queues")]
     Full { limit: usize },
+    #[error("there are no more than {limit} reactors on a stats page; remove one first")]
+    Reactors { limit: usize },
 }

@@ -4,18 +4,21 @@ use std::fs::OpenOptions;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use crate::error::TelemetryError;
 use crate::histogram::{bucket_of, BUCKETS};
 
+/// Reactor slots of a page: reactors may be added while it is in use.
+pub const MAX_REACTORS: usize = 256;
 /// Queue slots of a page. The file is sparse, so unused slots cost nothing.
 pub const MAX_QUEUE_SLOTS: usize = 4096;
 
 const HEADER_SIZE: usize = 4096;
 const REACTOR_SLOT: usize = 256;
 const QUEUE_SLOT: usize = 8192;
+const QUEUES_AT: usize = HEADER_SIZE + MAX_REACTORS * REACTOR_SLOT;
 const HISTOGRAMS: usize = 512;
 const NO_REACTOR: u32 = u32::MAX;
 
@@ -54,6 +57,9 @@ pub enum QueueCounter {
     Bounces = 176,
     Kicks = 184,
     Calls = 192,
+    BusyNs = 200,
+    Moves = 208,
+    Resubmitted = 216,
 }
 
 /// Which latency histogram a request counts in.
@@ -107,7 +113,7 @@ impl Map {
 /// The page itself, owned by the engine's control side.
 pub struct StatsPage {
     map: Arc<Map>,
-    reactors: usize,
+    reactors: AtomicUsize,
     taken: Arc<Mutex<Vec<bool>>>,
 }
 
@@ -115,10 +121,13 @@ impl StatsPage {
     /// Make the page at `path` anew for `cores.len()` reactors.
     ///
     /// # Errors
-    /// The file cannot be made or mapped.
+    /// The file cannot be made or mapped, or there are more reactors than slots.
     pub fn create(path: &Path, cores: &[usize]) -> Result<Self, TelemetryError> {
+        if cores.len() > MAX_REACTORS {
+            return Err(TelemetryError::Reactors { limit: MAX_REACTORS });
+        }
         let fail = |source| TelemetryError::Create { path: path.to_owned(), source };
-        let queues_at = HEADER_SIZE + (cores.len() * REACTOR_SLOT).next_multiple_of(4096);
+        let queues_at = QUEUES_AT;
         let len = queues_at + MAX_QUEUE_SLOTS * QUEUE_SLOT;
         // A reader may still map the page of an engine before us: give it a new file, never a changed one.
         match std::fs::remove_file(path) {
@@ -166,13 +175,32 @@ impl StatsPage {
         }
         // The magic goes in last: a reader that sees it sees the whole header.
         map.u64_at(0).store(u64::from_le_bytes(*b"RSSTATS1"), Ordering::Release);
-        Ok(Self { map, reactors: cores.len(), taken: Arc::new(Mutex::new(vec![false; MAX_QUEUE_SLOTS])) })
+        let reactors = AtomicUsize::new(cores.len());
+        Ok(Self { map, reactors, taken: Arc::new(Mutex::new(vec![false; MAX_QUEUE_SLOTS])) })
     }
 
-    /// The handle of reactor `index`; make one per reactor thread.
+    /// The handle of reactor `index`; make one per reactor thread, and others to read.
     pub fn reactor(&self, index: usize) -> ReactorStats {
-        assert!(index < self.reactors, "reactor {index} of {}", self.reactors);
+        let reactors = self.reactors.load(Ordering::Relaxed);
+        assert!(index < reactors, "reactor {index} of {reactors}");
         ReactorStats { base: HEADER_SIZE + index * REACTOR_SLOT, map: self.map.clone() }
+    }
+
+    /// Begin the slot of reactor `index`, which is a removed one's or the next behind the last, for a thread on `core`.
+    ///
+    /// # Errors
+    /// All slots are taken.
+    pub fn add_reactor(&self, index: usize, core: usize) -> Result<ReactorStats, TelemetryError> {
+        if index >= MAX_REACTORS {
+            return Err(TelemetryError::Reactors { limit: MAX_REACTORS });
+        }
+        let base = HEADER_SIZE + index * REACTOR_SLOT;
+        self.map.zero(base, REACTOR_SLOT);
+        self.map.u32_at(base).store(core as u32, Ordering::Relaxed);
+        let reactors = self.reactors.load(Ordering::Relaxed).max(index + 1);
+        self.reactors.store(reactors, Ordering::Relaxed);
+        self.map.u32_at(32).store(reactors as u32, Ordering::Release);
+        Ok(self.reactor(index))
     }
 
     /// Take a slot for queue `index` of `volume`; it is zeroed, and given back when the handle is dropped.
@@ -187,8 +215,7 @@ impl StatsPage {
             taken[slot] = true;
             slot
         };
-        let queues_at = HEADER_SIZE + (self.reactors * REACTOR_SLOT).next_multiple_of(4096);
-        let base = queues_at + slot * QUEUE_SLOT;
+        let base = QUEUES_AT + slot * QUEUE_SLOT;
         let map = &self.map;
         let generation = map.u32_at(base).load(Ordering::Relaxed);
         map.u32_at(base).store(generation | 1, Ordering::Release);
@@ -223,8 +250,17 @@ impl ReactorStats {
         self.map.u64_at(self.base + counter as usize).store(value, Ordering::Relaxed);
     }
 
+    pub fn get(&self, counter: ReactorCounter) -> u64 {
+        self.map.u64_at(self.base + counter as usize).load(Ordering::Relaxed)
+    }
+
     pub fn set_asleep(&self, asleep: bool) {
         self.map.u32_at(self.base + 4).store(if asleep { 2 } else { 1 }, Ordering::Relaxed);
+    }
+
+    /// The thread has ended and the slot is free.
+    pub fn set_removed(&self) {
+        self.map.u32_at(self.base + 4).store(3, Ordering::Relaxed);
     }
 }
 
@@ -247,6 +283,11 @@ impl QueueStats {
         self.map.u64_at(self.base + counter as usize).store(value, Ordering::Relaxed);
     }
 
+    /// A handle that reads the counters and lets go of nothing.
+    pub fn reader(&self) -> QueueReader {
+        QueueReader { map: self.map.clone(), base: self.base }
+    }
+
     /// Count `count` requests that took `ns` each.
     #[inline(always)]
     pub fn latency(&self, kind: Latency, ns: u64, count: u64) {
@@ -258,6 +299,18 @@ impl QueueStats {
     pub fn placed(&self, reactor: Option<usize>, ring_entries: u16) {
         self.map.u32_at(self.base + 76).store(reactor.map_or(NO_REACTOR, |r| r as u32), Ordering::Relaxed);
         self.map.u32_at(self.base + 80).store(u32::from(ring_entries), Ordering::Relaxed);
+    }
+}
+
+/// Reads what the queue's reactor counts.
+pub struct QueueReader {
+    map: Arc<Map>,
+    base: usize,
+}
+
+impl QueueReader {
+    pub fn get(&self, counter: QueueCounter) -> u64 {
+        self.map.u64_at(self.base + counter as usize).load(Ordering::Relaxed)
     }
 }
 
@@ -348,6 +401,9 @@ mod tests {
             Q::Bounces,
             Q::Kicks,
             Q::Calls,
+            Q::BusyNs,
+            Q::Moves,
+            Q::Resubmitted,
         ] {
             assert_eq!(u64_in(&bytes, queue + counter as usize), 2000 + counter as u64, "{counter:?}");
         }

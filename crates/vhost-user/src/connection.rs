@@ -30,6 +30,26 @@ impl Connection {
         Ok(Self { stream, buffer: [0; HEADER_LEN + MAX_PAYLOAD], filled: 0, fds: Vec::new() })
     }
 
+    /// Go on with a connection in the middle of a message, of which `begun` and `fds` have come.
+    ///
+    /// # Errors
+    /// The socket cannot be made non-blocking, or that is more than a message.
+    pub fn resume(stream: UnixStream, begun: &[u8], fds: Vec<OwnedFd>) -> Result<Self, SessionError> {
+        let mut connection = Self::new(stream)?;
+        if begun.len() > connection.buffer.len() || fds.len() > MAX_FDS {
+            return Err(SessionError::Handover { what: "more than a message has begun" });
+        }
+        connection.buffer[..begun.len()].copy_from_slice(begun);
+        connection.filled = begun.len();
+        connection.fds = fds;
+        Ok(connection)
+    }
+
+    /// What has come of the message that is not complete yet.
+    pub fn begun(&self) -> (&[u8], &[OwnedFd]) {
+        (&self.buffer[..self.filled], &self.fds)
+    }
+
     /// The socket, for waiting on it.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
@@ -95,43 +115,12 @@ impl Connection {
     /// Read up to byte `want` of the message, never into the next one: descriptors belong to their own message.
     fn read(&mut self, want: usize) -> Result<usize, SessionError> {
         // Room for twice the descriptors, so that a message with too many is told from one with enough.
-        #[repr(C, align(8))]
-        struct Control([u8; 256]);
-        const { assert!(size_of::<libc::cmsghdr>() + 2 * MAX_FDS * size_of::<RawFd>() <= 256) };
-        let mut control = Control([0; 256]);
-        let mut iov = libc::iovec {
-            iov_base: self.buffer[self.filled..want].as_mut_ptr().cast(),
-            iov_len: want - self.filled,
-        };
-        // SAFETY: all-zero is a valid msghdr.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = &mut iov;
-        message.msg_iovlen = 1;
-        message.msg_control = control.0.as_mut_ptr().cast();
-        message.msg_controllen = control.0.len();
-        // SAFETY: the message header points at live buffers of the lengths given.
-        let n = unsafe { libc::recvmsg(self.stream.as_raw_fd(), &mut message, libc::MSG_CMSG_CLOEXEC) };
-        if n < 0 {
-            return Err(io::Error::last_os_error().into());
-        }
-        // SAFETY: the kernel filled the control buffer; CMSG_* walk it within msg_controllen; each descriptor is owned once.
-        unsafe {
-            let mut header = libc::CMSG_FIRSTHDR(&message);
-            while !header.is_null() {
-                if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
-                    let bytes = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
-                    let data = libc::CMSG_DATA(header).cast::<RawFd>();
-                    for i in 0..bytes / size_of::<RawFd>() {
-                        self.fds.push(OwnedFd::from_raw_fd(data.add(i).read_unaligned()));
-                    }
-                }
-                header = libc::CMSG_NXTHDR(&message, header);
-            }
-        }
-        if message.msg_flags & libc::MSG_CTRUNC != 0 || self.fds.len() > MAX_FDS {
+        let room = &mut self.buffer[self.filled..want];
+        let n = receive_with_descriptors(self.stream.as_raw_fd(), room, &mut self.fds, 2 * MAX_FDS)?;
+        if self.fds.len() > MAX_FDS {
             return Err(SessionError::TooManyDescriptors { limit: MAX_FDS });
         }
-        Ok(n as usize)
+        Ok(n)
     }
 
     /// Send the reply to `request`, with a descriptor if there is one.
@@ -152,36 +141,101 @@ pub fn notify_config_change(channel: &OwnedFd) -> Result<(), SessionError> {
 }
 
 fn send(socket: RawFd, bytes: &[u8], fd: Option<&OwnedFd>) -> Result<(), SessionError> {
-    #[repr(C, align(8))]
-    struct Control([u8; 64]);
-    let mut control = Control([0; 64]);
+    let fd = fd.map(|fd| [fd.as_raw_fd()]);
+    let fds = fd.as_ref().map_or(&[][..], |fd| fd);
+    match send_with_descriptors(socket, bytes, fds, libc::MSG_DONTWAIT) {
+        Ok(n) if n == bytes.len() => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Err(SessionError::Stuck),
+        Err(error) => Err(error.into()),
+        // A message of a few hundred bytes that does not fit: the peer has not read for long.
+        Ok(_) => Err(SessionError::Stuck),
+    }
+}
+
+/// Bytes of a control buffer, enough for `CONTROL_FDS` descriptors.
+const CONTROL: usize = 1024;
+const CONTROL_FDS: usize = (CONTROL - size_of::<libc::cmsghdr>()) / size_of::<RawFd>();
+
+#[repr(C, align(8))]
+struct Control([u8; CONTROL]);
+
+/// `sendmsg` with `fds` (at most `CONTROL_FDS`) beside `bytes`. Answers how many bytes went.
+pub(crate) fn send_with_descriptors(
+    socket: RawFd,
+    bytes: &[u8],
+    fds: &[RawFd],
+    flags: libc::c_int,
+) -> io::Result<usize> {
+    assert!(fds.len() <= CONTROL_FDS);
+    let mut control = Control([0; CONTROL]);
     let mut iov = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
-    // SAFETY: all-zero is a valid msghdr; the control buffer has room for one descriptor; sendmsg only reads.
+    // SAFETY: all-zero is a valid msghdr; the control buffer has room for the descriptors; sendmsg only reads.
     let n = unsafe {
         let mut message: libc::msghdr = std::mem::zeroed();
         message.msg_iov = &mut iov;
         message.msg_iovlen = 1;
-        if let Some(fd) = fd {
+        if !fds.is_empty() {
+            let len = size_of_val(fds) as u32;
             message.msg_control = control.0.as_mut_ptr().cast();
-            message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as usize;
+            message.msg_controllen = libc::CMSG_SPACE(len) as usize;
             let header = libc::CMSG_FIRSTHDR(&message);
             (*header).cmsg_level = libc::SOL_SOCKET;
             (*header).cmsg_type = libc::SCM_RIGHTS;
-            (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as usize;
-            libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd.as_raw_fd());
-        }
-        libc::sendmsg(socket, &message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL)
-    };
-    match n {
-        n if n == bytes.len() as isize => Ok(()),
-        n if n < 0 => {
-            let error = io::Error::last_os_error();
-            if error.kind() == io::ErrorKind::WouldBlock {
-                return Err(SessionError::Stuck);
+            (*header).cmsg_len = libc::CMSG_LEN(len) as usize;
+            let data = libc::CMSG_DATA(header).cast::<RawFd>();
+            for (at, fd) in fds.iter().enumerate() {
+                data.add(at).write_unaligned(*fd);
             }
-            Err(error.into())
         }
-        // A message of a few hundred bytes that does not fit: the peer has not read for long.
-        _ => Err(SessionError::Stuck),
+        libc::sendmsg(socket, &message, flags | libc::MSG_NOSIGNAL)
+    };
+    if n < 0 {
+        return Err(io::Error::last_os_error());
     }
+    Ok(n as usize)
+}
+
+/// `recvmsg` into `bytes`; descriptors that come along are added to `fds`.
+///
+/// # Errors
+/// What the call says, or more than `most` descriptors at once.
+pub(crate) fn receive_with_descriptors(
+    socket: RawFd,
+    bytes: &mut [u8],
+    fds: &mut Vec<OwnedFd>,
+    most: usize,
+) -> Result<usize, SessionError> {
+    assert!(most <= CONTROL_FDS);
+    let mut control = Control([0; CONTROL]);
+    let mut iov = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: bytes.len() };
+    // SAFETY: all-zero is a valid msghdr.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = &mut iov;
+    message.msg_iovlen = 1;
+    message.msg_control = control.0.as_mut_ptr().cast();
+    // SAFETY: CMSG_SPACE only reckons.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE((most * size_of::<RawFd>()) as u32) } as usize;
+    // SAFETY: the message header points at live buffers of the lengths given.
+    let n = unsafe { libc::recvmsg(socket, &mut message, libc::MSG_CMSG_CLOEXEC) };
+    if n < 0 {
+        return Err(io::Error::last_os_error().into());
+    }
+    // SAFETY: the kernel filled the control buffer; CMSG_* walk it within msg_controllen; each descriptor is owned once.
+    unsafe {
+        let mut header = libc::CMSG_FIRSTHDR(&message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let len = (*header).cmsg_len - libc::CMSG_LEN(0) as usize;
+                let data = libc::CMSG_DATA(header).cast::<RawFd>();
+                for at in 0..len / size_of::<RawFd>() {
+                    fds.push(OwnedFd::from_raw_fd(data.add(at).read_unaligned()));
+                }
+            }
+            header = libc::CMSG_NXTHDR(&message, header);
+        }
+    }
+    if message.msg_flags & libc::MSG_CTRUNC != 0 {
+        return Err(SessionError::TooManyDescriptors { limit: most });
+    }
+    Ok(n as usize)
 }

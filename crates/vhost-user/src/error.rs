@@ -35,6 +35,10 @@ pub enum SessionError {
     Config { offset: u32, len: usize },
     #[error("the in-flight region does not fit: {why}")]
     Inflight { why: &'static str },
+    #[error("the dirty log of {len} bytes cannot be used: {why}")]
+    Log { len: u64, why: String },
+    #[error("what another process handed over of this connection is incomplete: {what}")]
+    Handover { what: &'static str },
     #[error("the file descriptor given as {what} is no eventfd")]
     NotAnEventFd { what: &'static str },
     #[error("the frontend closed the connection in the middle of a message")]

@@ -1,41 +1,37 @@
 //! The in-flight region: shared memory in which a backend notes what it works on, so that its successor can go on.
 //!
-//! This side makes the region and takes it back after a reconnect; the rings write to it from the recovery code on.
-//! Layout: vhost-user, "Inflight I/O tracking", split virtqueue.
+//! This side makes the region, takes it back after a reconnect and cuts it into the queues' parts; the rings write to them.
+//! Layout: vhost-user, "Inflight I/O tracking".
 
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, FromRawFd, OwnedFd};
+use std::sync::Arc;
 
 use ringstone_mapping::Mapping;
+use ringstone_virtqueue::InflightRegion;
 
 use crate::error::SessionError;
 use crate::message::WireInflight;
 
-/// `struct inflight_desc_split_region`: features, version, desc_num, last_batch_head, used_idx.
-const REGION_HEADER: u64 = 16;
-/// `struct inflight_desc_split`.
-const DESCRIPTOR: u64 = 16;
-/// Regions of the queues start on cache lines of their own.
-const REGION_ALIGN: u64 = 64;
-
-/// Bytes for one queue of `size` entries.
-fn queue_region(size: u16) -> u64 {
-    (REGION_HEADER + DESCRIPTOR * u64::from(size)).next_multiple_of(REGION_ALIGN)
-}
-
-/// A region in use. Dropping it unmaps it; the frontend keeps its descriptor for our successor.
+/// A region in use. The frontend keeps its descriptor for our successor.
 pub(crate) struct Inflight {
-    pub _mapping: Mapping,
+    pub wire: WireInflight,
+    pub file: OwnedFd,
+    mapping: Arc<Mapping>,
 }
 
 impl Inflight {
-    /// Make a region for GET_INFLIGHT_FD.
-    pub fn create(queues: u16, queue_size: u16) -> Result<(WireInflight, OwnedFd), SessionError> {
+    /// Make a region for GET_INFLIGHT_FD. All zeroes is a region that nobody has used (its version is 0).
+    pub fn create(
+        queues: u16,
+        queue_size: u16,
+        packed: bool,
+    ) -> Result<(WireInflight, OwnedFd), SessionError> {
         if queues == 0 || queue_size == 0 {
             return Err(SessionError::Inflight { why: "it has no queues or no entries" });
         }
-        let len = queue_region(queue_size) * u64::from(queues);
+        let len = InflightRegion::len(queue_size, packed) as u64 * u64::from(queues);
         // SAFETY: a plain system call with a NUL-terminated name; the result is checked before it is owned.
         let fd = unsafe {
             let fd = libc::memfd_create(
@@ -53,16 +49,37 @@ impl Inflight {
     }
 
     /// Map the region that SET_INFLIGHT_FD hands over.
-    pub fn open(wire: &WireInflight, fd: &OwnedFd, max_queues: u16) -> Result<Self, SessionError> {
+    pub fn open(
+        wire: WireInflight,
+        file: OwnedFd,
+        max_queues: u16,
+        packed: bool,
+    ) -> Result<Self, SessionError> {
         if wire.queues == 0 || wire.queues > max_queues {
             return Err(SessionError::Inflight { why: "it has more queues than the device, or none" });
         }
-        if wire.len < queue_region(wire.queue_size) * u64::from(wire.queues) {
+        if wire.len < InflightRegion::len(wire.queue_size, packed) as u64 * u64::from(wire.queues) {
             return Err(SessionError::Inflight { why: "it is too short for its queues" });
         }
-        let mapping = Mapping::new(fd.as_fd(), wire.offset, wire.len)
+        let mapping = Mapping::new(file.as_fd(), wire.offset, wire.len)
             .map_err(|_| SessionError::Inflight { why: "its descriptor cannot be mapped" })?;
-        Ok(Self { _mapping: mapping })
+        Ok(Self { wire, file, mapping: Arc::new(mapping) })
+    }
+
+    pub fn poisoned(&self) -> bool {
+        self.mapping.poisoned()
+    }
+
+    /// The part of queue `index`; `None` for a queue that the region was not made for, whose requests are not noted then.
+    pub fn queue(&self, index: u16, packed: bool) -> Result<Option<InflightRegion>, SessionError> {
+        if index >= self.wire.queues {
+            return Ok(None);
+        }
+        let entries = self.wire.queue_size;
+        let offset = InflightRegion::len(entries, packed) * usize::from(index);
+        InflightRegion::new(self.mapping.clone(), offset, entries, packed)
+            .map(Some)
+            .ok_or(SessionError::Inflight { why: "it is too short for the rings that were negotiated" })
     }
 }
 
@@ -72,11 +89,19 @@ mod tests {
 
     #[test]
     fn a_region_that_was_made_can_be_opened_and_a_short_one_not() {
-        let (wire, fd) = Inflight::create(4, 128).unwrap();
-        assert!(wire.len >= 4 * (16 + 16 * 128));
-        assert!(Inflight::open(&wire, &fd, 4).is_ok());
-        assert!(Inflight::open(&wire, &fd, 2).is_err());
-        assert!(Inflight::open(&WireInflight { len: 64, ..wire }, &fd, 4).is_err());
-        assert!(Inflight::open(&WireInflight { offset: u64::MAX, ..wire }, &fd, 4).is_err());
+        for packed in [false, true] {
+            let (wire, fd) = Inflight::create(4, 128, packed).unwrap();
+            let open = |wire, max_queues| Inflight::open(wire, fd.try_clone().unwrap(), max_queues, packed);
+            assert!(wire.len >= 4 * (16 + 16 * 128));
+            assert!(open(wire, 2).is_err());
+            assert!(open(WireInflight { len: 64, ..wire }, 4).is_err());
+            assert!(open(WireInflight { offset: u64::MAX, ..wire }, 4).is_err());
+            let region = open(wire, 4).unwrap();
+            assert!(region.queue(3, packed).unwrap().is_some());
+            assert!(region.queue(4, packed).unwrap().is_none());
+        }
+        // Made for split rings, used with packed ones: their parts are longer.
+        let (wire, fd) = Inflight::create(1, 128, false).unwrap();
+        assert!(Inflight::open(wire, fd, 1, false).unwrap().queue(0, true).is_err());
     }
 }

@@ -11,17 +11,26 @@
 mod connection;
 mod error;
 mod inflight;
+mod link;
+mod log;
+mod memory;
 mod message;
 mod session;
+mod state;
 mod vring;
 
 pub use connection::{notify_config_change, Connection, Incoming};
 pub use error::SessionError;
+pub use link::{Link, Message};
 pub use message::{
     protocol, Header, Reply, Request, HEADER_LEN, MAX_CONFIG, MAX_FDS, MAX_MEMORY_SLOTS, MAX_PAYLOAD,
 };
 pub use session::{Applied, DeviceModel, Effect, Quiet, Session};
+pub use state::{Descriptors, InflightState, LogState, RegionState, SessionState, VringState};
 pub use vring::VringSetup;
 
 /// virtio feature bit 30 stands for "the protocol features can be asked for" in vhost-user.
 pub const F_PROTOCOL_FEATURES: u64 = 1 << 30;
+
+/// virtio feature bit 26 stands for "write what you change in guest memory into the dirty log".
+pub const F_LOG_ALL: u64 = 1 << 26;

@@ -23,6 +23,7 @@ const VRING_NO_FD: u64 = 1 << 8;
 /// Protocol feature bits.
 pub mod protocol {
     pub const MQ: u64 = 1 << 0;
+    pub const LOG_SHMFD: u64 = 1 << 1;
     pub const REPLY_ACK: u64 = 1 << 3;
     pub const BACKEND_REQ: u64 = 1 << 5;
     pub const CONFIG: u64 = 1 << 9;
@@ -30,10 +31,19 @@ pub mod protocol {
     pub const RESET_DEVICE: u64 = 1 << 13;
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
+    pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
 
     /// All that this backend speaks.
-    pub const OFFERED: u64 =
-        MQ | REPLY_ACK | BACKEND_REQ | CONFIG | INFLIGHT_SHMFD | RESET_DEVICE | CONFIGURE_MEM_SLOTS | STATUS;
+    pub const OFFERED: u64 = MQ
+        | LOG_SHMFD
+        | REPLY_ACK
+        | BACKEND_REQ
+        | CONFIG
+        | INFLIGHT_SHMFD
+        | RESET_DEVICE
+        | CONFIGURE_MEM_SLOTS
+        | STATUS
+        | GET_VRING_BASE_INFLIGHT;
 }
 
 /// Request codes, front-end message types.
@@ -43,6 +53,8 @@ pub(crate) mod code {
     pub const SET_OWNER: u32 = 3;
     pub const RESET_OWNER: u32 = 4;
     pub const SET_MEM_TABLE: u32 = 5;
+    pub const SET_LOG_BASE: u32 = 6;
+    pub const SET_LOG_FD: u32 = 7;
     pub const SET_VRING_NUM: u32 = 8;
     pub const SET_VRING_ADDR: u32 = 9;
     pub const SET_VRING_BASE: u32 = 10;
@@ -131,20 +143,59 @@ pub enum Request {
     SetOwner,
     ResetOwner,
     SetMemTable(Vec<WireRegion>),
-    SetVringNum { index: u32, num: u32 },
-    SetVringAddr { index: u32, descriptors: u64, used: u64, available: u64 },
-    SetVringBase { index: u32, base: u32 },
-    GetVringBase { index: u32 },
-    SetVringKick { index: u32, fd: bool },
-    SetVringCall { index: u32, fd: bool },
-    SetVringErr { index: u32, fd: bool },
+    /// Bytes and offset of the dirty bitmap in the descriptor that comes along.
+    SetLogBase {
+        len: u64,
+        offset: u64,
+    },
+    SetLogFd,
+    SetVringNum {
+        index: u32,
+        num: u32,
+    },
+    SetVringAddr {
+        index: u32,
+        descriptors: u64,
+        used: u64,
+        available: u64,
+    },
+    SetVringBase {
+        index: u32,
+        base: u32,
+    },
+    GetVringBase {
+        index: u32,
+    },
+    SetVringKick {
+        index: u32,
+        fd: bool,
+    },
+    SetVringCall {
+        index: u32,
+        fd: bool,
+    },
+    SetVringErr {
+        index: u32,
+        fd: bool,
+    },
     GetProtocolFeatures,
     SetProtocolFeatures(u64),
     GetQueueNum,
-    SetVringEnable { index: u32, enable: bool },
+    SetVringEnable {
+        index: u32,
+        enable: bool,
+    },
     SetBackendReqFd,
-    GetConfig { offset: u32, len: u32, flags: u32 },
-    SetConfig { offset: u32, flags: u32, bytes: Vec<u8> },
+    GetConfig {
+        offset: u32,
+        len: u32,
+        flags: u32,
+    },
+    SetConfig {
+        offset: u32,
+        flags: u32,
+        bytes: Vec<u8>,
+    },
     GetInflightFd(WireInflight),
     SetInflightFd(WireInflight),
     ResetDevice,
@@ -222,6 +273,8 @@ impl Request {
                     }
                     Self::SetMemTable((0..count).map(|_| f.region()).collect::<Option<_>>()?)
                 }
+                code::SET_LOG_BASE => Self::SetLogBase { len: f.u64()?, offset: f.u64()? },
+                code::SET_LOG_FD => Self::SetLogFd,
                 code::SET_VRING_NUM => Self::SetVringNum { index: f.u32()?, num: f.u32()? },
                 code::SET_VRING_ADDR => {
                     let index = f.u32()?;
@@ -295,7 +348,11 @@ impl Request {
             Self::SetVringKick { fd, .. } | Self::SetVringCall { fd, .. } | Self::SetVringErr { fd, .. } => {
                 (usize::from(*fd), usize::from(*fd))
             }
-            Self::SetBackendReqFd | Self::SetInflightFd(_) | Self::AddMemReg(_) => (1, 1),
+            Self::SetBackendReqFd
+            | Self::SetInflightFd(_)
+            | Self::AddMemReg(_)
+            | Self::SetLogBase { .. }
+            | Self::SetLogFd => (1, 1),
             // "The back-end ... must close the file descriptor" that some frontends send along.
             Self::RemMemReg(_) => (0, 1),
             _ => (0, 0),
@@ -317,7 +374,7 @@ fn vring_fd(value: u64) -> (u32, bool) {
 }
 
 fn known(request: u32) -> bool {
-    matches!(request, 1..=5 | 8..=18 | 21 | 24 | 25 | 31 | 32 | 34 | 36..=40)
+    matches!(request, 1..=18 | 21 | 24 | 25 | 31 | 32 | 34 | 36..=40)
 }
 
 /// A reply's payload, encoded.

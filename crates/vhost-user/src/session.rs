@@ -1,21 +1,23 @@
 //! The state of one vhost-user connection, message by message.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
-use ringstone_mapping::Mapping;
-use ringstone_virtqueue::{MemoryRegion, MemoryTable, RingAddresses, MAX_RING_SIZE};
+use ringstone_virtqueue::{MemoryTable, RingAddresses, RingSetup, MAX_RING_SIZE};
 
 use crate::error::SessionError;
 use crate::inflight::Inflight;
-use crate::message::{protocol, Reply, Request, WireRegion, MAX_CONFIG, MAX_MEMORY_SLOTS};
+use crate::log::Log;
+use crate::memory::{table, Region};
+use crate::message::{protocol, Reply, Request, MAX_CONFIG, MAX_MEMORY_SLOTS};
 use crate::vring::{Vring, VringSetup};
-use crate::F_PROTOCOL_FEATURES;
+use crate::{F_LOG_ALL, F_PROTOCOL_FEATURES};
 
 /// virtio 1.2, 2.1: the device has met an error from which it cannot recover.
 const STATUS_NEEDS_RESET: u64 = 64;
 const F_RING_INDIRECT_DESC: u64 = 1 << 28;
 const F_RING_EVENT_IDX: u64 = 1 << 29;
+const F_RING_PACKED: u64 = 1 << 34;
 
 /// The virtio device behind a session.
 pub trait DeviceModel {
@@ -72,17 +74,18 @@ impl Applied {
 
 /// See the module.
 pub struct Session<D> {
-    device: D,
-    features: u64,
-    protocol_features: u64,
-    vrings: Vec<Vring>,
-    regions: Vec<MemoryRegion>,
-    memory: Arc<MemoryTable>,
-    status: u64,
-    backend_channel: Option<OwnedFd>,
-    inflight: Option<Inflight>,
+    pub(crate) device: D,
+    pub(crate) features: u64,
+    pub(crate) protocol_features: u64,
+    pub(crate) vrings: Vec<Vring>,
+    pub(crate) regions: Vec<Region>,
+    pub(crate) memory: Arc<MemoryTable>,
+    pub(crate) status: u64,
+    pub(crate) backend_channel: Option<OwnedFd>,
+    pub(crate) inflight: Option<Inflight>,
+    pub(crate) log: Option<Log>,
     /// A ring was malformed; nothing runs until the device is reset.
-    broken: bool,
+    pub(crate) broken: bool,
 }
 
 impl<D: DeviceModel> Session<D> {
@@ -98,6 +101,7 @@ impl<D: DeviceModel> Session<D> {
             status: 0,
             backend_channel: None,
             inflight: None,
+            log: None,
             broken: false,
         }
     }
@@ -106,8 +110,17 @@ impl<D: DeviceModel> Session<D> {
         &self.device
     }
 
+    pub fn device_mut(&mut self) -> &mut D {
+        &mut self.device
+    }
+
     pub fn features(&self) -> u64 {
         self.features
+    }
+
+    /// The rings are packed ones (virtio 1.2, 2.8).
+    pub fn packed(&self) -> bool {
+        self.features & F_RING_PACKED != 0
     }
 
     pub fn protocol_features(&self) -> u64 {
@@ -129,6 +142,13 @@ impl<D: DeviceModel> Session<D> {
 
     pub fn backend_channel(&self) -> Option<&OwnedFd> {
         self.backend_channel.as_ref()
+    }
+
+    /// The frontend cut a file that we have mapped: guest memory, the in-flight region or the dirty log.
+    pub fn poisoned(&self) -> bool {
+        self.memory.poisoned()
+            || self.inflight.as_ref().is_some_and(Inflight::poisoned)
+            || self.log.as_ref().is_some_and(Log::poisoned)
     }
 
     /// Stop for good until a reset: a ring cannot be trusted any more.
@@ -168,13 +188,28 @@ impl<D: DeviceModel> Session<D> {
             | Request::ResetDevice
             | Request::SetInflightFd(_)
             | Request::SetStatus(0) => Quiet::All,
+            // Rings that log write to the bitmap they were given.
+            Request::SetLogBase { .. } if self.features & F_LOG_ALL != 0 => Quiet::All,
             _ => Quiet::None,
         }
     }
 
-    /// A vring came to rest with `base` as its next available entry.
-    pub fn stopped(&mut self, index: u16, base: u16) {
-        self.vrings[usize::from(index)].base = base;
+    /// A vring that rests for `request` may leave requests undone: they stay in the in-flight region, which the frontend
+    /// takes along (GET_VRING_BASE_INFLIGHT).
+    pub fn may_leave(&self, request: &Request) -> bool {
+        matches!(request, Request::GetVringBase { .. })
+            && self.protocol_features & protocol::GET_VRING_BASE_INFLIGHT != 0
+            && self.inflight.is_some()
+    }
+
+    /// A vring came to rest at `base`, coded as in GET_VRING_BASE.
+    pub fn stopped(&mut self, index: u16, base: u32) {
+        self.vrings[usize::from(index)].base = Some(base);
+    }
+
+    /// The frontend wants at least one vring to run.
+    pub fn wants_to_run(&self) -> bool {
+        !self.broken && !self.regions.is_empty() && self.vrings.iter().any(|vring| runs(vring))
     }
 
     /// What it takes to run vring `index`, if the frontend has said all there is to say.
@@ -186,16 +221,24 @@ impl<D: DeviceModel> Session<D> {
         let (Some(addresses), Some(kick)) = (vring.addresses, &vring.kick) else {
             return Ok(None);
         };
-        if self.broken || !vring.enabled || vring.size == 0 || self.regions.is_empty() {
+        if self.broken || !runs(vring) || self.regions.is_empty() {
             return Ok(None);
         }
+        let packed = self.packed();
+        let inflight = self.inflight.as_ref().map(|inflight| inflight.queue(index, packed)).transpose()?;
+        let log = self.log.as_ref().filter(|_| self.features & F_LOG_ALL != 0);
         Ok(Some(VringSetup {
-            memory: self.memory.clone(),
-            size: vring.size,
-            addresses,
-            base: vring.base,
-            event_idx: self.features & F_RING_EVENT_IDX != 0,
-            indirect: self.features & F_RING_INDIRECT_DESC != 0,
+            packed,
+            ring: RingSetup {
+                memory: self.memory.clone(),
+                size: vring.size,
+                addresses,
+                base: vring.start_at(packed),
+                event_idx: self.features & F_RING_EVENT_IDX != 0,
+                indirect: self.features & F_RING_INDIRECT_DESC != 0,
+                inflight: inflight.flatten(),
+                log: log.map(|log| log.dirty.clone()),
+            },
             kick: kick.as_ref().map(OwnedFd::try_clone).transpose()?,
             call: vring.call.as_ref().map(OwnedFd::try_clone).transpose()?,
         }))
@@ -256,19 +299,21 @@ impl<D: DeviceModel> Session<D> {
             Request::GetQueueNum => Ok(Applied::with(Reply::u64(u64::from(self.device.max_queues())))),
             Request::GetMaxMemSlots => Ok(Applied::with(Reply::u64(MAX_MEMORY_SLOTS as u64))),
             Request::SetMemTable(wire) => {
-                let regions = wire.iter().zip(fds).map(|(r, fd)| map(r, &fd)).collect::<Result<_, _>>()?;
+                let regions =
+                    wire.into_iter().zip(fds).map(|(r, fd)| Region::map(r, fd)).collect::<Result<_, _>>()?;
                 self.set_memory(regions)
             }
             Request::AddMemReg(wire) => {
                 let mut regions = self.regions.clone();
-                regions.extend(fds.pop().map(|fd| map(&wire, &fd)).transpose()?);
+                regions.extend(fds.pop().map(|fd| Region::map(wire, fd)).transpose()?);
                 self.set_memory(regions)
             }
             Request::RemMemReg(wire) => {
                 let mut regions = self.regions.clone();
-                let known = |r: &MemoryRegion| (r.guest, r.len, r.user) == (wire.guest, wire.len, wire.user);
-                let at =
-                    regions.iter().position(known).ok_or(SessionError::NoRegion { guest: wire.guest })?;
+                let at = regions
+                    .iter()
+                    .position(|region| region.is(&wire))
+                    .ok_or(SessionError::NoRegion { guest: wire.guest })?;
                 regions.remove(at);
                 self.set_memory(regions)
             }
@@ -286,20 +331,30 @@ impl<D: DeviceModel> Session<D> {
                 Ok(Applied::silent())
             }
             Request::SetVringBase { index, base } => {
+                let packed = self.packed();
                 let vring = self.vring(index)?;
-                vring.base = u16::try_from(base).map_err(|_| SessionError::BadVringValue {
-                    index,
-                    what: "base",
-                    value: base.into(),
-                })?;
+                if !packed && base > u32::from(u16::MAX) {
+                    return Err(SessionError::BadVringValue { index, what: "base", value: base.into() });
+                }
+                vring.base = Some(base);
                 Ok(Applied::silent())
             }
             Request::GetVringBase { index } => {
+                let packed = self.packed();
                 let vring = self.vring(index)?;
                 // "The back-end must stop the ring"; it starts again with the next kick descriptor.
                 vring.kick = None;
-                Ok(Applied::with(Reply::vring_state(index, u32::from(vring.base))))
+                Ok(Applied::with(Reply::vring_state(index, vring.start_at(packed))))
             }
+            Request::SetLogBase { len, offset } => {
+                let file =
+                    fds.pop().ok_or(SessionError::Log { len, why: "no descriptor came along".into() })?;
+                self.log = Some(Log::open(len, offset, file)?);
+                // Answered in any case: frontends wait for it before they begin to trust the bitmap.
+                Ok(Applied::with(Reply::u64(0)))
+            }
+            // An eventfd to tell of new bits; the bitmap itself is what frontends read.
+            Request::SetLogFd => Ok(Applied::silent()),
             Request::SetVringKick { index, .. } => {
                 let kick = fds.pop().map(|fd| eventfd(fd, "kick")).transpose()?;
                 self.vring(index)?.kick = Some(kick);
@@ -328,13 +383,13 @@ impl<D: DeviceModel> Session<D> {
             }
             Request::SetConfig { offset, flags, bytes } => self.write_config(offset, flags, &bytes),
             Request::GetInflightFd(wire) => {
-                let (wire, fd) =
-                    Inflight::create(wire.queues.min(self.device.max_queues()), wire.queue_size)?;
+                let queues = wire.queues.min(self.device.max_queues());
+                let (wire, fd) = Inflight::create(queues, wire.queue_size, self.packed())?;
                 Ok(Applied { descriptor: Some(fd), ..Applied::with(Reply::inflight(&wire)) })
             }
             Request::SetInflightFd(wire) => {
                 let fd = fds.pop().ok_or(SessionError::Inflight { why: "it has no descriptor" })?;
-                self.inflight = Some(Inflight::open(&wire, &fd, self.device.max_queues())?);
+                self.inflight = Some(Inflight::open(wire, fd, self.device.max_queues(), self.packed())?);
                 Ok(Applied::silent())
             }
             Request::SetStatus(status) => {
@@ -345,8 +400,8 @@ impl<D: DeviceModel> Session<D> {
         }
     }
 
-    fn offered(&self) -> u64 {
-        self.device.features() | F_PROTOCOL_FEATURES
+    pub(crate) fn offered(&self) -> u64 {
+        self.device.features() | F_PROTOCOL_FEATURES | F_LOG_ALL
     }
 
     fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
@@ -379,12 +434,8 @@ impl<D: DeviceModel> Session<D> {
         self.broken = false;
     }
 
-    fn set_memory(&mut self, regions: Vec<MemoryRegion>) -> Result<Applied, SessionError> {
-        let layout = SessionError::MemoryLayout { limit: MAX_MEMORY_SLOTS };
-        if regions.len() > MAX_MEMORY_SLOTS {
-            return Err(layout);
-        }
-        self.memory = Arc::new(MemoryTable::new(regions.clone()).ok_or(layout)?);
+    fn set_memory(&mut self, regions: Vec<Region>) -> Result<Applied, SessionError> {
+        self.memory = Arc::new(table(&regions)?);
         self.regions = regions;
         Ok(Applied::effect(Effect::Memory))
     }
@@ -410,16 +461,14 @@ impl<D: DeviceModel> Session<D> {
     }
 }
 
-fn map(wire: &WireRegion, fd: &OwnedFd) -> Result<MemoryRegion, SessionError> {
-    let mapping = Mapping::new(fd.as_fd(), wire.offset, wire.len)
-        .map_err(|source| SessionError::Mapping { guest: wire.guest, source })?;
-    Ok(MemoryRegion { guest: wire.guest, len: wire.len, user: wire.user, mapping: Arc::new(mapping) })
+fn runs(vring: &Vring) -> bool {
+    vring.enabled && vring.size != 0 && vring.addresses.is_some() && vring.kick.is_some()
 }
 
 /// Take only eventfds where notifications are meant: writing to anything else could block or do harm. They are made
 /// non-blocking, as io_uring writes to a blocking one from a kernel thread, some hundred microseconds later; a frontend that
 /// undoes it delays nobody but itself.
-fn eventfd(fd: OwnedFd, what: &'static str) -> Result<OwnedFd, SessionError> {
+pub(crate) fn eventfd(fd: OwnedFd, what: &'static str) -> Result<OwnedFd, SessionError> {
     let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
     if link.as_os_str() != "anon_inode:[eventfd]" {
         return Err(SessionError::NotAnEventFd { what });

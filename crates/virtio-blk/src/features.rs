@@ -15,6 +15,7 @@ pub mod feature {
     pub const RING_INDIRECT_DESC: u32 = 28;
     pub const RING_EVENT_IDX: u32 = 29;
     pub const VERSION_1: u32 = 32;
+    pub const RING_PACKED: u32 = 34;
 }
 
 /// The features that a disk offers (without the vhost-user bit, which is the session's).
@@ -32,6 +33,7 @@ pub fn device_features(read_only: bool, discard: bool, write_zeroes: bool) -> u6
         RING_INDIRECT_DESC,
         RING_EVENT_IDX,
         VERSION_1,
+        RING_PACKED,
     ] {
         bits |= 1 << bit;
     }

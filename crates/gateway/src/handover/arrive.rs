@@ -1,0 +1,244 @@
+//! The new process's side: everything is built from what came over, and runs when the old process says so.
+
+use std::fs::File;
+use std::io::{Read, Seek};
+use std::os::fd::OwnedFd;
+use std::os::unix::net::{UnixListener, UnixStream};
+use std::path::Path;
+use std::sync::Arc;
+
+use ringstone_reactor::Ring;
+use ringstone_vhost_user::{Connection, Descriptors, Link, Session};
+use ringstone_volume::Volume;
+
+use super::format::{
+    kind, AttachmentState, FrontendState, Greeting, HandoverState, Refused, Serving, VolumeState, FORMAT,
+};
+use super::{monotonic_ns, ANSWER};
+use crate::attachment::{AttachOptions, Attachment};
+use crate::control::{frontend_event, Control, OpenVolume};
+use crate::engine::{Engine, EngineSettings, VolumeSpec};
+use crate::error::EngineError;
+use crate::frontend::Live;
+
+/// An engine that serves what another process served.
+pub struct TakenOver {
+    pub engine: Engine,
+    /// Release of the process before.
+    pub version: String,
+    pub volumes: usize,
+    pub stall_ns: u64,
+    /// Descriptors of the control side, by name.
+    pub extras: Vec<(String, OwnedFd)>,
+}
+
+/// A connection to the process whose place is to be taken.
+pub struct Takeover {
+    link: Link,
+    old_version: String,
+}
+
+fn failed(error: impl std::fmt::Display) -> EngineError {
+    EngineError::Handover(error.to_string())
+}
+
+impl Takeover {
+    /// Greet the gateway at the other end of `stream`.
+    ///
+    /// # Errors
+    /// It does not answer or hands over in a format of another time.
+    pub fn greet(stream: UnixStream, version: &str) -> Result<Self, EngineError> {
+        let mut link = Link::new(stream, ANSWER).map_err(failed)?;
+        let hello = Greeting { version: version.into(), formats: vec![FORMAT] };
+        let body = serde_json::to_vec(&hello).map_err(failed)?;
+        link.send(kind::HELLO, &body, std::iter::empty()).map_err(failed)?;
+        let (body, _) = next(&mut link, kind::WELCOME)?;
+        let welcome: Greeting = serde_json::from_slice(&body).map_err(failed)?;
+        Ok(Self { link, old_version: welcome.version })
+    }
+
+    /// Start an engine and go on with what the old process serves. Returns when it runs here.
+    ///
+    /// # Errors
+    /// The engine cannot be started, or something that comes over cannot be used here: the old process goes on.
+    pub fn run(mut self, settings: &EngineSettings) -> Result<TakenOver, EngineError> {
+        // The old process's stats page stays readable until it has nothing left to count.
+        let final_path = settings.stats_path.clone();
+        let mut own = settings.clone();
+        own.stats_path.as_mut_os_string().push(".new");
+        let result = Engine::start(&own).and_then(|engine| self.install(&engine).map(|done| (engine, done)));
+        match result {
+            Ok((engine, (state, extras, since_ns))) => {
+                if let Err(source) = std::fs::rename(&own.stats_path, &final_path) {
+                    let message = format!("the stats page stays at {}: {source}", own.stats_path.display());
+                    engine.log_warning(message);
+                }
+                Ok(TakenOver {
+                    engine,
+                    version: self.old_version,
+                    volumes: state.attachments.len(),
+                    stall_ns: since_ns.saturating_sub(state.stopped_ns),
+                    extras,
+                })
+            }
+            Err(error) => {
+                let body = serde_json::to_vec(&Refused { reason: error.to_string() }).unwrap_or_default();
+                // The old process may have gone; it resumes by itself in any case.
+                let _ = self.link.send(kind::REFUSED, &body, std::iter::empty());
+                let _ = std::fs::remove_file(&own.stats_path);
+                Err(error)
+            }
+        }
+    }
+
+    #[expect(clippy::type_complexity, reason = "what came over, used once above")]
+    fn install(
+        &mut self,
+        engine: &Engine,
+    ) -> Result<(HandoverState, Vec<(String, OwnedFd)>, u64), EngineError> {
+        self.link.send(kind::READY, b"", std::iter::empty()).map_err(failed)?;
+        // As long as the requests in flight of the old one take.
+        self.link.set_limit(ANSWER * 6).map_err(failed)?;
+        let (body, fds) = next(&mut self.link, kind::STATE)?;
+        self.link.set_limit(ANSWER).map_err(failed)?;
+        let state = HandoverState::parse(&body).map_err(failed)?;
+        let mut fds = Descriptors::new(fds);
+        let mut extras = Vec::new();
+        for (name, place) in &state.extras {
+            extras.push((name.clone(), fds.take(*place).map_err(failed)?));
+        }
+        let build = state.clone();
+        let installed = engine.call(move |control| control.install(&build, &mut fds))?;
+        let told = installed.and_then(|()| {
+            self.link.send(kind::INSTALLED, b"", std::iter::empty()).map_err(failed)?;
+            next(&mut self.link, kind::GO)
+        });
+        if let Err(error) = told {
+            // Nothing of it is ours: it is let go without a trace.
+            engine.abandon();
+            return Err(error);
+        }
+        let since_ns = engine.call(|control| {
+            control.thaw();
+            monotonic_ns()
+        })?;
+        let body = serde_json::to_vec(&Serving { since_ns }).map_err(failed)?;
+        // Whether the old process still hears it or not, this one serves.
+        if self.link.send(kind::SERVING, &body, std::iter::empty()).is_err() {
+            engine.log_warning("the process before had gone before it heard that this one serves".into());
+        }
+        Ok((state, extras, since_ns))
+    }
+}
+
+fn next(link: &mut Link, wanted: u32) -> Result<(Vec<u8>, Vec<OwnedFd>), EngineError> {
+    let message = link.receive().map_err(|error| failed(format!("the running gateway: {error}")))?;
+    if message.kind == kind::REFUSED {
+        let refused: Refused = serde_json::from_slice(&message.body).map_err(failed)?;
+        return Err(failed(refused.reason));
+    }
+    if message.kind != wanted {
+        return Err(failed(format!("the running gateway said {} where {wanted} must come", message.kind)));
+    }
+    Ok((message.body, message.fds))
+}
+
+impl Control {
+    /// Build all of `state`, and run nothing of it yet.
+    fn install(&mut self, state: &HandoverState, fds: &mut Descriptors) -> Result<(), EngineError> {
+        self.frozen = true;
+        for volume in &state.volumes {
+            let open = resume_volume(volume, fds)?;
+            self.volumes.insert(volume.name.clone(), open);
+        }
+        for attachment in &state.attachments {
+            self.resume_attachment(attachment, fds)?;
+        }
+        Ok(())
+    }
+
+    fn resume_attachment(
+        &mut self,
+        state: &AttachmentState,
+        fds: &mut Descriptors,
+    ) -> Result<(), EngineError> {
+        let volume = self.volumes.get(&state.volume).map(|open| open.volume.clone());
+        let volume = volume.ok_or_else(|| EngineError::NoVolume(state.volume.clone()))?;
+        if !(1..=64).contains(&state.queues) {
+            return Err(EngineError::Queues { queues: state.queues });
+        }
+        let listener = UnixListener::from(fds.take(state.listener).map_err(failed)?);
+        let options = AttachOptions { queues: state.queues, packed: state.packed };
+        let mut attachment = Attachment::over(volume, Path::new(&state.path), listener, options, &self.page)?;
+        attachment.shared = state.shared;
+        for (at, frontend) in state.frontends.iter().enumerate() {
+            let id = self.next_session;
+            self.next_session += 1;
+            let live = resume_frontend(&attachment, id, frontend, fds)?;
+            self.epoll
+                .add(live.connection.as_fd(), frontend_event(id))
+                .map_err(|errno| EngineError::System { what: "epoll_ctl", source: errno.into() })?;
+            if state.writer == Some(at) {
+                attachment.writer = Some(id);
+            }
+            attachment.frontends.push(live);
+        }
+        self.attach(attachment)?;
+        Ok(())
+    }
+}
+
+fn resume_frontend(
+    attachment: &Attachment,
+    id: u64,
+    state: &FrontendState,
+    fds: &mut Descriptors,
+) -> Result<Live, EngineError> {
+    let begun_fds =
+        state.begun_fds.iter().map(|place| fds.take(*place)).collect::<Result<_, _>>().map_err(failed)?;
+    let stream = UnixStream::from(fds.take(state.connection).map_err(failed)?);
+    let connection = Connection::resume(stream, &state.begun, begun_fds).map_err(failed)?;
+    let mut session = Session::resume(attachment.device(), &state.session, fds).map_err(failed)?;
+    session.device_mut().set_cache(state.cache);
+    // Rings that cannot be built here are found now, while the old process can still go on.
+    for index in 0..attachment.queues {
+        if let Some(setup) = session.runnable(index).map_err(failed)? {
+            Ring::new(setup.packed, setup.ring).map_err(failed)?;
+        }
+    }
+    Ok(Live::new(id, session, connection, attachment.queues))
+}
+
+fn resume_volume(state: &VolumeState, fds: &mut Descriptors) -> Result<OpenVolume, EngineError> {
+    let mut take = |place: Option<usize>| {
+        place.map(|place| fds.take(place)).transpose().map_err(failed).map(|fd| fd.map(File::from))
+    };
+    let (file, presence) = (take(state.fd)?, take(state.presence)?);
+    let presence = presence.map(read_all).transpose().map_err(failed)?;
+    let (drive, faults) = state.backend.adopt(state, file, presence.as_deref())?;
+    let spec = VolumeSpec {
+        name: state.name.clone(),
+        backend: state.backend.clone(),
+        size: state.size,
+        block_size: state.block_size,
+        read_only: state.read_only,
+        serial: state.serial.clone(),
+    };
+    let volume = Volume::new(
+        &state.name,
+        &state.serial,
+        state.size,
+        state.block_size,
+        state.read_only,
+        drive,
+        faults,
+    )?;
+    Ok(OpenVolume { volume: Arc::new(volume), spec })
+}
+
+fn read_all(mut file: File) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    file.rewind()?;
+    file.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}

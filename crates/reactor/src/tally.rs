@@ -1,0 +1,51 @@
+//! What a batch of requests adds to the counters.
+
+use ringstone_virtio_blk::{Operation, Request};
+
+/// Requests done in one go, counted together.
+#[derive(Default)]
+pub(crate) struct Tally {
+    pub reads: u64,
+    pub writes: u64,
+    pub flushes: u64,
+    pub discards: u64,
+    pub zeroes: u64,
+    pub others: u64,
+    pub bytes_read: u64,
+    pub bytes_written: u64,
+    pub bytes_discarded: u64,
+    pub errors: u64,
+}
+
+impl Tally {
+    #[inline(always)]
+    pub fn add(&mut self, request: &Request, ok: bool) {
+        let bytes = if ok { request.len } else { 0 };
+        match request.operation {
+            Operation::Read => {
+                self.reads += 1;
+                self.bytes_read += bytes;
+            }
+            Operation::Write => {
+                self.writes += 1;
+                self.bytes_written += bytes;
+            }
+            Operation::Flush => self.flushes += 1,
+            Operation::GetId => self.others += 1,
+            Operation::Discard => {
+                self.discards += 1;
+                self.bytes_discarded += bytes;
+            }
+            Operation::WriteZeroes { .. } => {
+                self.zeroes += 1;
+                self.bytes_discarded += bytes;
+            }
+        }
+        self.errors += u64::from(!ok);
+    }
+
+    #[inline(always)]
+    pub fn rare(&self) -> bool {
+        self.flushes + self.discards + self.zeroes + self.others + self.errors > 0
+    }
+}
