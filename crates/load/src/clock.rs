@@ -60,7 +60,8 @@ fn paired_reading() -> (u64, u64) {
     (nanoseconds, ticks)
 }
 
-fn kernel_nanoseconds() -> u64 {
+/// CLOCK_MONOTONIC in nanoseconds: one time for all processes of a machine.
+pub(crate) fn kernel_nanoseconds() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is a valid timespec to write to; CLOCK_MONOTONIC exists on every Linux, so the call cannot fail.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };

@@ -12,6 +12,7 @@ pub enum Job {
     Verify(VerifyConfig),
     Script(ScriptConfig),
     Hold(HoldConfig),
+    Pattern(PatternConfig),
 }
 
 /// Order of the offsets a generator asks for.
@@ -243,6 +244,66 @@ pub struct HoldConfig {
     pub release_fd: i32,
 }
 
+/// Load whose every answer is checked, on a backend that may go away and come back. Sizes are bytes, times seconds.
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PatternConfig {
+    pub socket: String,
+    #[serde(default = "default_seconds")]
+    pub seconds: f64,
+    #[serde(default = "default_pattern_queues")]
+    pub queues: usize,
+    /// Ring entries; 0 chooses the smallest power of two (at least 128) that holds `depth` requests.
+    #[serde(default)]
+    pub queue_size: u16,
+    /// Requests in flight in each queue.
+    #[serde(default = "default_pattern_depth")]
+    pub depth: usize,
+    #[serde(default = "default_block")]
+    pub block_size: usize,
+    /// How much of the volume is used, from its start; 0: all of it.
+    #[serde(default)]
+    pub span_bytes: u64,
+    /// Percent of requests that read.
+    #[serde(default = "default_pattern_reads")]
+    pub read_share: u32,
+    /// Percent of requests that flush; the rest writes.
+    #[serde(default = "default_flush_share")]
+    pub flush_share: u32,
+    #[serde(default = "one_u64")]
+    pub seed: u64,
+    #[serde(default)]
+    pub packed: bool,
+    #[serde(default = "yes")]
+    pub event_idx: bool,
+    /// 1 (one thread drives all queues) up to `queues`.
+    #[serde(default = "one")]
+    pub threads: usize,
+    /// Cores to bind the client threads to, in turn; empty leaves them where the scheduler puts them.
+    #[serde(default)]
+    pub cores: Vec<usize>,
+    #[serde(default = "sleep")]
+    pub wait: Wait,
+    /// Requests a second over all queues; 0 makes them as fast as they complete.
+    #[serde(default)]
+    pub rate: f64,
+    /// Milliseconds between two attempts to connect again.
+    #[serde(default = "default_reconnect_ms")]
+    pub reconnect_ms: u64,
+    /// Give up when the backend cannot be reached again, or completes nothing, for so long.
+    #[serde(default = "default_pattern_stall")]
+    pub stall_seconds: f64,
+    /// One byte is written here once every queue has completed a request.
+    #[serde(default)]
+    pub ready_fd: Option<i32>,
+    /// The load ends early when this descriptor becomes readable or its other end closes.
+    #[serde(default)]
+    pub release_fd: Option<i32>,
+    /// Report the completions of every 10 ms.
+    #[serde(default)]
+    pub windows: bool,
+}
+
 /// The bare ring between two cores.
 #[derive(Debug, Clone, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -269,31 +330,60 @@ pub struct LimitConfig {
     pub hugepages: Hugepages,
 }
 
+/// Ring entries for `depth` requests of three descriptors each; `queue_size` 0 leaves the choice here.
+fn ring_entries(depth: usize, queue_size: u16) -> Result<u16, LoadError> {
+    let needed = depth.saturating_mul(3);
+    let entries = match queue_size {
+        0 => needed.next_power_of_two().max(128),
+        size => usize::from(size),
+    };
+    if entries > 32768 || entries < needed {
+        return Err(LoadError::config(
+            "depth",
+            format!("{depth} needs {needed} ring entries (three a request) but the ring has {entries}; lower it or raise queue_size (at most 32768)"),
+        ));
+    }
+    Ok(entries as u16)
+}
+
+fn check_threads(queues: usize, threads: usize) -> Result<(), LoadError> {
+    if queues == 0 || threads == 0 || threads > queues {
+        return Err(LoadError::config("threads", "must be between 1 and `queues`: a queue has one thread"));
+    }
+    Ok(())
+}
+
 impl LoadConfig {
-    /// Ring entries that are really used; a read or write takes three descriptors.
+    /// Ring entries that are really used.
     pub(crate) fn ring_entries(&self) -> Result<u16, LoadError> {
-        let needed = self.depth.saturating_mul(3);
-        let entries = match self.queue_size {
-            0 => needed.next_power_of_two().max(128),
-            size => usize::from(size),
-        };
-        if entries > 32768 || entries < needed {
-            return Err(LoadError::config(
-                "depth",
-                format!("{} needs {needed} ring entries (three a request) but the ring has {entries}; lower it or raise queue_size (at most 32768)", self.depth),
-            ));
-        }
-        Ok(entries as u16)
+        ring_entries(self.depth, self.queue_size)
     }
 
     pub(crate) fn check(&self) -> Result<(), LoadError> {
         check_shape(self.seconds, self.warmup_seconds, self.depth, self.block_size, self.read_share)?;
         check_timeout("stall_seconds", self.stall_seconds)?;
-        if self.queues == 0 || self.threads == 0 || self.threads > self.queues {
-            return Err(LoadError::config(
-                "threads",
-                "must be between 1 and `queues`: a queue has one thread",
-            ));
+        check_threads(self.queues, self.threads)
+    }
+}
+
+impl PatternConfig {
+    /// Ring entries that are really used.
+    pub(crate) fn ring_entries(&self) -> Result<u16, LoadError> {
+        ring_entries(self.depth, self.queue_size)
+    }
+
+    pub(crate) fn check(&self) -> Result<(), LoadError> {
+        check_shape(self.seconds, 0.0, self.depth, self.block_size, self.read_share)?;
+        check_timeout("stall_seconds", self.stall_seconds)?;
+        check_threads(self.queues, self.threads)?;
+        if self.read_share + self.flush_share > 100 {
+            return Err(LoadError::config("flush_share", "and read_share are percentages of one whole"));
+        }
+        if !(0.0..=1e9).contains(&self.rate) {
+            return Err(LoadError::config("rate", "must be between 0 (no limit) and 1e9 requests a second"));
+        }
+        if !(1..=60_000).contains(&self.reconnect_ms) {
+            return Err(LoadError::config("reconnect_ms", "must be between 1 and 60000"));
         }
         Ok(())
     }
@@ -405,6 +495,24 @@ fn default_segments() -> usize {
 fn default_volume() -> usize {
     1 << 30
 }
+fn default_pattern_queues() -> usize {
+    4
+}
+fn default_pattern_depth() -> usize {
+    32
+}
+fn default_pattern_reads() -> u32 {
+    50
+}
+fn default_flush_share() -> u32 {
+    1
+}
+fn default_reconnect_ms() -> u64 {
+    20
+}
+fn default_pattern_stall() -> f64 {
+    30.0
+}
 
 #[cfg(test)]
 mod tests {
@@ -434,6 +542,25 @@ mod tests {
             (r#"{"mode":"load","socket":"s","seconds":0}"#, "seconds"),
         ] {
             let error = load(json).check().unwrap_err().to_string();
+            assert!(error.starts_with(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn wrong_values_of_a_pattern_are_named() {
+        for (field, value) in [
+            ("flush_share", "51"),
+            ("rate", "-1"),
+            ("reconnect_ms", "0"),
+            ("stall_seconds", "0"),
+            ("threads", "5"),
+            ("depth", "0"),
+        ] {
+            let json = format!(r#"{{"mode":"pattern","socket":"s","{field}":{value}}}"#);
+            let Job::Pattern(config) = serde_json::from_str(&json).expect("a job") else {
+                panic!("not a pattern job")
+            };
+            let error = config.check().unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");
         }
     }

@@ -103,11 +103,8 @@ impl Connection {
     }
 }
 
-/// Connects and negotiates every feature this client understands. `R` is the request area of the queues.
-pub(crate) fn connect<R: Copy>(
-    socket: &str,
-    event_idx: bool,
-) -> Result<VhostUser<VirtioBlkConfig, R>, LoadError> {
+/// Every feature this client understands.
+pub(crate) fn understood(event_idx: bool) -> u64 {
     let block = VirtioBlkFeatureFlags::SIZE_MAX
         | VirtioBlkFeatureFlags::SEG_MAX
         | VirtioBlkFeatureFlags::RO
@@ -120,7 +117,23 @@ pub(crate) fn connect<R: Copy>(
         | VirtioBlkFeatureFlags::WRITE_ZEROES;
     let mut ring = VirtioFeatureFlags::VERSION_1;
     ring.set(VirtioFeatureFlags::RING_EVENT_IDX, event_idx);
-    VhostUser::new(socket, block.bits() | ring.bits())
+    block.bits() | ring.bits()
+}
+
+/// Connects and negotiates every feature this client understands. `R` is the request area of the queues.
+pub(crate) fn connect<R: Copy>(
+    socket: &str,
+    event_idx: bool,
+) -> Result<VhostUser<VirtioBlkConfig, R>, LoadError> {
+    connect_for(socket, understood(event_idx))
+}
+
+/// Connects and negotiates those of `features` that the backend offers.
+pub(crate) fn connect_for<R: Copy>(
+    socket: &str,
+    features: u64,
+) -> Result<VhostUser<VirtioBlkConfig, R>, LoadError> {
+    VhostUser::new(socket, features)
         .map_err(|source| LoadError::Connect { socket: socket.to_owned(), source })
 }
 

@@ -17,6 +17,17 @@ pub enum LoadError {
     /// The backend refused a vhost-user message after the connection was made.
     #[error("the backend at {socket} refused {what} ({source}); its log tells why")]
     Setup { socket: String, what: &'static str, source: io::Error },
+    /// The backend refused a vhost-user message, or the socket broke over it.
+    #[error("the backend at {socket} did not do {what} ({source}); its log tells why")]
+    Control { socket: String, what: &'static str, source: vhost::Error },
+    /// A feature the job needs, or had before the backend was started anew, is not there.
+    #[error("the backend at {socket} does not offer {feature}; {fix}")]
+    Feature { socket: String, feature: String, fix: &'static str },
+    /// The backend went away and did not come back.
+    #[error(
+        "the backend at {socket} was gone for {seconds} s, and {attempts} attempts to connect again failed (the last one: {last}); see whether it still runs"
+    )]
+    Gone { socket: String, seconds: f64, attempts: u64, last: String },
     /// The backend offers fewer queues than the job uses.
     #[error(
         "the backend at {socket} offers {offered} queue(s) but the job asks for {asked}; lower `queues`"

@@ -16,6 +16,7 @@ mod histogram;
 mod hold;
 mod limit;
 mod memory;
+mod pattern;
 mod queue;
 mod random;
 mod recorder;
@@ -23,12 +24,12 @@ mod report;
 mod script;
 mod verify;
 
-pub use config::{HoldConfig, Job, LimitConfig, LoadConfig, ScriptConfig, VerifyConfig};
+pub use config::{HoldConfig, Job, LimitConfig, LoadConfig, PatternConfig, ScriptConfig, VerifyConfig};
 pub use error::LoadError;
 pub use histogram::Histogram;
 
-/// Runs the job that `config` describes (JSON with `mode`: `load`, `verify`, `script` or `hold`) and returns its
-/// report as JSON. Blocks until the job is done.
+/// Runs the job that `config` describes (JSON with `mode`: `load`, `verify`, `script`, `hold` or `pattern`) and
+/// returns its report as JSON. Blocks until the job is done.
 ///
 /// # Errors
 /// [`LoadError`] when the configuration is wrong, the backend cannot be reached, or it stops answering. Requests that
@@ -39,6 +40,7 @@ pub fn run_json(config: &str) -> Result<String, LoadError> {
         Job::Verify(config) => to_json(&verify::run(&config)?),
         Job::Script(config) => to_json(&script::run(&config)?),
         Job::Hold(config) => to_json(&hold::run(&config)?),
+        Job::Pattern(config) => to_json(&pattern::run(&config)?),
     }
 }
 

@@ -102,9 +102,15 @@ impl SharedMemory {
     /// A copy of `len` bytes from `offset`. The backend must not be working on them.
     pub(crate) fn load(&self, offset: usize, len: usize) -> Vec<u8> {
         let mut bytes = vec![0; len];
-        // SAFETY: `at` checked the range; the vector was just made, so the two do not overlap.
-        unsafe { ptr::copy_nonoverlapping(self.at(offset, len), bytes.as_mut_ptr(), len) };
+        self.load_into(offset, &mut bytes);
         bytes
+    }
+
+    /// Copies as many bytes as `target` holds from `offset`. The backend must not be working on them.
+    pub(crate) fn load_into(&self, offset: usize, target: &mut [u8]) {
+        let source = self.at(offset, target.len());
+        // SAFETY: `at` checked the range; `target` is other memory, since nothing hands out slices of this one.
+        unsafe { ptr::copy_nonoverlapping(source, target.as_mut_ptr(), target.len()) };
     }
 }
 

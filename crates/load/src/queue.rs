@@ -35,8 +35,37 @@ pub(crate) struct RequestArea {
 }
 
 /// Written before a request is made, so that a backend that completes without a status is noticed.
-const STATUS_NOT_WRITTEN: u8 = 0xff;
+pub(crate) const STATUS_NOT_WRITTEN: u8 = 0xff;
 const HEADER_BYTES: usize = 16;
+
+impl RequestArea {
+    pub(crate) fn status(&self) -> u8 {
+        self.status
+    }
+
+    /// Makes this area a request of `kind` and adds its descriptors: header, `readable`, `writable`, status.
+    pub(crate) fn describe(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        readable: &[iovec],
+        writable: &[iovec],
+        add: &mut dyn FnMut(iovec, bool) -> io::Result<()>,
+    ) -> io::Result<()> {
+        *self = Self { kind, reserved: 0, sector, status: STATUS_NOT_WRITTEN, padding: [0; 47] };
+        let area: *mut Self = self;
+        add(iovec { iov_base: area.cast(), iov_len: HEADER_BYTES }, false)?;
+        for &segment in readable {
+            add(segment, false)?;
+        }
+        for &segment in writable {
+            add(segment, true)?;
+        }
+        // SAFETY: `area` comes from a reference to the whole structure; only the field's address is taken.
+        let status = unsafe { &raw mut (*area).status };
+        add(iovec { iov_base: status.cast(), iov_len: 1 }, true)
+    }
+}
 
 /// A request that the backend has answered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -98,20 +127,7 @@ impl RequestQueue {
         writable: &[iovec],
         tag: u32,
     ) -> Result<(), LoadError> {
-        let added = self.ring.add_request(|area, add| {
-            *area = RequestArea { kind, reserved: 0, sector, status: STATUS_NOT_WRITTEN, padding: [0; 47] };
-            let area: *mut RequestArea = area;
-            add(iovec { iov_base: area.cast(), iov_len: HEADER_BYTES }, false)?;
-            for &segment in readable {
-                add(segment, false)?;
-            }
-            for &segment in writable {
-                add(segment, true)?;
-            }
-            // SAFETY: `area` comes from a reference to the whole structure; only the field's address is taken.
-            let status = unsafe { &raw mut (*area).status };
-            add(iovec { iov_base: status.cast(), iov_len: 1 }, true)
-        });
+        let added = self.ring.add_request(|area, add| area.describe(kind, sector, readable, writable, add));
         let head = added.map_err(|source| LoadError::Submit { queue: self.index, source })?;
         self.tags[usize::from(head)] = Some(tag);
         self.in_flight += 1;

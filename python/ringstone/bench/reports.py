@@ -62,3 +62,49 @@ class HoldReport(BaseModel):
 
     mode: str
     connect_ns: list[int]
+
+
+class Gap(BaseModel):
+    """A time in which nothing completed, or the backend was away; `start_ns` counts from the job's start."""
+
+    start_ns: int
+    duration_ns: int
+
+
+class PatternCounts(BaseModel):
+    read: int
+    write: int
+    flush: int
+
+
+class PatternReport(BaseModel):
+    """Load whose every answer was checked. `errors` to `stuck` count findings, `findings` says the first of
+    them; `started_monotonic_ns` is CLOCK_MONOTONIC. The fields are described in docs/benchmarks.md."""
+
+    mode: str
+    passed: bool
+    seconds: float
+    started_monotonic_ns: int
+    operations: PatternCounts
+    iops: float
+    errors: int
+    lost: int
+    wrong: int
+    torn: int
+    doubled: int
+    stuck: int
+    findings: list[str]
+    reads_checked: int
+    mixed: int
+    blocks_written: int
+    blocks_checked: int
+    inflight_region: bool
+    reconnects: int
+    outages: list[Gap]
+    missed_calls: int
+    latency: Latency
+    longest_gap_ns: int
+    queue_gaps_ns: list[int]
+    gaps: list[Gap]
+    throughput_windows: list[int] | None = None
+    cpu_seconds: float
