@@ -17,7 +17,7 @@ use libfuzzer_sys::fuzz_target;
 use ringstone_fuzz::{memory_file, serve};
 use ringstone_vhost_user::{Connection, DeviceModel, Incoming, Quiet, Session, SessionError, HEADER_LEN};
 use ringstone_virtio_blk::Geometry;
-use ringstone_virtqueue::{Chain, RingSetup, SplitRing, VirtRing};
+use ringstone_virtqueue::{Chain, PackedRing, SplitRing, VirtRing};
 
 const QUEUES: u16 = 4;
 const GUEST_MEMORY: usize = 64 << 10;
@@ -120,11 +120,16 @@ impl DeviceModel for Disk {
     }
 }
 
+enum Ring {
+    Split(SplitRing),
+    Packed(PackedRing),
+}
+
 /// The control thread and the reactor of one connection.
 struct Backend {
     connection: Connection,
     session: Session<Disk>,
-    rings: [Option<SplitRing>; QUEUES as usize],
+    rings: [Option<Ring>; QUEUES as usize],
     chain: Chain,
 }
 
@@ -174,32 +179,37 @@ impl Backend {
 
     fn stop(&mut self, index: u16) {
         if let Some(ring) = self.rings[usize::from(index)].take() {
-            self.session.stopped(index, ring.base() as u16);
+            self.session.stopped(
+                index,
+                match ring {
+                    Ring::Split(ring) => ring.base(),
+                    Ring::Packed(ring) => ring.base(),
+                },
+            );
         }
     }
 
     /// Start the rings that may run, and serve all that run.
     fn run(&mut self) {
         for index in 0..QUEUES {
-            let Ok(setup) = self.session.runnable(index) else {
-                panic!("a descriptor that cannot be duplicated")
+            // An in-flight region made for rings of the other kind stops the device too.
+            let setup = match self.session.runnable(index) {
+                Ok(Some(setup)) => Some(setup),
+                Ok(None) => continue,
+                Err(_) => None,
             };
-            let Some(setup) = setup else { continue };
             let ring = &mut self.rings[usize::from(index)];
             if ring.is_none() {
-                let made = SplitRing::new(RingSetup {
-                    memory: setup.memory,
-                    size: setup.size,
-                    addresses: setup.addresses,
-                    base: setup.base.into(),
-                    event_idx: setup.event_idx,
-                    indirect: setup.indirect,
-                    inflight: None,
-                    log: None,
+                *ring = setup.and_then(|setup| match setup.packed {
+                    false => SplitRing::new(setup.ring).ok().map(Ring::Split),
+                    true => PackedRing::new(setup.ring).ok().map(Ring::Packed),
                 });
-                *ring = made.ok();
             }
-            let sound = ring.as_mut().is_some_and(|ring| serve(ring, &mut self.chain, &GEOMETRY));
+            let sound = match ring {
+                Some(Ring::Split(ring)) => serve(ring, &mut self.chain, &GEOMETRY),
+                Some(Ring::Packed(ring)) => serve(ring, &mut self.chain, &GEOMETRY),
+                None => false,
+            };
             if !sound {
                 self.session.set_broken();
                 (0..QUEUES).for_each(|index| self.stop(index));
