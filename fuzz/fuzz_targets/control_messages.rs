@@ -17,7 +17,7 @@ use libfuzzer_sys::fuzz_target;
 use ringstone_fuzz::{memory_file, serve};
 use ringstone_vhost_user::{Connection, DeviceModel, Incoming, Quiet, Session, SessionError, HEADER_LEN};
 use ringstone_virtio_blk::Geometry;
-use ringstone_virtqueue::{Chain, SplitRing};
+use ringstone_virtqueue::{Chain, RingSetup, SplitRing, VirtRing};
 
 const QUEUES: u16 = 4;
 const GUEST_MEMORY: usize = 64 << 10;
@@ -174,7 +174,7 @@ impl Backend {
 
     fn stop(&mut self, index: u16) {
         if let Some(ring) = self.rings[usize::from(index)].take() {
-            self.session.stopped(index, ring.next_available());
+            self.session.stopped(index, ring.base() as u16);
         }
     }
 
@@ -187,14 +187,16 @@ impl Backend {
             let Some(setup) = setup else { continue };
             let ring = &mut self.rings[usize::from(index)];
             if ring.is_none() {
-                let made = SplitRing::new(
-                    setup.memory,
-                    setup.size,
-                    setup.addresses,
-                    setup.base,
-                    setup.event_idx,
-                    setup.indirect,
-                );
+                let made = SplitRing::new(RingSetup {
+                    memory: setup.memory,
+                    size: setup.size,
+                    addresses: setup.addresses,
+                    base: setup.base.into(),
+                    event_idx: setup.event_idx,
+                    indirect: setup.indirect,
+                    inflight: None,
+                    log: None,
+                });
                 *ring = made.ok();
             }
             let sound = ring.as_mut().is_some_and(|ring| serve(ring, &mut self.chain, &GEOMETRY));

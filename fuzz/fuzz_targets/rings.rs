@@ -1,8 +1,10 @@
-//! A guest writes whatever it likes into its memory; the device side takes requests from a split ring in it.
+//! A guest writes whatever it likes into its memory, and a frontend into the in-flight region; the device side takes
+//! requests from a ring, split or packed.
 //!
-//! The input is a short set-up (see `Setup`) and the guest's memory from address 0 on. The memory is two regions that
-//! touch in guest addresses and nowhere else, so that buffers, tables and rings can straddle them. Nothing may panic or
-//! reach outside the two, and what passes as a request must fit the disk.
+//! The input is a short set-up (see `Setup`), the in-flight region if there is one, and the guest's memory from address 0
+//! on. The memory is two regions that touch in guest addresses and nowhere else, so that buffers, tables and rings can
+//! straddle them. Nothing may panic or reach outside the two, and what passes as a request must fit the disk. With an
+//! in-flight region the ring is set up twice, the second time where a first process was killed.
 #![no_main]
 
 use std::cell::RefCell;
@@ -10,10 +12,13 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use libfuzzer_sys::{fuzz_target, Corpus};
-use ringstone_fuzz::{memory_file, serve};
+use ringstone_fuzz::{abandon, memory_file, serve};
 use ringstone_mapping::Mapping;
 use ringstone_virtio_blk::Geometry;
-use ringstone_virtqueue::{Chain, MemoryRegion, MemoryTable, RingAddresses, SplitRing};
+use ringstone_virtqueue::{
+    Chain, DirtyLog, InflightRegion, MemoryRegion, MemoryTable, PackedRing, RingAddresses, RingError,
+    RingSetup, SplitRing, VirtRing,
+};
 
 /// Bytes of each region.
 const REGION: usize = 8192;
@@ -21,13 +26,23 @@ const REGION: usize = 8192;
 const USER: u64 = 0x7000_0000;
 const USER_GAP: u64 = 0x10_0000;
 const DISK: u64 = 1 << 20;
+/// Entries of the in-flight region at most; a longer ring is refused.
+const MOST_ENTRIES: u16 = 64;
+const INFLIGHT: usize = 4096;
+/// Where the region begins in its file.
+const INFLIGHT_AT: usize = 64;
+/// Bytes of the dirty bitmap: it covers guest memory and some more.
+const LOG: usize = 2;
 
 /// The first bytes of an input.
 struct Setup {
     size: u32,
     event_idx: bool,
     indirect: bool,
-    next_available: u16,
+    base: u32,
+    packed: bool,
+    inflight: bool,
+    log: bool,
     addresses: RingAddresses,
     geometry: Geometry,
 }
@@ -42,7 +57,13 @@ impl Setup {
         let shift = u32::from(bytes[0] & 0x1f);
         // Sizes that are no power of two, and ones that are too large, are worth a try too.
         let size = if bytes[0] & 0x80 == 0 { 1 << shift.min(16) } else { u32::from(bytes[0]) };
-        let addresses = if flag(7) {
+        let packed = flag(6);
+        // Both positions of a packed ring; the same one unless there are bytes to spare.
+        let base = word(2) as u32 | (word(if flag(7) { 4 } else { 2 }) as u32) << 16;
+        let addresses = if flag(7) && packed {
+            let events = USER + 16 * u64::from(size);
+            RingAddresses { descriptors: USER, available: events, used: events + 4 }
+        } else if flag(7) {
             let n = u64::from(size);
             RingAddresses {
                 descriptors: USER,
@@ -56,7 +77,10 @@ impl Setup {
             size,
             event_idx: flag(0),
             indirect: flag(1),
-            next_available: word(2) as u16,
+            base,
+            packed,
+            inflight: bytes[0] & 0x20 != 0,
+            log: bytes[0] & 0x40 != 0,
             addresses,
             geometry: Geometry {
                 size: DISK,
@@ -69,6 +93,11 @@ impl Setup {
             },
         }
     }
+
+    /// Entries of the in-flight region.
+    fn entries(&self) -> u16 {
+        self.size.min(MOST_ENTRIES.into()) as u16
+    }
 }
 
 /// The frontend's address of guest address `guest`, the gap taken into account.
@@ -79,15 +108,18 @@ fn user(guest: u64) -> u64 {
 struct Guest {
     memory: Arc<MemoryTable>,
     regions: [Arc<Mapping>; 2],
+    inflight: Arc<Mapping>,
+    log: Arc<Mapping>,
     chain: Chain,
 }
 
 impl Guest {
     fn new() -> Self {
-        let regions = [(); 2].map(|()| {
-            let mapping = Mapping::new(memory_file(REGION).as_fd(), 0, REGION as u64);
-            Arc::new(mapping.expect("a mapping of guest memory"))
-        });
+        let map = |len: usize| {
+            let mapping = Mapping::new(memory_file(len).as_fd(), 0, len as u64);
+            Arc::new(mapping.expect("a mapping of a file in memory"))
+        };
+        let regions = [map(REGION), map(REGION)];
         let region = |index: usize| MemoryRegion {
             guest: (index * REGION) as u64,
             len: REGION as u64,
@@ -95,7 +127,13 @@ impl Guest {
             mapping: regions[index].clone(),
         };
         let memory = MemoryTable::new(vec![region(0), region(1)]).expect("regions that do not overlap");
-        Self { memory: Arc::new(memory), regions, chain: Chain::default() }
+        Self {
+            memory: Arc::new(memory),
+            regions,
+            inflight: map(INFLIGHT),
+            log: map(LOG),
+            chain: Chain::default(),
+        }
     }
 
     /// Lay `bytes` into guest memory from address 0 on, zeroes behind.
@@ -111,6 +149,51 @@ impl Guest {
             rest = later;
         }
     }
+
+    /// Lay the begin of `bytes` into the in-flight region, zeroes behind. Answers the rest.
+    fn fill_inflight<'a>(&self, bytes: &'a [u8], setup: &Setup) -> &'a [u8] {
+        let len = InflightRegion::len(setup.entries(), setup.packed);
+        let (now, rest) = bytes.split_at(bytes.len().min(len));
+        // SAFETY: the region fits the mapping, which nobody else touches.
+        unsafe {
+            let at = self.inflight.as_ptr().add(INFLIGHT_AT);
+            at.copy_from_nonoverlapping(now.as_ptr(), now.len());
+            at.add(now.len()).write_bytes(0, len - now.len());
+        }
+        rest
+    }
+
+    fn setup(&self, setup: &Setup) -> RingSetup {
+        let inflight = setup.inflight.then(|| {
+            let region =
+                InflightRegion::new(self.inflight.clone(), INFLIGHT_AT, setup.entries(), setup.packed);
+            region.expect("a region that fits its mapping")
+        });
+        RingSetup {
+            memory: self.memory.clone(),
+            size: setup.size,
+            addresses: setup.addresses,
+            base: setup.base,
+            event_idx: setup.event_idx,
+            indirect: setup.indirect,
+            inflight,
+            log: setup.log.then(|| Arc::new(DirtyLog::new(self.log.clone()))),
+        }
+    }
+
+    fn run<R: VirtRing>(&mut self, setup: &Setup, make: impl Fn(RingSetup) -> Result<R, RingError>) {
+        let killed = if setup.inflight { 2 } else { 0 };
+        for abandoned in [killed, 0] {
+            match make(self.setup(setup)) {
+                Ok(mut ring) => {
+                    abandon(&mut ring, &mut self.chain, abandoned);
+                    serve(&mut ring, &mut self.chain, &setup.geometry);
+                    ring.base();
+                }
+                Err(error) => assert!(!error.to_string().is_empty()),
+            }
+        }
+    }
 }
 
 thread_local! {
@@ -118,21 +201,19 @@ thread_local! {
 }
 
 fuzz_target!(|input: &[u8]| -> Corpus {
-    let Some((setup, memory)) = input.split_first_chunk::<{ Setup::LEN }>() else { return Corpus::Reject };
+    let Some((setup, mut memory)) = input.split_first_chunk::<{ Setup::LEN }>() else {
+        return Corpus::Reject;
+    };
     let setup = Setup::decode(setup);
     GUEST.with_borrow_mut(|guest| {
+        if setup.inflight {
+            memory = guest.fill_inflight(memory, &setup);
+        }
         guest.fill(memory);
-        let ring = SplitRing::new(
-            guest.memory.clone(),
-            setup.size,
-            setup.addresses,
-            setup.next_available,
-            setup.event_idx,
-            setup.indirect,
-        );
-        match ring {
-            Ok(mut ring) => drop(serve(&mut ring, &mut guest.chain, &setup.geometry)),
-            Err(error) => assert!(!error.to_string().is_empty()),
+        if setup.packed {
+            guest.run(&setup, PackedRing::new);
+        } else {
+            guest.run(&setup, SplitRing::new);
         }
     });
     Corpus::Keep

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
 
 use ringstone_virtio_blk::{parse, status, Geometry, Operation, Request};
-use ringstone_virtqueue::{total_len, Chain, MemoryTable, Notify, Segment, SplitRing, MAX_SEGMENTS};
+use ringstone_virtqueue::{total_len, Chain, MemoryTable, Notify, Segment, VirtRing, MAX_SEGMENTS};
 
 /// Chains served of one ring at most: the input is what is to be varied, not the time it takes.
 const MOST_CHAINS: usize = 256;
@@ -24,35 +24,59 @@ pub fn memory_file(len: usize) -> File {
     file
 }
 
-/// Serve a ring as a reactor does: all that is available, then the used index, then the question for a call. False if the
+/// Every how many requests one is completed after those behind it.
+const LATE: usize = 3;
+
+/// Serve a ring as a reactor does: all that is available, then what is used, then the question for a call. False if the
 /// device has to stop.
 ///
 /// # Panics
 /// Something passed a check that it should not have passed.
-pub fn serve(ring: &mut SplitRing, chain: &mut Chain, geometry: &Geometry) -> bool {
+pub fn serve(ring: &mut impl VirtRing, chain: &mut Chain, geometry: &Geometry) -> bool {
     let mut served = 0;
+    let mut late = None;
     while served < MOST_CHAINS {
         let Ok(waiting) = ring.available() else { return false };
-        assert!(waiting <= ring.size());
+        assert!(waiting <= ring.size() && ring.resubmitting() <= waiting);
         ring.set_kicks(if waiting == 0 { Notify::Armed } else { Notify::Suppressed });
         if waiting == 0 {
             break;
         }
-        for _ in 0..usize::from(waiting).min(MOST_CHAINS - served) {
+        let batch = (MOST_CHAINS - served).min(waiting.into()) as u16;
+        for done in 0..batch {
             served += 1;
-            let Ok(head) = ring.peek(0) else { return false };
-            ring.prefetch_descriptors(head);
-            ring.prefetch_first_buffer(head);
-            ring.take();
-            if ring.walk(head, chain).is_err() || !complete(ring.memory(), chain, geometry) {
+            ring.prefetch_batch(done, batch);
+            let Ok(head) = ring.walk_next(chain) else { return false };
+            assert!(head < ring.size());
+            if !complete(ring.memory(), chain, geometry) {
                 return false;
             }
-            ring.push_used(head, 1);
+            ring.take();
+            if served % LATE == 0 && late.is_none() {
+                late = Some(head);
+            } else {
+                ring.push_used(head, 1);
+            }
+        }
+        ring.publish();
+        if let Some(head) = late.take() {
+            ring.push_used(head, 0);
         }
         ring.publish();
         ring.wants_call();
+        ring.prefetch_lone(0, std::ptr::null());
     }
     true
+}
+
+/// Take up to `count` requests and never answer them, as a process does that is killed.
+pub fn abandon(ring: &mut impl VirtRing, chain: &mut Chain, count: u16) {
+    for _ in 0..count {
+        if !matches!(ring.available(), Ok(1..)) || ring.walk_next(chain).is_err() {
+            return;
+        }
+        ring.take();
+    }
 }
 
 /// Check and answer one chain; false if there is nowhere to put a status.

@@ -1,7 +1,7 @@
 use std::ptr;
 
 use crate::memory::MemoryTable;
-use crate::split::prefetch_for_write;
+use crate::prefetch::prefetch_for_write;
 
 /// Segments of one chain at most: seg_max data segments (126), the header and the status, doubled for drivers that split
 /// them and for buffers that lie across two memory regions.
@@ -50,6 +50,11 @@ impl GuestByte {
     /// A byte nobody needs; for table entries not in use.
     pub const fn dangling() -> Self {
         Self(ptr::null_mut())
+    }
+
+    /// Where it is, for the dirty log.
+    pub fn address(self) -> *const u8 {
+        self.0
     }
 
     /// Hint that the byte will be written soon.

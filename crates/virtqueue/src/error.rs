@@ -31,4 +31,33 @@ pub enum RingError {
     /// A device-readable descriptor after a device-writable one (virtio 1.2, 2.7.4.2).
     #[error("descriptor chain {head} has a readable descriptor after a writable one")]
     Order { head: u16 },
+    /// The base of a packed ring names an entry that the ring does not have.
+    #[error("vring base {base:#010x} names an entry outside a packed ring of {size}")]
+    Base { base: u32, size: u16 },
+    /// A chain of a packed ring was asked for that the driver did not make available, or took back.
+    #[error("descriptor {index} of the packed ring is not available")]
+    NotAvailable { index: u16 },
+    /// The driver made descriptors available that the device has not used yet.
+    #[error("the chain at descriptor {index} of the packed ring runs into {size} descriptors still in use")]
+    Overrun { index: u16, size: u16 },
+    /// A buffer id that is not less than the ring's size: requests are known by it.
+    #[error("buffer id {id} is outside a packed ring of {size}")]
+    BufferId { id: u16, size: u16 },
+    /// The in-flight region was laid out for the other kind of ring.
+    #[error(
+        "the in-flight region was laid out for the other ring layout; the frontend has to ask for a new one"
+    )]
+    InflightLayout,
+    /// The in-flight region was made for a shorter ring.
+    #[error(
+        "the in-flight region has {entries} entries and the ring {size}; the frontend has to ask for it with the \
+         queue size that it sets"
+    )]
+    InflightSize { entries: u16, size: u16 },
+    /// The in-flight region says it is of a version other than 1.
+    #[error("the in-flight region is of version {version}; only version 1 is known")]
+    InflightVersion { version: u16 },
+    /// The in-flight region contradicts itself: what was in flight cannot be told.
+    #[error("the in-flight region is damaged: {why}; the guest has to reset the device")]
+    InflightContent { why: &'static str },
 }

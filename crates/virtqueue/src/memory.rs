@@ -76,6 +76,14 @@ impl MemoryTable {
         })
     }
 
+    /// Guest address of the byte at host address `ptr`.
+    pub(crate) fn guest_address(&self, ptr: *const u8) -> Option<u64> {
+        self.regions.iter().find_map(|region| {
+            let at = (ptr as u64).wrapping_sub(region.mapping.as_ptr() as u64);
+            (at < region.len).then(|| region.guest + at)
+        })
+    }
+
     /// True if the frontend cut a memory file behind our mapping.
     pub fn poisoned(&self) -> bool {
         self.regions.iter().any(|r| r.mapping.poisoned())

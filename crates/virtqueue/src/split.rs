@@ -1,38 +1,27 @@
 //! The split ring: virtio 1.2, section 2.7.
 
-use std::sync::atomic::{fence, AtomicU16, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicU16, Ordering};
 use std::sync::Arc;
 
 use crate::chain::{Chain, MAX_SEGMENTS};
+use crate::descriptor::{self, append, indirect_table, DESC_SIZE, INDIRECT, NEXT};
+use crate::dirty::DirtyLog;
 use crate::error::RingError;
+use crate::inflight::SplitInflight;
 use crate::memory::MemoryTable;
+use crate::prefetch::{prefetch, prefetch_for_write};
+use crate::ring::{check_size, locate, Notify, RingSetup, VirtRing};
+use crate::shared::{get_u16, put_u16, put_u32};
 
-/// virtio 1.2, 2.7: "The maximum Queue Size value is 32768".
-pub const MAX_RING_SIZE: u16 = 32768;
-
-const DESC_NEXT: u16 = 1;
-const DESC_WRITE: u16 = 2;
-const DESC_INDIRECT: u16 = 4;
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
-const DESC_SIZE: u64 = 16;
 
-/// Where the three parts of a ring are, in the frontend's virtual addresses (vhost-user `SET_VRING_ADDR`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RingAddresses {
-    pub descriptors: u64,
-    pub available: u64,
-    pub used: u64,
-}
+/// How far ahead descriptors and headers are brought near.
+const AHEAD_DESCRIPTORS: u16 = 4;
+const AHEAD_HEADER: u16 = 2;
 
-/// Whether the driver wants to hear of used entries, and may tell of available ones.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Notify {
-    Suppressed,
-    Armed,
-}
-
-/// One split ring, owned by one reactor at a time.
+/// One split ring.
+#[cfg_attr(test, derive(Clone))]
 pub struct SplitRing {
     size: u16,
     mask: u16,
@@ -50,95 +39,70 @@ pub struct SplitRing {
     asked: u16,
     /// The available index read last: spares a read of the driver's cache line while entries remain.
     cached_available: u16,
+    /// The head that was walked last.
+    walked: u16,
+    inflight: Option<SplitInflight>,
+    log: Option<Arc<DirtyLog>>,
     memory: Arc<MemoryTable>,
 }
 
-// SAFETY: the pointers lead into mappings that `memory` keeps alive and that any thread may use; a ring is moved between
-// threads but never shared.
+// SAFETY: the pointers lead into mappings that `memory` and `inflight` keep alive and that any thread may use; a ring is
+// moved between threads but never shared.
 unsafe impl Send for SplitRing {}
 
-struct Descriptor {
-    address: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
-}
-
 impl SplitRing {
-    /// Set a ring up at `addresses`. `next_available` is the vring base: the next available entry to take.
+    /// Set a ring up. With an in-flight region that was in use, what a process before this one left is put in order.
     ///
     /// # Errors
-    /// A size that is none, or a part that is misaligned or outside guest memory.
-    pub fn new(
-        memory: Arc<MemoryTable>,
-        size: u32,
-        addresses: RingAddresses,
-        next_available: u16,
-        event_idx: bool,
-        indirect: bool,
-    ) -> Result<Self, RingError> {
-        if !(2..=u32::from(MAX_RING_SIZE)).contains(&size) || !size.is_power_of_two() {
-            return Err(RingError::BadSize { size });
-        }
+    /// A size that is none, a part that is misaligned or outside guest memory, an in-flight region that does not fit or
+    /// makes no sense.
+    pub fn new(setup: RingSetup) -> Result<Self, RingError> {
+        let RingSetup { memory, size, addresses, base, event_idx, indirect, inflight, log } = setup;
+        let size = check_size(size)?;
         // The event field behind each ring is there whether EVENT_IDX was negotiated or not (2.7.6, 2.7.8), but a driver
         // that did not negotiate it need not have allocated it.
         let event = if event_idx { 2 } else { 0 };
         let n = u64::from(size);
-        let part = |part, address: u64, len, align| {
-            let ptr =
-                memory.translate_user(address, len).ok_or(RingError::OutsideMemory { part, address, len })?;
-            // Atomic access needs the host address aligned; mappings begin at the same offset in a page as the region.
-            if !address.is_multiple_of(align) || !(ptr as u64).is_multiple_of(align) {
-                return Err(RingError::Misaligned { part, address, align });
-            }
-            Ok(ptr)
-        };
-        let descriptors = part("descriptor table", addresses.descriptors, n * DESC_SIZE, 16)?;
-        let available = part("available ring", addresses.available, 4 + 2 * n + event, 2)?;
-        let used = part("used ring", addresses.used, 4 + 8 * n + event, 4)?;
-        let mut ring = Self {
-            size: size as u16,
-            mask: (size - 1) as u16,
+        let descriptors = locate(&memory, "descriptor table", addresses.descriptors, n * DESC_SIZE, 16)?;
+        let available = locate(&memory, "available ring", addresses.available, 4 + 2 * n + event, 2)?;
+        let used_len = 4 + 8 * n + event;
+        let used = locate(&memory, "used ring", addresses.used, used_len, 4)?;
+        // The used index is the driver's truth over a reconnect: what was published before stays published.
+        // SAFETY: offset 2 of the used ring.
+        let published = unsafe { get_u16(used.add(2)) };
+        let mut next_available = base as u16;
+        let mut kept = None;
+        if let Some(region) = inflight {
+            let (region, recovered) = SplitInflight::open(region, size, published)?;
+            next_available = recovered.unwrap_or(next_available);
+            kept = Some(region);
+        }
+        if let Some(log) = &log {
+            // A process before this one may have been killed between a write and its mark.
+            log.mark(&memory, used, used_len as usize);
+        }
+        Ok(Self {
+            size,
+            mask: size - 1,
             event_idx,
             indirect,
             descriptors,
             available,
             used,
             next_available,
-            next_used: 0,
-            published: 0,
-            asked: 0,
+            next_used: published,
+            published,
+            asked: published,
             cached_available: next_available,
+            walked: 0,
+            inflight: kept,
+            log,
             memory,
-        };
-        // The used index is the driver's truth over a reconnect: what was published before stays published.
-        ring.next_used = ring.used_index().load(Ordering::Relaxed);
-        ring.published = ring.next_used;
-        ring.asked = ring.next_used;
-        Ok(ring)
-    }
-
-    pub fn size(&self) -> u16 {
-        self.size
-    }
-
-    pub fn memory(&self) -> &Arc<MemoryTable> {
-        &self.memory
-    }
-
-    /// The next available entry to take: what `GET_VRING_BASE` answers once everything taken was used.
-    pub fn next_available(&self) -> u16 {
-        self.next_available
+        })
     }
 
     // Field addresses. SAFETY common to all: `new` checked that each part lies inside guest memory for this ring size
-    // and is aligned; the mapping lives as long as `self.memory`; only atomic types are made of the memory.
-
-    #[inline(always)]
-    fn available_flags(&self) -> &AtomicU16 {
-        // SAFETY: offset 0 of the available ring.
-        unsafe { &*self.available.cast::<AtomicU16>() }
-    }
+    // and is aligned; the mapping lives as long as `self.memory`; the memory is only touched atomically.
 
     #[inline(always)]
     fn available_index(&self) -> &AtomicU16 {
@@ -149,130 +113,56 @@ impl SplitRing {
     #[inline(always)]
     fn available_entry(&self, at: u16) -> u16 {
         // SAFETY: the entry at `at & mask` lies inside the available ring.
-        let entry = unsafe { &*self.available.add(4 + 2 * usize::from(at & self.mask)).cast::<AtomicU16>() };
-        entry.load(Ordering::Relaxed)
+        unsafe { get_u16(self.available.add(4 + 2 * usize::from(at & self.mask))) }
     }
 
     #[inline(always)]
     fn used_event(&self) -> u16 {
         // SAFETY: behind the last available entry; only called with EVENT_IDX, for which `new` checked it.
-        let event = unsafe { &*self.available.add(4 + 2 * usize::from(self.size)).cast::<AtomicU16>() };
-        event.load(Ordering::Relaxed)
+        unsafe { get_u16(self.available.add(4 + 2 * usize::from(self.size))) }
+    }
+
+    /// Where the flags of the used ring are.
+    #[inline(always)]
+    fn used_flags(&self) -> *mut u8 {
+        self.used
+    }
+
+    /// Where the event index behind the used ring is; it is there with EVENT_IDX only.
+    #[inline(always)]
+    fn available_event(&self) -> *mut u8 {
+        self.used.wrapping_add(4 + 8 * usize::from(self.size))
     }
 
     #[inline(always)]
-    fn used_flags(&self) -> &AtomicU16 {
-        // SAFETY: offset 0 of the used ring.
-        unsafe { &*self.used.cast::<AtomicU16>() }
-    }
-
-    #[inline(always)]
-    fn used_index(&self) -> &AtomicU16 {
-        // SAFETY: offset 2 of the used ring.
-        unsafe { &*self.used.add(2).cast::<AtomicU16>() }
-    }
-
-    #[inline(always)]
-    fn available_event(&self) -> &AtomicU16 {
-        // SAFETY: behind the last used entry; only called with EVENT_IDX, for which `new` checked it.
-        unsafe { &*self.used.add(4 + 8 * usize::from(self.size)).cast::<AtomicU16>() }
-    }
-
-    /// Entries that wait to be taken.
-    ///
-    /// # Errors
-    /// The driver moved the index further than the ring is long.
-    #[inline(always)]
-    pub fn available(&mut self) -> Result<u16, RingError> {
-        if self.cached_available == self.next_available {
-            // Acquire: the entries and descriptors that the index covers are read after it.
-            self.cached_available = self.available_index().load(Ordering::Acquire);
+    fn mark(&self, at: *const u8, len: usize) {
+        if let Some(log) = &self.log {
+            log.mark(&self.memory, at, len);
         }
-        let waiting = self.cached_available.wrapping_sub(self.next_available);
-        if waiting > self.size {
-            return Err(RingError::AvailableIndex {
-                index: self.cached_available,
-                seen: self.next_available,
-                size: self.size,
-            });
-        }
-        Ok(waiting)
     }
 
-    /// Head of the chain `ahead` entries behind the next one, not taken yet. `ahead` must be less than `available()`.
-    ///
-    /// # Errors
-    /// The head is outside the table.
+    /// Head of the chain `ahead` entries behind the next one, as good as it is: for hints only.
     #[inline(always)]
-    pub fn peek(&self, ahead: u16) -> Result<u16, RingError> {
-        let head = self.available_entry(self.next_available.wrapping_add(ahead));
-        if head >= self.size {
-            return Err(RingError::DescriptorIndex { index: head, size: self.size });
-        }
-        Ok(head)
+    fn peek(&self, ahead: u16) -> u16 {
+        self.available_entry(self.next_available.wrapping_add(ahead)) & self.mask
     }
 
-    /// Take the entry that `peek(0)` showed.
     #[inline(always)]
-    pub fn take(&mut self) {
-        self.next_available = self.next_available.wrapping_add(1);
-    }
-
-    /// Hint that the descriptors of `head` are needed soon.
-    #[inline(always)]
-    pub fn prefetch_descriptors(&self, head: u16) {
+    fn prefetch_descriptors(&self, head: u16) {
         prefetch(self.descriptors.wrapping_add(16 * usize::from(head & self.mask)));
     }
 
-    /// Hint that what the first descriptor of `head` points at is needed soon: the header, and in drivers' usual layout the
-    /// status byte beside it, which will be written.
+    /// Address and length of the first buffer of the chain at `head`.
     #[inline(always)]
-    pub fn prefetch_first_buffer(&self, head: u16) {
-        let descriptor = self.descriptor(self.descriptors, head & self.mask);
-        if let Some((_, region)) = self.memory.find(descriptor.address, 0) {
-            prefetch_for_write(
-                region.mapping.as_ptr().wrapping_add((descriptor.address - region.guest) as usize),
-            );
-        }
-    }
-
-    /// A guess at what the chain at `head` begins with, for prefetching: its first 16 bytes, if they are one buffer. They may
-    /// change until the chain is walked.
-    #[inline(always)]
-    pub fn glance(&self, head: u16) -> Option<[u8; 16]> {
-        let descriptor = self.descriptor(self.descriptors, head & self.mask);
-        let (_, region) = self.memory.find(descriptor.address, 0)?;
-        let at = descriptor.address - region.guest;
-        if descriptor.len != 16 || region.len - at < 16 {
-            return None;
-        }
-        // SAFETY: the 16 bytes lie inside the region, which is no longer than its mapping.
-        Some(unsafe { region.mapping.as_ptr().add(at as usize).cast::<[u8; 16]>().read_unaligned() })
-    }
-
-    /// Hint that the next request is about to be taken and is the only one: its available entry, the place of its used
-    /// entry, and, guessing that the driver takes the descriptors that it got back last, those (`guess`) and their `header`.
-    /// The misses overlap that would come one after the other; a wrong guess costs nothing.
-    #[inline(always)]
-    pub fn prefetch_lone(&self, guess: u16, header: *const u8) {
-        prefetch(self.available.wrapping_add(4 + 2 * usize::from(self.next_available & self.mask)));
-        self.prefetch_descriptors(guess);
-        prefetch_for_write(header);
-        self.prefetch_used();
-    }
-
-    /// Hint that the next used entry will be written.
-    #[inline(always)]
-    pub fn prefetch_used(&self) {
-        prefetch_for_write(self.used.wrapping_add(4 + 8 * usize::from(self.next_used & self.mask)));
+    fn first_buffer(&self, head: u16) -> (u64, u32) {
+        // SAFETY: the index is inside the table.
+        let (address, rest) = unsafe { descriptor::read(self.descriptors, head & self.mask) };
+        (address, rest as u32)
     }
 
     /// Follow the chain that begins at `head` into `chain`.
-    ///
-    /// # Errors
-    /// Every malformed chain; see [`RingError`]. A buffer outside guest memory is no ring error: its segment is null.
     #[inline(always)]
-    pub fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), RingError> {
+    fn walk(&self, head: u16, chain: &mut Chain) -> Result<(), RingError> {
         chain.clear();
         let mut index = head;
         let mut table = self.descriptors;
@@ -291,95 +181,135 @@ impl SplitRing {
             if steps as usize > MAX_SEGMENTS {
                 return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
             }
-            let descriptor = self.descriptor(table, index);
-            if descriptor.flags & DESC_INDIRECT != 0 {
-                (table, table_size) = self.indirect_table(head, &descriptor, inside_indirect, steps)?;
+            // SAFETY: the index is inside the table, and the table inside guest memory and aligned to 8.
+            let (address, rest) = unsafe { descriptor::read(table, index) };
+            let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
+            if flags & INDIRECT != 0 {
+                let alone = match (inside_indirect, flags & NEXT != 0 || steps > 1) {
+                    (true, _) => Err("it names another indirect table"),
+                    (false, true) => Err("it is part of a longer chain"),
+                    (false, false) => Ok(()),
+                };
+                (table, table_size) = indirect_table(&self.memory, self.indirect, head, alone, address, len)?;
                 inside_indirect = true;
                 index = 0;
                 steps = 0;
                 continue;
             }
-            let writable = descriptor.flags & DESC_WRITE != 0;
-            if !writable && chain.has_writable() {
-                return Err(RingError::Order { head });
-            }
-            if descriptor.len > 0 && !chain.push(&self.memory, descriptor.address, descriptor.len, writable) {
-                return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
-            }
-            if descriptor.flags & DESC_NEXT == 0 {
+            append(chain, &self.memory, head, address, len, flags)?;
+            if flags & NEXT == 0 {
                 return Ok(());
             }
-            index = descriptor.next;
+            index = next;
         }
     }
 
-    /// virtio 1.2, 2.7.5.3: one table for the whole chain, not nested, its length a multiple of 16. A table may be longer
-    /// than the ring: drivers size it by seg_max.
-    #[cold]
-    fn indirect_table(
-        &self,
-        head: u16,
-        descriptor: &Descriptor,
-        nested: bool,
-        steps: u32,
-    ) -> Result<(*mut u8, u16), RingError> {
-        let fail = |why| Err(RingError::Indirect { head, why });
-        if !self.indirect {
-            return fail("RING_INDIRECT_DESC was not negotiated");
-        }
-        if nested {
-            return fail("it names another indirect table");
-        }
-        if descriptor.flags & DESC_NEXT != 0 || steps > 1 {
-            return fail("it is part of a longer chain");
-        }
-        let len = u64::from(descriptor.len);
-        if len == 0 || len % DESC_SIZE != 0 || len / DESC_SIZE > u64::from(MAX_RING_SIZE) {
-            return fail("its length is no multiple of 16 from 16 to 524288");
-        }
-        match self.memory.translate(descriptor.address, len) {
-            Some(table) if (table as usize).is_multiple_of(8) => Ok((table, (len / DESC_SIZE) as u16)),
-            Some(_) => fail("it is not aligned to 8 bytes"),
-            None => fail("it is not inside guest memory"),
-        }
+    /// What of the process's own state decides what it does next.
+    #[cfg(test)]
+    pub(crate) fn state(&self) -> impl std::hash::Hash {
+        let positions =
+            (self.next_available, self.next_used, self.published, self.asked, self.cached_available);
+        (positions, self.walked, self.inflight.as_ref().map(SplitInflight::state))
+    }
+}
+
+impl VirtRing for SplitRing {
+    fn size(&self) -> u16 {
+        self.size
+    }
+
+    fn memory(&self) -> &Arc<MemoryTable> {
+        &self.memory
     }
 
     #[inline(always)]
-    fn descriptor(&self, table: *mut u8, index: u16) -> Descriptor {
-        // SAFETY: the caller checked that `index` is inside the table, the table is inside guest memory and aligned to 8.
-        unsafe {
-            let at = table.add(16 * usize::from(index));
-            let address = (*at.cast::<AtomicU64>()).load(Ordering::Relaxed);
-            let rest = (*at.add(8).cast::<AtomicU64>()).load(Ordering::Relaxed);
-            Descriptor { address, len: rest as u32, flags: (rest >> 32) as u16, next: (rest >> 48) as u16 }
-        }
+    fn log(&self) -> Option<&DirtyLog> {
+        self.log.as_deref()
     }
 
-    /// Write a used entry for `head`, of whose writable bytes `written` were written. The driver sees it at [`publish`](Self::publish).
+    fn base(&self) -> u32 {
+        self.next_available.into()
+    }
+
     #[inline(always)]
-    pub fn push_used(&mut self, head: u16, written: u32) {
+    fn resubmitting(&self) -> u16 {
+        self.inflight.as_ref().map_or(0, SplitInflight::resubmitting)
+    }
+
+    #[inline(always)]
+    fn available(&mut self) -> Result<u16, RingError> {
+        if self.cached_available == self.next_available {
+            // Acquire: the entries and descriptors that the index covers are read after it.
+            self.cached_available = self.available_index().load(Ordering::Acquire);
+        }
+        let waiting = self.cached_available.wrapping_sub(self.next_available);
+        if waiting > self.size {
+            return Err(RingError::AvailableIndex {
+                index: self.cached_available,
+                seen: self.next_available,
+                size: self.size,
+            });
+        }
+        Ok(waiting.saturating_add(self.resubmitting()).min(self.size))
+    }
+
+    #[inline(always)]
+    fn walk_next(&mut self, chain: &mut Chain) -> Result<u16, RingError> {
+        let again = self.inflight.as_ref().and_then(SplitInflight::resubmission);
+        let head = match again {
+            Some(head) => head,
+            None => self.available_entry(self.next_available),
+        };
+        // `walk` refuses a head outside the table.
+        self.walk(head, chain)?;
+        self.walked = head;
+        Ok(head)
+    }
+
+    #[inline(always)]
+    fn take(&mut self) {
+        if let Some(inflight) = &mut self.inflight {
+            if inflight.resubmitted() {
+                return;
+            }
+            inflight.taken(self.walked);
+        }
+        self.next_available = self.next_available.wrapping_add(1);
+    }
+
+    #[inline(always)]
+    fn push_used(&mut self, head: u16, written: u32) {
+        let at = self.used.wrapping_add(4 + 8 * usize::from(self.next_used & self.mask));
         // SAFETY: the entry at `next_used & mask` lies inside the used ring, which is aligned to 4.
         unsafe {
-            let at = self.used.add(4 + 8 * usize::from(self.next_used & self.mask));
-            (*at.cast::<AtomicU32>()).store(u32::from(head), Ordering::Relaxed);
-            (*at.add(4).cast::<AtomicU32>()).store(written, Ordering::Relaxed);
+            put_u32(at, u32::from(head));
+            put_u32(at.add(4), written);
+        }
+        self.mark(at, 8);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.used(head);
         }
         self.next_used = self.next_used.wrapping_add(1);
     }
 
-    /// Show the driver every used entry written so far.
     #[inline(always)]
-    pub fn publish(&mut self) {
-        if self.published != self.next_used {
-            // Release: the entries, and the data and status bytes before them, are visible before the index.
-            self.used_index().store(self.next_used, Ordering::Release);
-            self.published = self.next_used;
+    fn publish(&mut self) {
+        if self.published == self.next_used {
+            return;
         }
+        // Release, as every store: the entries, and the data and status bytes before them, are visible before the index.
+        // SAFETY: offset 2 of the used ring.
+        unsafe { put_u16(self.used.add(2), self.next_used) };
+        self.mark(self.used, 4);
+        if let Some(inflight) = &mut self.inflight {
+            inflight.published(self.next_used.wrapping_sub(self.published), self.next_used);
+        }
+        self.published = self.next_used;
     }
 
-    /// Whether the driver wants a call for what was published since the last time this was asked (2.7.7.2).
+    /// virtio 1.2, 2.7.7.2.
     #[inline(always)]
-    pub fn wants_call(&mut self) -> bool {
+    fn wants_call(&mut self) -> bool {
         if self.asked == self.published {
             return false;
         }
@@ -390,45 +320,65 @@ impl SplitRing {
             let event = self.used_event();
             self.published.wrapping_sub(event).wrapping_sub(1) < self.published.wrapping_sub(old)
         } else {
-            self.available_flags().load(Ordering::Relaxed) & AVAIL_NO_INTERRUPT == 0
+            // SAFETY: offset 0 of the available ring.
+            unsafe { get_u16(self.available) & AVAIL_NO_INTERRUPT == 0 }
         }
     }
 
-    /// Ask the driver for kicks, or to spare them while we poll (2.7.10). After arming, the caller must look at
-    /// [`available`](Self::available) once more before it sleeps.
-    pub fn set_kicks(&mut self, notify: Notify) {
-        match (self.event_idx, notify) {
-            (true, Notify::Armed) => self.available_event().store(self.next_available, Ordering::Relaxed),
+    /// virtio 1.2, 2.7.10.
+    fn set_kicks(&mut self, notify: Notify) {
+        let field = match (self.event_idx, notify) {
+            (true, Notify::Armed) => Some((self.available_event(), self.next_available)),
             // An event index that lies behind asks for nothing until the index wraps around.
-            (true, Notify::Suppressed) => {}
-            (false, Notify::Armed) => self.used_flags().store(0, Ordering::Relaxed),
-            (false, Notify::Suppressed) => self.used_flags().store(USED_NO_NOTIFY, Ordering::Relaxed),
+            (true, Notify::Suppressed) => None,
+            (false, Notify::Armed) => Some((self.used_flags(), 0)),
+            (false, Notify::Suppressed) => Some((self.used_flags(), USED_NO_NOTIFY)),
+        };
+        if let Some((field, value)) = field {
+            // SAFETY: a field of the used ring.
+            unsafe { put_u16(field, value) };
+            self.mark(field, 2);
         }
         fence(Ordering::SeqCst);
     }
-}
 
-/// Hint that the cache line at `ptr` will be written soon. Any address is allowed: a prefetch never faults.
-#[inline(always)]
-pub fn prefetch_for_write(ptr: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: PREFETCHW has no architectural effect, whatever the address; processors without it treat it as a NOP. The
-    // intrinsic would need the feature enabled for the whole build.
-    unsafe {
-        core::arch::asm!("prefetchw [{0}]", in(reg) ptr, options(nostack, preserves_flags, readonly));
+    #[inline(always)]
+    fn prefetch_batch(&self, done: u16, batch: u16) -> Option<[u8; 16]> {
+        if self.resubmitting() > 0 {
+            return None;
+        }
+        // Distances count from the entry about to be taken. A bad head is dealt with in its turn.
+        if done == 0 {
+            for ahead in 1..AHEAD_DESCRIPTORS.min(batch) {
+                self.prefetch_descriptors(self.peek(ahead));
+            }
+        }
+        if done + AHEAD_DESCRIPTORS < batch {
+            self.prefetch_descriptors(self.peek(AHEAD_DESCRIPTORS));
+        }
+        if done + AHEAD_HEADER < batch {
+            let (address, _) = self.first_buffer(self.peek(AHEAD_HEADER));
+            descriptor::prefetch_buffer(&self.memory, address);
+        }
+        if done + 1 < batch {
+            let (address, len) = self.first_buffer(self.peek(1));
+            return descriptor::glance(&self.memory, address, len);
+        }
+        None
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = ptr;
-}
 
-/// Hint that the cache line at `ptr` is needed soon. Any address is allowed: a prefetch never faults.
-#[inline(always)]
-pub(crate) fn prefetch(ptr: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    // SAFETY: a prefetch has no architectural effect, whatever the address.
-    unsafe {
-        core::arch::x86_64::_mm_prefetch::<{ core::arch::x86_64::_MM_HINT_T0 }>(ptr.cast());
+    /// The available entry, the place of the used entry, the descriptors and the header: the misses overlap that would come
+    /// one after the other.
+    #[inline(always)]
+    fn prefetch_lone(&self, guess: u16, header: *const u8) {
+        prefetch(self.available.wrapping_add(4 + 2 * usize::from(self.next_available & self.mask)));
+        self.prefetch_descriptors(guess);
+        prefetch_for_write(header);
+        self.prefetch_used();
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = ptr;
+
+    #[inline(always)]
+    fn prefetch_used(&self) {
+        prefetch_for_write(self.used.wrapping_add(4 + 8 * usize::from(self.next_used & self.mask)));
+    }
 }

@@ -11,7 +11,9 @@ use std::sync::Arc;
 
 use proptest::prelude::*;
 use ringstone_mapping::Mapping;
-use ringstone_virtqueue::{Chain, MemoryRegion, MemoryTable, RingAddresses, RingError, Segment, SplitRing};
+use ringstone_virtqueue::{
+    Chain, MemoryRegion, MemoryTable, RingAddresses, RingError, RingSetup, Segment, SplitRing, VirtRing,
+};
 use virtio_queue::{Queue, QueueT};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap};
 
@@ -72,7 +74,20 @@ impl Guest {
 
     fn ring(&self, event_idx: bool) -> SplitRing {
         let addresses = RingAddresses { descriptors: DESCRIPTORS, available: AVAILABLE, used: USED };
-        SplitRing::new(self.memory.clone(), SIZE.into(), addresses, 0, event_idx, true).unwrap()
+        SplitRing::new(RingSetup { event_idx, ..self.setup(SIZE.into(), addresses) }).unwrap()
+    }
+
+    fn setup(&self, size: u32, addresses: RingAddresses) -> RingSetup {
+        RingSetup {
+            memory: self.memory.clone(),
+            size,
+            addresses,
+            base: 0,
+            event_idx: true,
+            indirect: true,
+            inflight: None,
+            log: None,
+        }
     }
 
     /// The same memory as the oracle sees it.
@@ -160,8 +175,8 @@ proptest! {
         let mut ring = guest.ring(false);
         let mut chain = Chain::default();
         prop_assert_eq!(ring.available(), Ok(1));
-        match ring.peek(0).and_then(|head| ring.walk(head, &mut chain)) {
-            Ok(()) => {
+        match ring.walk_next(&mut chain) {
+            Ok(_) => {
                 // The oracle refuses more than 2^32 bytes while it walks; we do when the request is parsed.
                 let total: u64 = table.iter().chain(&inner).map(|d| u64::from(d.len)).sum();
                 if total > u64::from(u32::MAX) && !complete {
@@ -217,7 +232,7 @@ fn rings_outside_memory_or_misaligned_are_refused() {
     let guest = Guest::new();
     let new = |size, descriptors, available, used| {
         let addresses = RingAddresses { descriptors, available, used };
-        SplitRing::new(guest.memory.clone(), size, addresses, 0, true, true).err()
+        SplitRing::new(guest.setup(size, addresses)).err()
     };
     assert_eq!(new(16, DESCRIPTORS, AVAILABLE, USED), None);
     assert!(matches!(new(15, DESCRIPTORS, AVAILABLE, USED), Some(RingError::BadSize { size: 15 })));
@@ -247,9 +262,9 @@ fn the_status_byte_and_the_header_come_off_whatever_the_layout() {
     guest.write(0x8100, b"fghijklmno");
     guest.write(0x8200, b"p");
     guest.avail(&[0]);
-    let ring = guest.ring(false);
+    let mut ring = guest.ring(false);
     let mut chain = Chain::default();
-    ring.walk(0, &mut chain).unwrap();
+    ring.walk_next(&mut chain).unwrap();
     assert_eq!(&chain.take_front::<16>().unwrap(), b"abcdefghijklmnop");
     let at = |address: usize| guest.mapping.as_ptr().wrapping_add(address);
     assert_eq!(chain.readable(), [Segment { ptr: at(0x8201), len: 512 }]);
