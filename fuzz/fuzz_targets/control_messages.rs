@@ -21,7 +21,7 @@ use ringstone_virtqueue::{Chain, PackedRing, SplitRing, VirtRing};
 
 const QUEUES: u16 = 4;
 const GUEST_MEMORY: usize = 64 << 10;
-const FEATURES: u64 = 1 << 32 | 1 << 29 | 1 << 28 | 1 << 12;
+const FEATURES: u64 = 1 << 34 | 1 << 32 | 1 << 29 | 1 << 28 | 1 << 12;
 const CONFIG_LEN: usize = 60;
 /// A record with this code is no message: its payload goes into the guest's memory.
 const MEMORY_RECORD: u8 = 0xff;

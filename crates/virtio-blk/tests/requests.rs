@@ -8,7 +8,9 @@ use std::sync::Arc;
 use proptest::prelude::*;
 use ringstone_mapping::Mapping;
 use ringstone_virtio_blk::{parse, Geometry, Operation, Refusal};
-use ringstone_virtqueue::{total_len, Chain, MemoryRegion, MemoryTable, RingAddresses, SplitRing};
+use ringstone_virtqueue::{
+    total_len, Chain, MemoryRegion, MemoryTable, RingAddresses, RingSetup, SplitRing, VirtRing,
+};
 
 const MEMORY: u64 = 1 << 20;
 const HEADER: u64 = 0x4000;
@@ -68,9 +70,18 @@ impl Guest {
             self.file.write_all_at(&bytes, 16 * i as u64).unwrap();
         }
         let addresses = RingAddresses { descriptors: 0, available: 0x2000, used: 0x3000 };
-        let ring = SplitRing::new(self.memory.clone(), 16, addresses, 0, false, false).unwrap();
+        let setup = RingSetup {
+            memory: self.memory.clone(),
+            size: 16,
+            addresses,
+            base: 0,
+            event_idx: false,
+            indirect: false,
+            inflight: None,
+            log: None,
+        };
         let mut chain = Chain::default();
-        ring.walk(0, &mut chain).unwrap();
+        SplitRing::new(setup).unwrap().walk_next(&mut chain).unwrap();
         chain
     }
 

@@ -10,6 +10,8 @@
 //! one finds, behind any store, which requests the driver still waits for; `crash_model` tries them all.
 
 mod chain;
+#[cfg(test)]
+mod crash_model;
 mod descriptor;
 mod dirty;
 mod error;

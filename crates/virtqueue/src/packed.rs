@@ -399,7 +399,7 @@ impl VirtRing for PackedRing {
         if self.inflight.as_mut().is_some_and(PackedInflight::resubmitted) {
             return;
         }
-        let (id, num) = std::mem::replace(&mut self.walked, (0, 0));
+        let (id, num) = std::mem::take(&mut self.walked);
         debug_assert!(num > 0, "nothing was walked");
         if num == 0 {
             return;

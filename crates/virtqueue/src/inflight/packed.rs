@@ -229,12 +229,22 @@ impl PackedInflight {
             return Err(RingError::InflightContent { why: "a used index is outside the ring" });
         }
         // The flags of the batch's first descriptor are written last: they show whether the driver was shown the batch. It
-        // may have made the descriptor available again since, but not twice.
-        let shown = used != old && !is_available(old);
-        let (used, free) = if shown { (used, heads as u16) } else { (old, (heads >> 16) as u16) };
-        // In this order: while the positions differ the next process decides again, and the same way.
-        self.put_free_heads(free, free);
+        // may have made the descriptor available again since, but not twice. If only the wrap counters differ, either the
+        // batch fills the ring, or another backend that stores them by themselves was killed between index and counter,
+        // in which case it had settled the free list before.
+        let (free, old_free) = (heads as u16, (heads >> 16) as u16);
+        let half_settled = used.index == old.index && free == old_free;
+        let shown = used != old && (half_settled || !is_available(old));
+        let (used, free) = if shown { (used, free) } else { (old, old_free) };
+        // While the positions differ the next process decides again: it must do so in the same way. So what was shown settles
+        // the positions last, and what is rolled back the free list.
+        if shown {
+            self.put_free_heads(free, free);
+        }
         self.put_positions(used, used);
+        if !shown {
+            self.put_free_heads(free, free);
+        }
         self.free_head = free;
         Ok(used)
     }
