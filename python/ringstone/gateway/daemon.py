@@ -8,6 +8,7 @@ and signals; nothing here runs by the clock but the watchdog.
 import fcntl
 import logging
 import os
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -54,6 +55,8 @@ def run_gateway(config: GatewayConfig) -> None:
             allow_test_pools=config.allow_test_pools,
         )
         service.restore()
+        if service.waits_for_backings:
+            stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
         interval = watchdog_interval()
         if interval is not None:
             watchdog = Watchdog(stats, interval)
@@ -66,6 +69,21 @@ def run_gateway(config: GatewayConfig) -> None:
         context = ApiContext(config, service, stats, engine_version(), started_ns)
         serve_api(config, context, engine, events)
     log.info("The gateway has stopped.")
+
+
+@contextmanager
+def _waiting_for_backings(service: Service, seconds: float) -> Iterator[None]:
+    """On a thread of its own, so that neither the other volumes nor the API wait for these."""
+    stop = threading.Event()
+    thread = threading.Thread(
+        name="backings", target=service.wait_for_backings, args=(seconds, stop), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _make_directories(config: GatewayConfig) -> None:
