@@ -8,8 +8,6 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-NAME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"
-BLOCK_SIZES = (512, 4096)
 MAX_QUEUES = 64
 # The largest multiple of 4096 in a signed 64-bit offset, which is what files and the state database count in.
 MAX_SIZE = (1 << 63) - 4096

@@ -13,7 +13,8 @@ from unittest.mock import patch
 import pytest
 from typer.testing import CliRunner
 
-from ringstone.cli import app, main
+from ringstone.cli import main
+from ringstone.cli.app import app
 from tests.framework.gateway import RINGSTONE, GatewayProcess
 
 MIB = 1 << 20

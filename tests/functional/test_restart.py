@@ -6,6 +6,8 @@ import shutil
 import signal
 import socket
 import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -83,6 +85,35 @@ def test_a_missing_backing_fails_its_volume_and_no_other(gateway: GatewayProcess
         (gateway.root / "away.raw").rename(backing)
         assert client.attach("bad").state == "listening"
         assert client.health().status == "ok"
+
+
+def test_a_backing_that_a_dying_process_holds_is_served_when_it_has_gone(gateway: GatewayProcess) -> None:
+    """After SIGKILL the kernel keeps the dead process's locks until its last I/O is done. The gateway that came
+    after it found the backing in use and left the volume failed for good."""
+    gateway.serve("other", kind="file")
+    held = gateway.serve("held", kind="file")
+    backing = gateway.state_dir / "pools/file/held.raw"
+    gateway.kill()
+    # Stands in for the dead process: the same kind of lock, given back when it ends.
+    code = (
+        "import fcntl, struct, sys; file = open(sys.argv[1], 'r+b')\n"
+        "fcntl.fcntl(file, fcntl.F_OFD_SETLK, struct.pack('hhlli4x', fcntl.F_WRLCK, 0, 0, 0, 0))\n"
+        "print('held', flush=True); sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code, str(backing)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        gateway.start()
+        with gateway.client() as client:
+            states = {one.volume: one.state for one in client.attachments()}
+        assert states == {"held": "failed", "other": "listening"}
+        assert "trying again for up to 30 s" in gateway.log()
+        holder.kill()
+    gateway.wait_for("the volume to be served", lambda client: client.health().status == "ok")
+    assert connects(held)
+    assert "s of waiting for its backing" in gateway.log()
 
 
 def test_an_unmounted_pool_fails_and_is_not_filled(gateway: GatewayProcess) -> None:

@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from ringstone.bench import hugepages
-from ringstone.cli import app
+from ringstone.cli.app import app
 
 QUICK = ("--size", "8M", "--seconds", "0.1", "--warmup", "0", "--rounds", "1")
 

@@ -55,9 +55,10 @@ def test_a_file_sets_everything_and_flags_override_it(tmp_path: Path) -> None:
         run_dir = "/r"
         socket = "/x.sock"
         log_level = "debug"
+        backing_wait_s = 5
     """
     config = load(tmp_path, text)
-    assert config == GatewayConfig((LAST,), 50, Path("/s"), Path("/r"), Path("/x.sock"), "debug")
+    assert config == GatewayConfig((LAST,), 50, Path("/s"), Path("/r"), Path("/x.sock"), "debug", 5)
     config = load(tmp_path, text, idle_us=0, socket="/y.sock", state_dir=None, cores=str(LAST))
     assert (config.idle_us, config.socket, config.state_dir) == (0, Path("/y.sock"), Path("/s"))
 
@@ -75,10 +76,15 @@ def test_the_shipped_example_is_valid() -> None:
     ("text", "message"),
     [
         ("[gateway", "is not TOML"),
-        ("[gateways]\n", "gateways: Extra inputs"),
-        ("[gateway]\ncore = [1]\n", r"gateway\.core: Extra inputs"),
+        ("[gateways]\n", "gateways is no table"),
+        ("[gateway]\ncore = [1]\n", "core is no setting"),
         ('[gateway]\nidle_us = "1"\n', "idle_us"),
         ("[gateway]\nidle_us = -1\n", "idle_us"),
+        ("[gateway]\nidle_us = true\n", "idle_us is True"),
+        ("[gateway]\nbacking_wait_s = 0.5\n", "backing_wait_s is 0.5, not a whole number"),
+        ("gateway = 1\n", "is no table"),
+        ("[gateway]\nsocket = 1\n", "socket is 1, not a string"),
+        ("[gateway]\ncores = [true]\n", "a list of CPU numbers"),
         ("[gateway]\ncores = []\n", "at least one CPU"),
         ("[gateway]\ncores = [0, 0]\n", "only once"),
         ("[gateway]\ncores = [4095]\n", "may not use CPU 4095"),
@@ -93,7 +99,7 @@ def test_what_is_wrong_in_a_file_is_named(tmp_path: Path, text: str, message: st
 
 
 def test_what_is_wrong_in_a_flag_is_named() -> None:
-    with pytest.raises(InvalidError, match="A flag is not valid: idle_us"):
+    with pytest.raises(InvalidError, match="A flag is not valid: idle_us is -1, not a whole number"):
         load_config(None, {"idle_us": -1})
 
 

@@ -625,3 +625,61 @@ def test_memory_lost_with_the_host_is_made_anew_and_told(host: Host) -> None:
     assert [one.volume for one in host.engine.attachments()] == ["v"]
     assert host.levels() == [("warning", "v")]
     assert "is gone" in host.events.latest(1)[0].message
+
+
+def test_a_backing_in_use_is_waited_for_and_holds_up_no_other(host: Host) -> None:
+    """A killed gateway's locks last until the kernel has finished its I/O; its successor gave such volumes up."""
+    host.pool()
+    for name in ("a", "b"):
+        host.service.create_volume(name, "p", MIB, 512)
+        host.service.attach(name)
+    host.store.close()
+    again = Host.boot(host.root, host.memory)
+    tries = []
+
+    def before(call: str) -> None:
+        if call == "open_volume a":
+            tries.append(call)
+            if len(tries) <= 3:
+                raise BusyError("a.raw is in use by another process.")
+
+    again.engine.before = before
+    again.service.restore()
+    assert [one.volume for one in again.engine.attachments()] == ["b"]
+    assert again.service.waits_for_backings
+    assert "in use" in (again.service.attachment_failure("a") or "")
+    again.service.wait_for_backings(60, threading.Event())
+    assert sorted(one.volume for one in again.engine.attachments()) == ["a", "b"]
+    assert again.service.attachment_failure("a") is None
+    assert again.levels() == [("warning", "a")]
+    assert "Served after" in again.events.latest(1)[0].message
+    again.store.close()
+
+
+@pytest.mark.parametrize("how", ["time is up", "the gateway stops", "a person detaches"])
+def test_a_backing_that_stays_in_use_ends_the_wait(host: Host, how: str) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.store.close()
+    again = Host.boot(host.root, host.memory)
+    stop = threading.Event()
+
+    def before(call: str) -> None:
+        if call == "open_volume v":
+            raise BusyError("v.raw is in use by another process.")
+
+    again.engine.before = before
+    again.service.restore()
+    if how == "the gateway stops":
+        stop.set()
+    if how == "a person detaches":
+        again.service.detach("v")
+    again.service.wait_for_backings(0 if how == "time is up" else 60, stop)
+    failed = again.service.attachment_failure("v")
+    assert (failed is None) == (how == "a person detaches")
+    errors = [event.message for event in again.events.latest(10) if event.level == "error"]
+    assert [message[:24] for message in errors] == (
+        ["The volume is not served"] if how == "time is up" else []
+    )
+    again.store.close()

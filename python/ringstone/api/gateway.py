@@ -5,9 +5,10 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from ringstone import __version__, models
+from ringstone import models
 from ringstone.api.context import ContextDep, ServiceDep
 from ringstone.api.views import pool_view, utc, volume_views
+from ringstone.version import version
 
 router = APIRouter(tags=["gateway"])
 
@@ -16,7 +17,7 @@ router = APIRouter(tags=["gateway"])
 def show_gateway(context: ContextDep) -> models.GatewayInfo:
     config, store = context.config, context.service.store
     return models.GatewayInfo(
-        version=__version__,
+        version=version(),
         engine_version=context.engine_version,
         pid=os.getpid(),
         started_at=utc(context.started_ns),

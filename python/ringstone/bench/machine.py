@@ -9,8 +9,8 @@ from pathlib import Path
 
 from pydantic import BaseModel
 
-from ringstone import __version__
 from ringstone.bench.hugepages import PAGE_BYTES, POOL
+from ringstone.version import version
 
 
 class Machine(BaseModel):
@@ -44,7 +44,7 @@ def describe() -> Machine:
         hugepages=int(POOL.read_text()) if POOL.exists() else 0,
         hugepage_bytes=PAGE_BYTES,
         revision=_revision(),
-        versions={"ringstone": __version__, "python": platform.python_version()} | _tools(),
+        versions={"ringstone": version(), "python": platform.python_version()} | _tools(),
         load_average=os.getloadavg()[0],
         at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     )

@@ -4,18 +4,21 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from pydantic import BaseModel
-from rich.console import Console, RenderableType
-from rich.table import Table
-from rich.text import Text
 
-from ringstone.client import GatewayClient
 from ringstone.errors import RingstoneError
-from ringstone.gateway.config import DEFAULT_SOCKET
+from ringstone.gateway.paths import DEFAULT_SOCKET
 from ringstone.units import parse_size
+
+# Every command reads this file, `ringstone gateway` too: what only others need is imported where it is used.
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+    from rich.console import RenderableType
+    from rich.table import Table
+
+    from ringstone.client import GatewayClient
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; errors too.")]
 
@@ -30,7 +33,9 @@ class CliContext:
     socket: Path
     json: bool
 
-    def client(self) -> GatewayClient:
+    def client(self) -> "GatewayClient":
+        from ringstone.client import GatewayClient
+
         return GatewayClient(self.socket)
 
 
@@ -41,8 +46,10 @@ def context_of(context: typer.Context, json_output: bool) -> CliContext:
     return CliContext(found.socket, found.json or json_output)
 
 
-def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any], *, compact: bool = False) -> None:
+def print_json(value: "BaseModel | Sequence[BaseModel] | dict[str, Any]", *, compact: bool = False) -> None:
     """On standard output; `compact` is one line."""
+    from pydantic import BaseModel
+
     if isinstance(value, BaseModel):
         plain: Any = value.model_dump(mode="json")
     elif isinstance(value, dict):
@@ -52,16 +59,20 @@ def print_json(value: BaseModel | Sequence[BaseModel] | dict[str, Any], *, compa
     print(json.dumps(plain, indent=None if compact else 2), flush=True)
 
 
-def print_table(table: RenderableType) -> None:
+def print_table(table: "RenderableType") -> None:
     """To a terminal in its width; to a file or pipe as wide as it takes, so that nothing is cut off."""
+    from rich.console import Console
+
     console = Console()
     if not console.is_terminal:
         console = Console(width=400)
     console.print(table)
 
 
-def add_row(table: Table, *cells: str) -> None:
+def add_row(table: "Table", *cells: str) -> None:
     """Add `cells` as they are: a path may hold what Rich would take for markup."""
+    from rich.text import Text
+
     table.add_row(*(Text(cell) for cell in cells))
 
 
@@ -86,6 +97,8 @@ def complete_pools(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def _complete(context: typer.Context, incomplete: str, ask: Any) -> list[str]:
+    from ringstone.client import GatewayClient
+
     socket = context.find_root().params.get("socket") or DEFAULT_SOCKET
     try:
         with GatewayClient(Path(socket), timeout=_COMPLETION_SECONDS) as client:

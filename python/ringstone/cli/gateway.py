@@ -5,6 +5,9 @@ from typing import Annotated
 
 import typer
 
+from ringstone.cli.gateway_start import start_gateway
+from ringstone.cli.quick import GatewayFlags
+
 
 def gateway(
     context: typer.Context,
@@ -29,24 +32,42 @@ def gateway(
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error; default info.")
     ] = None,
+    backing_wait_s: Annotated[
+        int | None,
+        typer.Option(
+            help="Seconds that a start waits for backings that somebody else still has in use; default 30."
+        ),
+    ] = None,
+    supervise: Annotated[
+        bool,
+        typer.Option(
+            "--supervise",
+            help="Start it again whenever it ends or hangs; for hosts without a service manager.",
+        ),
+    ] = False,
     allow_test_pools: Annotated[bool, typer.Option("--allow-test-pools", hidden=True)] = False,
 ) -> None:
     """Run the gateway of this host in the foreground, until SIGTERM or Ctrl-C.
 
     Its control API listens on <run dir>/gateway.sock, or on the global --socket where that is given.
     """
-    from ringstone.gateway.config import load_config
-    from ringstone.gateway.daemon import run_gateway
-
-    flags = {
+    settings = {
         "cores": cores,
         "idle_us": idle_us,
         "state_dir": str(state_dir.absolute()) if state_dir else None,
         "run_dir": str(run_dir.absolute()) if run_dir else None,
         "socket": _given_socket(context),
         "log_level": log_level,
+        "backing_wait_s": backing_wait_s,
     }
-    run_gateway(load_config(config, flags, allow_test_pools=allow_test_pools))
+    switches = {"allow_test_pools": allow_test_pools, "supervise": supervise}
+    start_gateway(
+        GatewayFlags(
+            settings={name: value for name, value in settings.items() if value is not None},
+            config=str(config) if config else None,
+            switches={name for name, given in switches.items() if given},
+        )
+    )
 
 
 def _given_socket(context: typer.Context) -> str | None:

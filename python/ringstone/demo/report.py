@@ -5,10 +5,10 @@ from datetime import UTC, datetime
 from html import escape
 from pathlib import Path
 
-from ringstone import __version__
 from ringstone.demo.chart import Series, latency_chart
 from ringstone.demo.plan import Check, DemoResult, Latency, Measurement
 from ringstone.units import format_latency, format_rate, format_size
+from ringstone.version import version
 
 _SPEED_HEAD = """<tr><th rowspan="2">Shape</th><th rowspan="2">IOPS</th><th rowspan="2">Bandwidth</th>
 <th class="group" colspan="4">Latency in the guest</th><th class="group" colspan="2">In the gateway</th>
@@ -53,7 +53,7 @@ completion in the ring.</p>
 <div class="charts">{"".join(_chart(measurement) for measurement in result.measurements)}</div>
 <h2>Setting</h2>
 <div class="card">{_setting(result.setting)}</div>
-<footer>Ringstone {escape(__version__)}</footer>
+<footer>Ringstone {escape(version())}</footer>
 </main>
 </body>
 </html>

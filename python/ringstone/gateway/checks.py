@@ -4,9 +4,10 @@ import re
 from pathlib import Path
 
 from ringstone.errors import InvalidError
-from ringstone.models import BLOCK_SIZES, NAME_PATTERN
 from ringstone.units import format_size
 
+NAME_PATTERN = r"^[a-zA-Z0-9][a-zA-Z0-9._-]{0,62}$"
+BLOCK_SIZES = (512, 4096)
 # sockaddr_un holds 108 bytes with the closing NUL: unix(7).
 _SOCKET_PATH_BYTES = 107
 

@@ -3,25 +3,23 @@
 import os
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import Any
 
 from ringstone.errors import InvalidError, error_of_os
+from ringstone.gateway.paths import DEFAULT_CONFIG, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR
 
-DEFAULT_CONFIG = Path("/etc/ringstone/gateway.toml")
-DEFAULT_STATE_DIR = Path("/var/lib/ringstone")
-DEFAULT_RUN_DIR = Path("/run/ringstone")
-DEFAULT_SOCKET = DEFAULT_RUN_DIR / "gateway.sock"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+_MOST_IDLE_US = 10_000_000
+_LONGEST_BACKING_WAIT_S = 3600
 
 
 @dataclass(frozen=True, slots=True)
 class GatewayConfig:
     """`cores`: the CPUs of the reactors, one each. `idle_us`: how long a reactor polls without work before it
-    sleeps. `socket`: the control API. `allow_test_pools`: accept pools that misbehave on purpose."""
+    sleeps. `socket`: the control API. `backing_wait_s`: how long a start waits for backings that somebody else
+    still has. `allow_test_pools`: accept pools that misbehave on purpose."""
 
     cores: tuple[int, ...]
     idle_us: int
@@ -29,6 +27,7 @@ class GatewayConfig:
     run_dir: Path
     socket: Path
     log_level: str
+    backing_wait_s: int = 30
     allow_test_pools: bool = False
 
     @property
@@ -45,24 +44,51 @@ class GatewayConfig:
         return self.state_dir / "gateway.lock", self.run_dir / "gateway.lock"
 
 
-class _Settings(BaseModel):
-    """The table [gateway] of the file; unknown keys are refused, so that a typing error is not silently
-    ignored."""
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """The table [gateway] of the file. It is checked by hand: a gateway that starts again after a crash would
+    take longer to import a library for it than to serve its volumes."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-    cores: list[Annotated[int, Field(ge=0)]] | str | None = None
-    idle_us: int = Field(default=200, ge=0, le=10_000_000)
+    cores: list[int] | str | None = None
+    idle_us: int = 200
     state_dir: str = str(DEFAULT_STATE_DIR)
     run_dir: str = str(DEFAULT_RUN_DIR)
     socket: str | None = None
     log_level: str = "info"
+    backing_wait_s: int = 30
+
+    def updated(self, values: Mapping[str, Any]) -> "_Settings":
+        """With `values` in place of its own. ValueError names the first that is not right; an unknown one is
+        refused, so that a typing error is not silently ignored."""
+        known = {field.name for field in fields(self)}
+        for name, value in values.items():
+            if name not in known:
+                raise ValueError(f"{name} is no setting")
+            if wrong := _wrong(name, value):
+                raise ValueError(f"{name} is {value!r}, not {wrong}")
+        return replace(self, **values)
 
 
-class _File(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _wrong(name: str, value: object) -> str | None:
+    """What a setting should be and is not."""
+    if name == "cores":
+        numbers = isinstance(value, list) and all(_between(item, 0, None) for item in value)
+        return (
+            None if numbers or isinstance(value, str) else "a list of CPU numbers, or a string such as 1,4-6"
+        )
+    if name == "idle_us":
+        wanted = f"a whole number from 0 to {_MOST_IDLE_US}"
+        return None if _between(value, 0, _MOST_IDLE_US) else wanted
+    if name == "backing_wait_s":
+        wanted = f"a whole number from 0 to {_LONGEST_BACKING_WAIT_S}"
+        return None if _between(value, 0, _LONGEST_BACKING_WAIT_S) else wanted
+    return None if isinstance(value, str) else "a string"
 
-    gateway: _Settings = _Settings()
+
+def _between(value: object, least: int, most: int | None) -> bool:
+    # True and False are integers to Python, and no numbers to a person.
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    return whole and value >= least and (most is None or value <= most)  # type: ignore[operator]
 
 
 def parse_cores(text: str) -> list[int]:
@@ -85,21 +111,27 @@ def load_config(
     """The settings of the file at `path` (without one: DEFAULT_CONFIG if it exists), overridden by those
     `flags` that are not None. InvalidError names the setting that is wrong."""
     source = path or (DEFAULT_CONFIG if DEFAULT_CONFIG.exists() else None)
-    table = _read(source) if source else {}
     try:
-        from_file = _File.model_validate(table)
-    except ValidationError as error:
+        settings = _Settings().updated(_gateway_table(_read(source) if source else {}))
+    except ValueError as error:
         raise InvalidError(
-            f"{source} is not valid: {_first(error)}. Correct it; docs/cli.md lists the settings."
+            f"{source} is not valid: {error}. Correct it; docs/cli.md lists the settings."
         ) from error
-    given = {name: value for name, value in flags.items() if value is not None}
     try:
-        settings = _Settings.model_validate(from_file.gateway.model_dump() | given)
-    except ValidationError as error:
-        raise InvalidError(
-            f"A flag is not valid: {_first(error)}. See `ringstone gateway --help`."
-        ) from error
+        settings = settings.updated({name: value for name, value in flags.items() if value is not None})
+    except ValueError as error:
+        raise InvalidError(f"A flag is not valid: {error}. See `ringstone gateway --help`.") from error
     return _resolved(settings, allow_test_pools)
+
+
+def _gateway_table(tables: Mapping[str, Any]) -> Mapping[str, Any]:
+    for name in tables:
+        if name != "gateway":
+            raise ValueError(f"{name} is no table; all settings are in [gateway]")
+    table = tables.get("gateway", {})
+    if not isinstance(table, dict):
+        raise ValueError("gateway is no table; write [gateway]")
+    return table
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -116,11 +148,6 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _first(error: ValidationError) -> str:
-    item = error.errors()[0]
-    return f"{'.'.join(str(part) for part in item['loc'])}: {item['msg']}"
-
-
 def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
     if settings.log_level not in LOG_LEVELS:
         raise InvalidError(f"{settings.log_level!r} is not a log level; use one of {', '.join(LOG_LEVELS)}.")
@@ -134,6 +161,7 @@ def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
         run_dir=run_dir,
         socket=socket,
         log_level=settings.log_level,
+        backing_wait_s=settings.backing_wait_s,
         allow_test_pools=allow_test_pools,
     )
 

@@ -1,61 +1,31 @@
 """The process `ringstone gateway`: what is started, in which order, and how it ends.
 
-Lock, state, engine, restored attachments, then the control API: guests get their disks back before anybody
-can ask. After that Python only waits for requests, events and signals; nothing here runs by the clock but the
-watchdog.
+Lock, state, engine, restored attachments: guests get their disks back first. Only then is the control API
+imported, which takes longer than all before it, and started. After that Python only waits for requests, events
+and signals; nothing here runs by the clock but the watchdog.
 """
 
-import asyncio
-import contextlib
 import fcntl
 import logging
 import os
-import signal
-import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-import uvicorn
-
-from ringstone import __version__
-from ringstone.api.app import build_app
-from ringstone.api.context import ApiContext
 from ringstone.errors import ExistsError, error_of_os
 from ringstone.gateway.checks import check_socket
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.logs import set_up_logging
-from ringstone.gateway.notify import Watchdog, sd_notify, watchdog_interval
+from ringstone.gateway.notify import Watchdog, watchdog_interval
 from ringstone.gateway.service import Service
 from ringstone.stats import StatsPage
 from ringstone.store import SqliteStore
 
 log = logging.getLogger("ringstone.gateway")
-
-# How long a request may still run once the gateway is told to stop.
-_GRACE_SECONDS = 2
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its ten wake-ups a second and without its signal handlers: the daemon has its own."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stop = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        await self._stop.wait()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        self.should_exit = True
-        self._stop.set()
 
 
 def run_gateway(config: GatewayConfig) -> None:
@@ -85,14 +55,35 @@ def run_gateway(config: GatewayConfig) -> None:
             allow_test_pools=config.allow_test_pools,
         )
         service.restore()
+        if service.waits_for_backings:
+            stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
         interval = watchdog_interval()
         if interval is not None:
             watchdog = Watchdog(stats, interval)
             watchdog.start()
             stack.callback(watchdog.stop)
+        # Late on purpose: see above.
+        from ringstone.api.context import ApiContext
+        from ringstone.gateway.server import serve_api
+
         context = ApiContext(config, service, stats, engine_version(), started_ns)
-        asyncio.run(_serve(config, context, engine, events))
+        serve_api(config, context, engine, events)
     log.info("The gateway has stopped.")
+
+
+@contextmanager
+def _waiting_for_backings(service: Service, seconds: float) -> Iterator[None]:
+    """On a thread of its own, so that neither the other volumes nor the API wait for these."""
+    stop = threading.Event()
+    thread = threading.Thread(
+        name="backings", target=service.wait_for_backings, args=(seconds, stop), daemon=True
+    )
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()
 
 
 def _make_directories(config: GatewayConfig) -> None:
@@ -144,78 +135,3 @@ def _open_stats(path: Path) -> StatsPage:
         return StatsPage(path)
     except OSError as error:
         raise error_of_os(error, f"mapping {path}", "Check the run directory's filesystem.") from error
-
-
-def _listen(path: Path) -> socket.socket:
-    """The control API's socket. Nobody but the owner can connect, not even between bind and listen."""
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    try:
-        _clear_stale(path)
-        listener.bind(str(path))
-        os.chmod(path, 0o600)
-        listener.listen(128)
-    except OSError as error:
-        listener.close()
-        raise error_of_os(error, f"listening on {path}", "Choose another --socket.") from error
-    except BaseException:
-        listener.close()
-        raise
-    return listener
-
-
-def _clear_stale(path: Path) -> None:
-    """Remove a socket that no process listens on any more; ExistsError when one does, or when it is no
-    socket."""
-    if not os.path.lexists(path):
-        return
-    if not path.is_socket():
-        raise ExistsError(f"{path} exists and is no socket; move it away or choose another --socket.")
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        try:
-            probe.connect(str(path))
-        except ConnectionRefusedError:
-            path.unlink()
-            return
-    raise ExistsError(f"Another process listens on {path}; stop it first or choose another --socket.")
-
-
-async def _serve(config: GatewayConfig, context: ApiContext, engine: Engine, events: EventLog) -> None:
-    listener = _listen(config.socket)
-    server = _Server(
-        uvicorn.Config(
-            build_app(context),
-            lifespan="off",
-            log_config=None,
-            access_log=config.log_level == "debug",
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
-        )
-    )
-
-    def drain() -> None:
-        for event in engine.drain_events():
-            events.add(event)
-
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    event_fd = engine.event_fd()
-    loop.add_reader(event_fd, drain)
-    drain()
-    try:
-        log.info(
-            "Ringstone %s serves its API on %s, with reactors on CPU %s.",
-            __version__,
-            config.socket,
-            ", ".join(map(str, config.cores)),
-        )
-        # The kernel queues connections from listen() on, so a client that sees READY can connect at once.
-        sd_notify("READY=1")
-        await server.serve(sockets=[listener])
-    finally:
-        sd_notify("STOPPING=1")
-        loop.remove_reader(event_fd)
-        drain()
-        with contextlib.suppress(FileNotFoundError):
-            config.socket.unlink()

@@ -7,6 +7,7 @@ and cleans it up. The engine has a volume open only while it is attached.
 
 import logging
 import os
+import threading
 import time
 import uuid
 from collections.abc import Callable
@@ -33,6 +34,9 @@ from ringstone.store import AttachmentRecord, PoolRecord, Store, VolumeRecord, V
 from ringstone.units import format_size
 
 _MOST_DEFAULT_QUEUES = 4
+# Between two rounds of wait_for_backings(): I/O in flight takes milliseconds, or something is wrong.
+_FIRST_PAUSE_SECONDS = 0.01
+_LONGEST_PAUSE_SECONDS = 0.2
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -62,6 +66,8 @@ class Service:
         self._locks = NamedLocks()
         # Attachments of the store that the engine does not serve, with the reason.
         self._failed_attachments: dict[str, str] = {}
+        # Of them, those whose backing was in use.
+        self._waiting: dict[str, AttachmentRecord] = {}
 
     # pools
 
@@ -329,21 +335,76 @@ class Service:
 
     def restore(self) -> None:
         """Bring back what the store knows. What cannot be brought back is reported as an event and left
-        failed."""
+        failed; a backing that somebody else has in use is left to wait_for_backings()."""
         for volume in self.store.volumes():
             self._attempt("The volume is not usable", volume.name, partial(self._restore_volume, volume))
         volumes = {volume.name: volume for volume in self.store.volumes()}
         for record in self.store.attachments():
             serve = partial(self._serve, volumes[record.volume], record)
-            reason = self._attempt("The volume is not served", record.volume, serve)
+            reason = self._attempt("The volume is not served", record.volume, serve, wait=True)
             if reason is not None:
                 self._failed_attachments[record.volume] = reason
 
-    def _attempt(self, failure: str, volume: str, step: Callable[[], None]) -> str | None:
+    @property
+    def waits_for_backings(self) -> bool:
+        """Whether restore() left attachments to wait_for_backings()."""
+        return bool(self._waiting)
+
+    def wait_for_backings(self, seconds: float, stop: threading.Event) -> None:
+        """Serve the attachments whose backings were in use when restore() tried, in rounds, until all are
+        served, `seconds` have passed or `stop` is set. Those that never came are reported and left failed.
+
+        A gateway that was killed goes on to exist until the kernel has finished the I/O that was in flight;
+        until then the kernel keeps its locks on files and its exclusive claims on block devices. So waiting
+        for the lock is exactly what keeps a late write of the dead process from landing after a newer one of
+        ours: the retry is not politeness, and taking the lock by force would lose acknowledged writes.
+        """
+        for name in self._waiting:
+            self.events.say(
+                "warning",
+                f"Its backing is still in use, by a gateway that has just ended or by somebody else; trying "
+                f"again for up to {seconds:g} s.",
+                volume=name,
+            )
+        begun = time.monotonic()
+        pause = _FIRST_PAUSE_SECONDS
+        while self._waiting and not stop.wait(pause):
+            late = time.monotonic() - begun >= seconds
+            for name, record in list(self._waiting.items()):
+                self._retry(name, record, begun, last=late)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
+
+    def _retry(self, name: str, record: AttachmentRecord, begun: float, *, last: bool) -> None:
+        with self._locks.hold(f"volume {name}"):
+            if name not in self._failed_attachments or self.store.attachment(name) != record:
+                # A person has attached it anew or detached it meanwhile.
+                self._waiting.pop(name, None)
+                return
+            serve = partial(self._serve, self.store.volume(name), record)
+            reason = self._attempt("The volume is not served", name, serve, wait=not last)
+            if reason is None:
+                del self._failed_attachments[name]
+                waited = time.monotonic() - begun
+                self.events.say(
+                    "info", f"Served after {waited:.2f} s of waiting for its backing.", volume=name
+                )
+            else:
+                self._failed_attachments[name] = reason
+
+    def _attempt(
+        self, failure: str, volume: str, step: Callable[[], None], *, wait: bool = False
+    ) -> str | None:
         """Run `step`; what it raises becomes an event, so that one volume never stops the others. The reason,
-        or None."""
+        or None. With `wait`, a volume whose backing is in use is noted as waiting instead."""
+        self._waiting.pop(volume, None)
         try:
             step()
+        except BusyError as error:
+            reason = error.message
+            record = self.store.attachment(volume) if wait else None
+            if record is not None:
+                self._waiting[volume] = record
+                return reason
         except RingstoneError as error:
             reason = error.message
         except Exception as error:

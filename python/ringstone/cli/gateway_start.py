@@ -1,0 +1,18 @@
+"""From the flags of `ringstone gateway` to the running process."""
+
+from pathlib import Path
+
+from ringstone.cli.quick import GatewayFlags
+
+
+def start_gateway(flags: GatewayFlags) -> None:
+    """Runs until the gateway is told to stop."""
+    from ringstone.gateway.config import load_config
+    from ringstone.gateway.daemon import run_gateway
+
+    config = load_config(
+        Path(flags.config) if flags.config else None,
+        flags.settings,
+        allow_test_pools="allow_test_pools" in flags.switches,
+    )
+    run_gateway(config)
