@@ -314,8 +314,12 @@ impl Control {
                     return self.tell_quiet();
                 }
                 if rests {
-                    // The message or the close that waited for it may go on now.
+                    // The message or the close that waited for it may go on now. Where there is none, what it rested for
+                    // has come to nothing (a handover that failed) and it goes on.
                     self.serve(session);
+                    if self.live(session).is_some_and(|live| live.pending.is_none() && !live.closing) {
+                        self.start_rings(id);
+                    }
                 }
             }
             Reply::Failed { key, message } => {

@@ -1,0 +1,184 @@
+//! One engine goes on where another stands, under a driver that must not notice; and the old one goes on when the new one
+//! cannot.
+
+mod common;
+
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use common::*;
+use ringstone_gateway::{Engine, EngineError, EngineSettings, Takeover};
+use ringstone_vhost_user::Link;
+
+const DRAIN: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(20);
+
+fn settings(host: &Host, core: usize) -> EngineSettings {
+    EngineSettings {
+        cores: vec![core],
+        idle_us: 100,
+        stats_path: host.path("stats"),
+        balance: false,
+        topology: None,
+    }
+}
+
+/// Hand `host`'s engine over to a new one on `core`.
+fn upgrade(host: &Host, core: usize) -> Result<Engine, EngineError> {
+    let (old, new) = UnixStream::pair().unwrap();
+    let own = settings(host, core);
+    std::thread::scope(|scope| {
+        let arriving = scope.spawn(move || Takeover::greet(new, "2.0.0")?.run(&own));
+        let left = host.engine.hand_over(old, "1.0.0", Vec::new(), DRAIN);
+        let taken = arriving.join().unwrap();
+        match (left, taken) {
+            (Ok(left), Ok(taken)) => {
+                assert_eq!((left.version.as_str(), taken.version.as_str()), ("2.0.0", "1.0.0"));
+                assert_eq!((left.volumes, taken.volumes, left.stall_ns), (1, 1, taken.stall_ns));
+                host.engine.abandon();
+                Ok(taken.engine)
+            }
+            (Err(left), Err(_)) => Err(left),
+            (left, taken) => panic!("old: {left:?}, new: {:?}", taken.map(|taken| taken.version)),
+        }
+    })
+}
+
+fn state_of(engine: &Engine) -> &'static str {
+    engine.attachments().unwrap()[0].state
+}
+
+fn goes_over(backend: impl Fn(&Host) -> String, features: u64) {
+    let host = Host::new();
+    let socket = host.volume("vol", &backend(&host), 16 << 20, 2);
+    let mut driver = Driver::start(&socket, 128, features | F_VERSION_1 | F_FLUSH);
+    driver.write(DATA, &[0x5a; 4096]);
+    assert_eq!(driver.request(OUT, 8, Some((DATA, 4096))), 0);
+    let engine = upgrade(&host, 0).unwrap();
+    assert_eq!(state_of(&engine), "running");
+    // The same connection, the same rings: what was written is there, and more can be.
+    driver.write(DATA, &[0; 4096]);
+    assert_eq!(driver.request(IN, 8, Some((DATA, 4096))), 0);
+    assert_eq!(driver.read(DATA, 4096), vec![0x5a; 4096]);
+    for sector in 0..300 {
+        driver.write(DATA, &[sector as u8; 512]);
+        assert_eq!(driver.request(OUT, sector, Some((DATA, 512))), 0);
+    }
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
+    assert_eq!(driver.frontend.get_u64(GET_QUEUE_NUM), 2);
+    // A frontend that goes, and another that comes, are the new engine's too.
+    drop(driver);
+    wait_for("the frontend to be gone", || state_of(&engine) == "listening");
+    let mut next = Driver::start(&socket, 64, F_VERSION_1);
+    assert_eq!(next.request(IN, 299, Some((DATA, 512))), 0);
+    assert_eq!(next.read(DATA, 512), vec![299u16 as u8; 512]);
+    assert!(socket.exists());
+    drop(next);
+    engine.detach("vol", true).unwrap();
+    assert!(!socket.exists());
+}
+
+#[test]
+fn memory_goes_over_with_its_content() {
+    goes_over(|_| r#"{"type":"memory","hugepages":"off"}"#.into(), 0);
+}
+
+#[test]
+fn a_file_goes_over_with_its_lock() {
+    goes_over(
+        |host| format!(r#"{{"type":"file","path":{:?}}}"#, host.disk_file(16 << 20)),
+        F_EVENT_IDX | F_INDIRECT,
+    );
+}
+
+#[test]
+fn a_chain_of_upgrades_loses_nothing() {
+    let mut host = Host::new();
+    let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
+    let mut driver = Driver::start(&socket, 128, F_VERSION_1 | F_EVENT_IDX);
+    for round in 0..20u64 {
+        driver.write(DATA, &[round as u8 + 1; 512]);
+        assert_eq!(driver.request(OUT, round, Some((DATA, 512))), 0);
+        host.engine = upgrade(&host, 0).unwrap();
+    }
+    for round in 0..20u64 {
+        assert_eq!(driver.request(IN, round, Some((DATA, 512))), 0);
+        assert_eq!(driver.read(DATA, 512), vec![round as u8 + 1; 512]);
+    }
+}
+
+/// The new process cannot even start: nothing has stopped.
+#[test]
+fn a_new_engine_without_a_core_changes_nothing() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let mut driver = Driver::start(&socket, 128, F_VERSION_1);
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
+    let error = upgrade(&host, 4000).map(drop).unwrap_err();
+    assert!(error.to_string().contains("core 4000"), "{error}");
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
+    assert!(host.path("stats").exists(), "the stats page is the old engine's");
+}
+
+/// A new process that dies or refuses after each of the steps before the word to go.
+#[test]
+fn the_old_engine_goes_on_whenever_the_new_one_fails() {
+    const HELLO: (u32, &[u8]) = (1, br#"{"version":"3","formats":[1]}"#);
+    const READY: (u32, &[u8]) = (3, b"");
+    const REFUSED: (u32, &[u8]) = (8, br#"{"reason":"I do not feel like it"}"#);
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let mut driver = Driver::start(&socket, 128, F_VERSION_1);
+    let stories: [(&[(u32, &[u8])], usize, &str); 7] = [
+        (&[], 0, "has gone"),
+        (&[(1, br#"{"version":"9","formats":[7]}"#)], 0, "does not read"),
+        (&[(1, b"{")], 0, "EOF"),
+        (&[HELLO], 1, "has gone"),
+        (&[HELLO, (5, b"")], 1, "said 5"),
+        (&[HELLO, READY], 2, "has gone"),
+        (&[HELLO, READY, REFUSED], 2, "feel like it"),
+    ];
+    for (said, heard, wanted) in stories {
+        let (old, new) = UnixStream::pair().unwrap();
+        let fake = std::thread::spawn(move || {
+            let mut link = Link::new(new, LIMIT).unwrap();
+            for (kind, body) in said {
+                link.send(*kind, body, std::iter::empty()).unwrap();
+            }
+            (0..heard).for_each(|_| drop(link.receive().unwrap()));
+        });
+        let error = host.engine.hand_over(old, "1.0.0", Vec::new(), DRAIN).unwrap_err();
+        assert!(error.to_string().contains(wanted), "{error}");
+        assert!(error.to_string().contains("goes on"), "{error}");
+        fake.join().unwrap();
+        driver.write(DATA, &[heard as u8; 512]);
+        assert_eq!(driver.request(OUT, 3, Some((DATA, 512))), 0, "after {wanted}");
+        assert_eq!(driver.request(IN, 3, Some((DATA, 512))), 0);
+    }
+}
+
+/// The drive does not finish: the old engine does not wait for ever, and goes on.
+#[test]
+fn requests_that_take_too_long_stop_the_handover_and_not_the_guest() {
+    let host = Host::new();
+    let slow = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":1500000}"#;
+    let socket = host.volume("vol", slow, 1 << 20, 1);
+    let mut driver = Driver::start(&socket, 128, F_VERSION_1);
+    driver.lay(0, OUT, 0, Some((DATA, 512)));
+    driver.offer(0);
+    let page = host.path("stats");
+    wait_for("the request to be taken", || {
+        // Requests in flight of the first queue: docs/formats/stats-page.md.
+        let bytes = std::fs::read(&page).unwrap();
+        let at = u64::from_le_bytes(bytes[56..64].try_into().unwrap()) as usize;
+        bytes[at + 88] == 1
+    });
+    let (old, new) = UnixStream::pair().unwrap();
+    let own = settings(&host, 0);
+    let arriving = std::thread::spawn(move || Takeover::greet(new, "2.0.0")?.run(&own).map(drop));
+    let error = host.engine.hand_over(old, "1.0.0", Vec::new(), Duration::from_millis(50)).unwrap_err();
+    assert!(error.to_string().contains("were not done within 0.05 s"), "{error}");
+    assert!(arriving.join().unwrap().unwrap_err().to_string().contains("were not done"));
+    assert_eq!(driver.wait_used().0, 0);
+    assert_eq!((driver.status(0), driver.request(FLUSH, 0, None)), (0, 0));
+}
