@@ -24,6 +24,8 @@ _VOLUME = TypeAdapter(models.Volume)
 _VOLUMES = TypeAdapter(list[models.Volume])
 _ATTACHMENT = TypeAdapter(models.Attachment)
 _ATTACHMENTS = TypeAdapter(list[models.Attachment])
+_REACTOR = TypeAdapter(models.Reactor)
+_REACTORS = TypeAdapter(list[models.Reactor])
 _EVENTS = TypeAdapter(list[models.Event])
 _INFO = TypeAdapter(models.GatewayInfo)
 _HEALTH = TypeAdapter(models.Health)
@@ -112,6 +114,20 @@ class GatewayClient:
 
     def detach(self, volume: str, *, force: bool = False) -> None:
         self._call(_NOTHING, "DELETE", f"/attachments/{_name(volume)}", query={"force": force})
+
+    def move_queue(self, volume: str, queue: int, core: int) -> None:
+        self._call(_NOTHING, "PUT", f"/attachments/{_name(volume)}/queues/{queue}", body={"core": core})
+
+    # reactors
+
+    def reactors(self) -> list[models.Reactor]:
+        return self._get(_REACTORS, "/reactors")
+
+    def add_reactor(self, core: int) -> models.Reactor:
+        return self._call(_REACTOR, "POST", "/reactors", body={"core": core})
+
+    def remove_reactor(self, core: int) -> None:
+        self._call(_NOTHING, "DELETE", f"/reactors/{core}")
 
     # the gateway
 

@@ -76,6 +76,14 @@ class StoppedError(RingstoneError):
     exit_code = 7
 
 
+class GoneError(RingstoneError):
+    """What was handed over has been lost on the way."""
+
+    code = "gone"
+    http_status = 500
+    exit_code = 10
+
+
 class NoDeviceError(RingstoneError):
     """A path, directory or block device that does not exist, or is not what it should be."""
 
@@ -127,6 +135,7 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
         NoSpaceError,
         UnreachableError,
         StoppedError,
+        GoneError,
         NoDeviceError,
         UnsupportedError,
         StorageError,

@@ -123,6 +123,7 @@ class Attachment(_Answer):
     memory_bytes: int = 0
     memory_regions: int = 0
     registered_bytes: int = 0
+    packed: bool = False
     queue_states: list[Queue] = []
     created_at: datetime
 
@@ -155,6 +156,33 @@ class Event(_Answer):
     message: str
 
 
+class Upgrade(_Answer):
+    """A takeover from another process. `stall_ms`: how long guests' requests paused."""
+
+    from_version: str
+    to_version: str
+    volumes: int
+    stall_ms: float
+    at: datetime
+
+
+class Reactor(_Answer):
+    """One polling thread, bound to CPU `core`; `index` is how queues name it."""
+
+    index: int
+    core: int
+
+
+class ReactorCreate(_Request):
+    core: int = Field(ge=0)
+
+
+class QueueMove(_Request):
+    """`core`: the CPU of the reactor that is to have the queue."""
+
+    core: int = Field(ge=0)
+
+
 class GatewayInfo(_Answer):
     version: str
     engine_version: str
@@ -169,6 +197,7 @@ class GatewayInfo(_Answer):
     pools: int
     volumes: int
     attachments: int
+    upgrade: Upgrade | None = None
 
 
 class Health(_Answer):

@@ -20,6 +20,7 @@ class FakeEngine:
     calls: list[str] = field(default_factory=list)
     backends: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
     serials: dict[str, str] = field(default_factory=dict)
+    cores: list[int] = field(default_factory=lambda: [1])
     before: Callable[[str], None] = lambda call: None
     _volumes: dict[str, EngineVolume] = field(default_factory=dict)
     _attachments: dict[str, EngineAttachment] = field(default_factory=dict)
@@ -79,6 +80,26 @@ class FakeEngine:
             raise BusyError(f"A frontend uses volume {name!r}.")
         del self._attachments[name]
         self._volumes[name] = replace(self._volumes[name], attached=False)
+
+    def move_queue(self, name: str, queue: int, core: int) -> None:
+        self._enter("move_queue", f"{name} {queue} {core}")
+        if core not in self.cores:
+            raise NotFoundError(f"There is no reactor on CPU {core}.")
+
+    def reactors(self) -> dict[int, int]:
+        return dict(enumerate(self.cores))
+
+    def add_reactor(self, core: int) -> None:
+        self._enter("add_reactor", str(core))
+        if core in self.cores:
+            raise ExistsError(f"There is a reactor on CPU {core}.")
+        self.cores.append(core)
+
+    def remove_reactor(self, core: int) -> None:
+        self._enter("remove_reactor", str(core))
+        if self.cores == [core]:
+            raise BusyError(f"The reactor on CPU {core} is the only one.")
+        self.cores.remove(core)
 
     def attachments(self) -> list[EngineAttachment]:
         return list(self._attachments.values())

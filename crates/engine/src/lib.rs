@@ -9,7 +9,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use ringstone_gateway::{self as gateway, AttachOptions, BackendSpec, EngineSettings, Takeover, VolumeSpec};
+use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, Takeover, VolumeSpec};
 
 create_exception!(_engine, EngineError, PyException);
 
@@ -155,17 +155,9 @@ impl Engine {
         Ok(list)
     }
 
-    #[pyo3(signature = (name, socket_path, *, queues = 1, packed = true))]
-    fn attach(
-        &self,
-        py: Python<'_>,
-        name: &str,
-        socket_path: PathBuf,
-        queues: usize,
-        packed: bool,
-    ) -> PyResult<()> {
-        let options = AttachOptions { queues, packed };
-        py.detach(|| self.0.attach(name, &socket_path, options)).map_err(|e| engine_error(py, &e))
+    #[pyo3(signature = (name, socket_path, *, queues = 1))]
+    fn attach(&self, py: Python<'_>, name: &str, socket_path: PathBuf, queues: usize) -> PyResult<()> {
+        py.detach(|| self.0.attach(name, &socket_path, queues)).map_err(|e| engine_error(py, &e))
     }
 
     fn share(&self, py: Python<'_>, name: &str, shared: bool) -> PyResult<()> {

@@ -22,15 +22,6 @@ use crate::topology::Topology;
 /// Frontends at a time: one, and while a guest moves from one QEMU to another both of them.
 const SHARED: usize = 2;
 
-/// How an attachment is to be.
-#[derive(Clone, Copy, Debug)]
-pub struct AttachOptions {
-    /// The most queues a frontend may use, 1 to 64.
-    pub queues: usize,
-    /// Offer packed rings.
-    pub packed: bool,
-}
-
 /// A vring that could not be started: the session's id and why.
 pub type Unstartable = (u64, String);
 
@@ -40,7 +31,6 @@ pub struct Attachment {
     pub path: PathBuf,
     pub listener: UnixListener,
     pub queues: u16,
-    pub packed: bool,
     /// A second frontend may connect.
     pub shared: bool,
     pub frontends: Vec<Live>,
@@ -57,11 +47,11 @@ impl Attachment {
     pub fn new(
         volume: Arc<Volume>,
         path: &Path,
-        options: AttachOptions,
+        queues: usize,
         page: &StatsPage,
     ) -> Result<Self, EngineError> {
         let listener = listen(path)?;
-        Self::over(volume, path, listener, options, page)
+        Self::over(volume, path, listener, queues, page)
     }
 
     /// An attachment on a socket that listens already.
@@ -69,19 +59,17 @@ impl Attachment {
         volume: Arc<Volume>,
         path: &Path,
         listener: UnixListener,
-        options: AttachOptions,
+        queues: usize,
         page: &StatsPage,
     ) -> Result<Self, EngineError> {
-        let stats = (0..options.queues)
-            .map(|index| page.queue(volume.name(), index))
-            .collect::<Result<Vec<_>, _>>()?;
+        let stats =
+            (0..queues).map(|index| page.queue(volume.name(), index)).collect::<Result<Vec<_>, _>>()?;
         let readers = stats.iter().map(QueueStats::reader).collect();
         Ok(Self {
             volume,
             path: path.to_owned(),
             listener,
-            queues: options.queues as u16,
-            packed: options.packed,
+            queues: queues as u16,
             shared: false,
             frontends: Vec::new(),
             writer: None,
@@ -93,7 +81,7 @@ impl Attachment {
     }
 
     pub fn device(&self) -> BlockDevice {
-        BlockDevice::new(self.volume.clone(), self.queues, self.packed)
+        BlockDevice::new(self.volume.clone(), self.queues)
     }
 
     /// One more frontend may connect now.

@@ -16,7 +16,6 @@ const MAX_RANGE: u64 = 1 << 30;
 pub struct BlockDevice {
     volume: Arc<Volume>,
     queues: u16,
-    packed: bool,
     /// What the driver set in the configuration space.
     cache: bool,
     features: u64,
@@ -25,8 +24,8 @@ pub struct BlockDevice {
 }
 
 impl BlockDevice {
-    pub fn new(volume: Arc<Volume>, queues: u16, packed: bool) -> Self {
-        Self { volume, queues, packed, cache: true, features: 0, writeback: Arc::new(AtomicBool::new(true)) }
+    pub fn new(volume: Arc<Volume>, queues: u16) -> Self {
+        Self { volume, queues, cache: true, features: 0, writeback: Arc::new(AtomicBool::new(true)) }
     }
 
     pub fn writeback(&self) -> Arc<AtomicBool> {
@@ -76,12 +75,7 @@ impl BlockDevice {
 impl DeviceModel for BlockDevice {
     fn features(&self) -> u64 {
         let geometry = self.geometry();
-        let features = device_features(geometry.read_only, geometry.discard, geometry.write_zeroes);
-        if self.packed {
-            features
-        } else {
-            features & !(1 << feature::RING_PACKED)
-        }
+        device_features(geometry.read_only, geometry.discard, geometry.write_zeroes)
     }
 
     fn max_queues(&self) -> u16 {
@@ -126,7 +120,7 @@ mod tests {
     #[test]
     fn a_driver_that_cannot_flush_gets_write_through() {
         let volume = Volume::new("v", "", 1 << 20, 512, false, Drive::Null, None).unwrap();
-        let mut device = BlockDevice::new(Arc::new(volume), 1, true);
+        let mut device = BlockDevice::new(Arc::new(volume), 1);
         let writeback = device.writeback();
         device.set_features(1 << feature::FLUSH | 1 << feature::CONFIG_WCE);
         assert!(writeback.load(Ordering::Relaxed));

@@ -12,7 +12,7 @@ use ringstone_reactor::{ReactorHandle, ReactorSettings};
 use ringstone_telemetry::{Clock, StatsPage};
 use ringstone_volume::Volume;
 
-use crate::attachment::{AttachOptions, Attachment};
+use crate::attachment::Attachment;
 use crate::backend::BackendSpec;
 use crate::control::{Call, Control, ControlParts, OpenVolume};
 use crate::error::EngineError;
@@ -276,9 +276,9 @@ impl Engine {
     ///
     /// # Errors
     /// It is not open or attached already, the socket is somebody else's, or the number of queues is impossible.
-    pub fn attach(&self, name: &str, path: &Path, options: AttachOptions) -> Result<(), EngineError> {
-        if !(1..=64).contains(&options.queues) {
-            return Err(EngineError::Queues { queues: options.queues });
+    pub fn attach(&self, name: &str, path: &Path, queues: usize) -> Result<(), EngineError> {
+        if !(1..=64).contains(&queues) {
+            return Err(EngineError::Queues { queues });
         }
         let volume = self.volume(name)?;
         let path = path.to_owned();
@@ -286,7 +286,7 @@ impl Engine {
             if control.attachment_of(volume.name()).is_some() {
                 return Err(EngineError::Attached(volume.name().into()));
             }
-            let attachment = Attachment::new(volume, &path, options, &control.page)?;
+            let attachment = Attachment::new(volume, &path, queues, &control.page)?;
             control.attach(attachment).map(drop)
         })?
     }

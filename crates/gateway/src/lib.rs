@@ -34,7 +34,6 @@ mod placement;
 mod serve;
 mod topology;
 
-pub use attachment::AttachOptions;
 pub use backend::BackendSpec;
 pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, ReactorInfo, VolumeInfo, VolumeSpec};
 pub use error::{Code, EngineError};

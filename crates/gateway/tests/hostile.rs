@@ -236,7 +236,7 @@ fn a_socket_whose_owner_does_not_accept_holds_nobody_up() {
     let listener = std::os::unix::net::UnixListener::bind(host.path("stuck")).unwrap();
     listen(&listener, Backlog::new(0).unwrap()).unwrap();
     let _queued = UnixStream::connect(host.path("stuck")).unwrap();
-    assert_eq!(host.engine.attach("vol", &host.path("stuck"), queues(1)).unwrap_err().code(), Code::Exists);
+    assert_eq!(host.engine.attach("vol", &host.path("stuck"), 1).unwrap_err().code(), Code::Exists);
 }
 
 /// A frontend that reconnected in the same moment was once turned away, as its own old connection was not yet seen off.
@@ -276,8 +276,8 @@ fn names_sockets_and_sizes_are_checked_before_anything_is_made() {
     let socket = host.memory_volume("vol");
     let code = |result: Result<(), ringstone_gateway::EngineError>| result.unwrap_err().code();
     let engine = &host.engine;
-    assert_eq!(code(engine.attach("vol", &host.path("x"), queues(1))), Code::Busy);
-    assert_eq!(code(engine.attach("none", &host.path("x"), queues(1))), Code::NotFound);
+    assert_eq!(code(engine.attach("vol", &host.path("x"), 1)), Code::Busy);
+    assert_eq!(code(engine.attach("none", &host.path("x"), 1)), Code::NotFound);
     assert_eq!(code(engine.close_volume("vol")), Code::Busy);
     assert_eq!(code(engine.resize_volume("vol", 512)), Code::Invalid);
     assert_eq!(code(engine.resize_volume("vol", (64 << 20) + 1)), Code::Invalid);
@@ -286,14 +286,14 @@ fn names_sockets_and_sizes_are_checked_before_anything_is_made() {
     engine.detach("vol", true).unwrap();
     driver.frontend.wait_closed();
     assert!(!socket.exists());
-    assert_eq!(code(engine.attach("vol", &host.path("x"), queues(0))), Code::Invalid);
-    assert_eq!(code(engine.attach("vol", &host.path("x"), queues(65))), Code::Invalid);
+    assert_eq!(code(engine.attach("vol", &host.path("x"), 0)), Code::Invalid);
+    assert_eq!(code(engine.attach("vol", &host.path("x"), 65)), Code::Invalid);
     std::fs::write(host.path("file"), "").unwrap();
-    assert_eq!(code(engine.attach("vol", &host.path("file"), queues(1))), Code::Exists);
+    assert_eq!(code(engine.attach("vol", &host.path("file"), 1)), Code::Exists);
     let _other = std::os::unix::net::UnixListener::bind(host.path("taken")).unwrap();
-    assert_eq!(code(engine.attach("vol", &host.path("taken"), queues(1))), Code::Exists);
+    assert_eq!(code(engine.attach("vol", &host.path("taken"), 1)), Code::Exists);
     drop(std::os::unix::net::UnixListener::bind(host.path("stale")).unwrap());
-    engine.attach("vol", &host.path("stale"), queues(1)).unwrap();
+    engine.attach("vol", &host.path("stale"), 1).unwrap();
     engine.detach("vol", false).unwrap();
     engine.close_volume("vol").unwrap();
 }

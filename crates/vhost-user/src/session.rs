@@ -209,7 +209,7 @@ impl<D: DeviceModel> Session<D> {
 
     /// The frontend wants at least one vring to run.
     pub fn wants_to_run(&self) -> bool {
-        !self.broken && !self.regions.is_empty() && self.vrings.iter().any(|vring| runs(vring))
+        !self.broken && !self.regions.is_empty() && self.vrings.iter().any(runs)
     }
 
     /// What it takes to run vring `index`, if the frontend has said all there is to say.

@@ -32,7 +32,7 @@ impl Descriptors {
         Ok(self.0.len() - 1)
     }
 
-    fn add_each<'a>(&mut self, fd: Option<&'a OwnedFd>) -> Result<Option<usize>, SessionError> {
+    fn add_each(&mut self, fd: Option<&OwnedFd>) -> Result<Option<usize>, SessionError> {
         fd.map(|fd| self.add(fd.as_fd())).transpose()
     }
 

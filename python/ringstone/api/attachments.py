@@ -34,6 +34,12 @@ def show_attachment(volume: str, service: ServiceDep) -> models.Attachment:
     return attachment_views(service, [record])[0]
 
 
+@router.put("/{volume}/queues/{queue}", status_code=status.HTTP_202_ACCEPTED)
+def move_queue(volume: str, queue: int, body: models.QueueMove, service: ServiceDep) -> None:
+    """Move a running queue to another reactor; it arrives when its requests in flight are done."""
+    service.move_queue(volume, queue, body.core)
+
+
 @router.delete("/{volume}", status_code=status.HTTP_204_NO_CONTENT)
 def detach_volume(volume: str, service: ServiceDep, force: bool = False) -> None:
     """`force` also while a frontend is connected: its guest's requests fail from then on."""

@@ -6,6 +6,7 @@ from typing import Annotated
 from fastapi import Depends, Request
 
 from ringstone.gateway.config import GatewayConfig
+from ringstone.gateway.handover import Upgrade
 from ringstone.gateway.service import Service
 from ringstone.stats import StatsPage
 
@@ -19,6 +20,8 @@ class ApiContext:
     stats: StatsPage
     engine_version: str
     started_ns: int
+    # How this process came to serve, when it took over from another.
+    upgrade: Upgrade | None = None
 
 
 def _context(request: Request) -> ApiContext:

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query
 from ringstone import models
 from ringstone.api.context import ContextDep, ServiceDep
 from ringstone.api.views import pool_view, utc, volume_views
+from ringstone.gateway.handover import Upgrade
 from ringstone.version import version
 
 router = APIRouter(tags=["gateway"])
@@ -21,7 +22,7 @@ def show_gateway(context: ContextDep) -> models.GatewayInfo:
         engine_version=context.engine_version,
         pid=os.getpid(),
         started_at=utc(context.started_ns),
-        cores=list(config.cores),
+        cores=sorted(context.service.reactor_cores()),
         idle_us=config.idle_us,
         state_dir=str(config.state_dir),
         run_dir=str(config.run_dir),
@@ -30,6 +31,19 @@ def show_gateway(context: ContextDep) -> models.GatewayInfo:
         pools=len(store.pools()),
         volumes=len(store.volumes()),
         attachments=len(store.attachments()),
+        upgrade=_upgrade(context.upgrade),
+    )
+
+
+def _upgrade(upgrade: Upgrade | None) -> models.Upgrade | None:
+    if upgrade is None:
+        return None
+    return models.Upgrade(
+        from_version=upgrade.from_version,
+        to_version=upgrade.to_version,
+        volumes=upgrade.volumes,
+        stall_ms=upgrade.stall_ns / 1e6,
+        at=utc(upgrade.at_ns),
     )
 
 

@@ -104,6 +104,7 @@ def _attachment_view(
             "memory_bytes": served.memory_bytes,
             "memory_regions": served.memory_regions,
             "registered_bytes": served.registered_bytes,
+            "packed": served.packed,
             "queue_states": [
                 models.Queue(
                     index=queue.index, entries=queue.entries, reactor=queue.reactor, running=queue.running

@@ -45,6 +45,16 @@ def gateway(
             help="Start it again whenever it ends or hangs; for hosts without a service manager.",
         ),
     ] = False,
+    takeover: Annotated[
+        bool,
+        typer.Option(
+            "--takeover",
+            help="Go on with what the running gateway serves, which then ends; see `ringstone gateway upgrade`.",
+        ),
+    ] = False,
+    no_balance: Annotated[
+        bool, typer.Option("--no-balance", help="Leave queues on the reactor where they were put first.")
+    ] = False,
     allow_test_pools: Annotated[bool, typer.Option("--allow-test-pools", hidden=True)] = False,
 ) -> None:
     """Run the gateway of this host in the foreground, until SIGTERM or Ctrl-C.
@@ -60,7 +70,12 @@ def gateway(
         "log_level": log_level,
         "backing_wait_s": backing_wait_s,
     }
-    switches = {"allow_test_pools": allow_test_pools, "supervise": supervise}
+    switches = {
+        "allow_test_pools": allow_test_pools,
+        "supervise": supervise,
+        "takeover": takeover,
+        "no_balance": no_balance,
+    }
     start_gateway(
         GatewayFlags(
             settings={name: value for name, value in settings.items() if value is not None},

@@ -10,9 +10,10 @@ def start_gateway(flags: GatewayFlags) -> None:
     from ringstone.gateway.config import load_config
     from ringstone.gateway.daemon import run_gateway
 
+    settings = flags.settings | ({"balance": False} if "no_balance" in flags.switches else {})
     config = load_config(
         Path(flags.config) if flags.config else None,
-        flags.settings,
+        settings,
         allow_test_pools="allow_test_pools" in flags.switches,
     )
-    run_gateway(config)
+    run_gateway(config, takeover="takeover" in flags.switches)

@@ -24,7 +24,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "log_level": str,
     "backing_wait_s": int,
 }
-_SWITCHES = ("allow_test_pools", "supervise")
+_SWITCHES = ("allow_test_pools", "supervise", "takeover", "no_balance")
 
 
 @dataclass(slots=True)

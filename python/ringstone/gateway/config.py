@@ -19,7 +19,8 @@ _LONGEST_BACKING_WAIT_S = 3600
 class GatewayConfig:
     """`cores`: the CPUs of the reactors, one each. `idle_us`: how long a reactor polls without work before it
     sleeps. `socket`: the control API. `backing_wait_s`: how long a start waits for backings that somebody else
-    still has. `allow_test_pools`: accept pools that misbehave on purpose."""
+    still has. `balance`: queues move between reactors by
+    measured load. `allow_test_pools`: accept pools that misbehave on purpose."""
 
     cores: tuple[int, ...]
     idle_us: int
@@ -28,6 +29,7 @@ class GatewayConfig:
     socket: Path
     log_level: str
     backing_wait_s: int = 30
+    balance: bool = True
     allow_test_pools: bool = False
 
     @property
@@ -56,6 +58,7 @@ class _Settings:
     socket: str | None = None
     log_level: str = "info"
     backing_wait_s: int = 30
+    balance: bool = True
 
     def updated(self, values: Mapping[str, Any]) -> "_Settings":
         """With `values` in place of its own. ValueError names the first that is not right; an unknown one is
@@ -79,6 +82,8 @@ def _wrong(name: str, value: object) -> str | None:
     if name == "idle_us":
         wanted = f"a whole number from 0 to {_MOST_IDLE_US}"
         return None if _between(value, 0, _MOST_IDLE_US) else wanted
+    if name == "balance":
+        return None if isinstance(value, bool) else "true or false"
     if name == "backing_wait_s":
         wanted = f"a whole number from 0 to {_LONGEST_BACKING_WAIT_S}"
         return None if _between(value, 0, _LONGEST_BACKING_WAIT_S) else wanted
@@ -162,6 +167,7 @@ def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
         socket=socket,
         log_level=settings.log_level,
         backing_wait_s=settings.backing_wait_s,
+        balance=settings.balance,
         allow_test_pools=allow_test_pools,
     )
 

@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from ringstone.errors import ExistsError, error_of_os
+from ringstone.errors import ExistsError, GoneError, error_of_os
 from ringstone.gateway.checks import check_socket
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.events import EventLog
+from ringstone.gateway.handover import HandoverServer, adopt_locks, lent, take_over, take_over_stderr
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import Watchdog, watchdog_interval
 from ringstone.gateway.service import Service
@@ -28,21 +29,37 @@ from ringstone.store import SqliteStore
 log = logging.getLogger("ringstone.gateway")
 
 
-def run_gateway(config: GatewayConfig) -> None:
-    """Run until SIGTERM or SIGINT. Errors of ringstone.errors before the API is up; the engine is stopped in
-    any case."""
+def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
+    """Run until SIGTERM or SIGINT, or until another process has taken over. Errors of ringstone.errors before
+    the API is up; the engine is stopped in any case. With `takeover`, go on with what the gateway that runs
+    serves; NotFoundError when none does."""
     set_up_logging(config.log_level)
     check_socket(config.socket)
     started_ns = time.time_ns()
     with ExitStack() as stack:
         _make_directories(config)
-        for path in config.locks:
-            stack.enter_context(_sole_gateway(path))
-        _leave_cores_to_reactors(config)
+        arrival = None
+        if takeover:
+            # Whatever can go wrong or take long comes first: guests wait for nothing of it.
+
+            SqliteStore.check(config.database)
+            _leave_cores_to_reactors(config)
+            arrival = take_over(config)
+            stack.callback(arrival.engine.stop)
+            locks = adopt_locks(config, arrival)
+            take_over_stderr(arrival)
+        else:
+            locks = {path: stack.enter_context(_sole_gateway(path)) for path in config.locks}
+            _leave_cores_to_reactors(config)
         store = SqliteStore(config.database)
         stack.callback(store.close)
-        engine = Engine(config.cores, idle_us=config.idle_us, stats_path=config.stats_path)
-        stack.callback(engine.stop)
+        if arrival is not None:
+            engine = arrival.engine
+        else:
+            engine = Engine(
+                config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
+            )
+            stack.callback(engine.stop)
         stats = stack.enter_context(_open_stats(config.stats_path))
         events = EventLog()
         service = Service(
@@ -54,7 +71,10 @@ def run_gateway(config: GatewayConfig) -> None:
             reactors=len(config.cores),
             allow_test_pools=config.allow_test_pools,
         )
-        service.restore()
+        if arrival is not None:
+            service.adopt()
+        else:
+            service.restore()
         if service.waits_for_backings:
             stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
         interval = watchdog_interval()
@@ -64,11 +84,28 @@ def run_gateway(config: GatewayConfig) -> None:
             stack.callback(watchdog.stop)
         # Late on purpose: see above.
         from ringstone.api.context import ApiContext
-        from ringstone.gateway.server import serve_api
+        from ringstone.gateway.server import ApiServer, listen
 
-        context = ApiContext(config, service, stats, engine_version(), started_ns)
-        serve_api(config, context, engine, events)
-    log.info("The gateway has stopped.")
+        upgrade = arrival.upgrade if arrival is not None else None
+        context = ApiContext(config, service, stats, engine_version(), started_ns, upgrade)
+        listener = (arrival.api_listener() if arrival is not None else None) or listen(config.socket)
+        api = ApiServer(config, context, engine, events, listener)
+        descriptors = lent(config, locks, listener)
+        successor = HandoverServer(config, engine, service, events, descriptors, api.leave)
+        successor.start()
+        stack.callback(successor.stop)
+        if upgrade is not None:
+            events.say(
+                "info",
+                f"Took {upgrade.volumes} volumes over from release {upgrade.from_version}; their requests paused "
+                f"for {upgrade.stall_ns / 1e6:.1f} ms.",
+            )
+        api.run()
+    if successor.failed:
+        raise GoneError(
+            "The upgrade was lost after the word to go. Start the gateway again: no request is lost."
+        )
+    log.info("The gateway has %s.", "been taken over" if successor.left else "stopped")
 
 
 @contextmanager
@@ -99,7 +136,7 @@ def _make_directories(config: GatewayConfig) -> None:
 
 
 @contextmanager
-def _sole_gateway(path: Path) -> Iterator[None]:
+def _sole_gateway(path: Path) -> Iterator[int]:
     """Hold the lock at `path` for as long as this process lives; ExistsError when another gateway does."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
@@ -117,7 +154,7 @@ def _sole_gateway(path: Path) -> Iterator[None]:
             ) from error
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-        yield
+        yield fd
     finally:
         os.close(fd)
 

@@ -1,11 +1,11 @@
 """The only door to the Rust engine: its calls with Python's types and the project's errors."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, Self
 
 from ringstone import _engine
 from ringstone.errors import error_of_code
@@ -38,6 +38,7 @@ class EngineAttachment:
     registered_bytes: int
     peer_pid: int | None
     queues: tuple[EngineQueue, ...]
+    packed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,10 @@ class EnginePort(Protocol):
     def volumes(self) -> list[EngineVolume]: ...
     def attach(self, name: str, socket_path: str, *, queues: int) -> None: ...
     def detach(self, name: str, *, force: bool) -> None: ...
+    def move_queue(self, name: str, queue: int, core: int) -> None: ...
+    def reactors(self) -> dict[int, int]: ...
+    def add_reactor(self, core: int) -> None: ...
+    def remove_reactor(self, core: int) -> None: ...
     def attachments(self) -> list[EngineAttachment]: ...
 
 
@@ -83,12 +88,80 @@ def _translated() -> Iterator[None]:
         raise error_of_code(error.code, str(error)) from error
 
 
+@dataclass(frozen=True, slots=True)
+class TakenOver:
+    """`version` is the release of the process before; `descriptors` of the control side are the caller's to
+    close."""
+
+    version: str
+    volumes: int
+    stall_ns: int
+    descriptors: dict[str, int]
+
+
+@dataclass(frozen=True, slots=True)
+class HandedOver:
+    """`version` is the release that goes on; `drain_ns` is the part of the stall until all in flight was
+    done."""
+
+    version: str
+    volumes: int
+    stall_ns: int
+    drain_ns: int
+
+
 class Engine:
     """Implements EnginePort over ringstone._engine.Engine. `stats_path`: docs/formats/stats-page.md."""
 
-    def __init__(self, cores: Sequence[int], *, idle_us: int, stats_path: Path) -> None:
+    def __init__(self, cores: Sequence[int], *, idle_us: int, stats_path: Path, balance: bool = True) -> None:
         with _translated():
-            self._engine = _engine.Engine(cores, idle_us=idle_us, stats_path=str(stats_path))
+            self._engine = _engine.Engine(cores, idle_us=idle_us, stats_path=str(stats_path), balance=balance)
+
+    @classmethod
+    def take_over(
+        cls,
+        socket: int,
+        cores: Sequence[int],
+        *,
+        idle_us: int,
+        stats_path: Path,
+        balance: bool,
+        version: str,
+    ) -> tuple[Self, TakenOver]:
+        """An engine that goes on with what the one at the other end of `socket` serves."""
+        self = cls.__new__(cls)
+        with _translated():
+            self._engine, taken = _engine.Engine.take_over(
+                socket, cores, idle_us=idle_us, stats_path=str(stats_path), balance=balance, version=version
+            )
+        return self, TakenOver(taken["version"], taken["volumes"], taken["stall_ns"], taken["extras"])
+
+    def hand_over(self, socket: int, *, version: str, extras: Mapping[str, int]) -> HandedOver:
+        """Blocks until the engine at the other end of `socket` serves; then abandon() this one. GoneError when
+        that one was lost after the word to go; after any other error everything goes on here."""
+        with _translated():
+            return HandedOver(**self._engine.hand_over(socket, version=version, extras=extras))
+
+    def abandon(self) -> None:
+        """End without touching sockets and frontends, which another process has."""
+        self._engine.abandon()
+
+    def move_queue(self, name: str, queue: int, core: int) -> None:
+        with _translated():
+            self._engine.move_queue(name, queue, core)
+
+    def reactors(self) -> dict[int, int]:
+        """Core by index of the reactors that take queues."""
+        with _translated():
+            return dict(self._engine.reactors())
+
+    def add_reactor(self, core: int) -> None:
+        with _translated():
+            self._engine.add_reactor(core)
+
+    def remove_reactor(self, core: int) -> None:
+        with _translated():
+            self._engine.remove_reactor(core)
 
     def open_volume(
         self,
@@ -148,6 +221,7 @@ class Engine:
                     EngineQueue(queue["index"], queue["size"], queue["reactor"], queue["running"])
                     for queue in info["queues"]
                 ),
+                packed=info["packed"],
             )
             for info in infos
         ]

@@ -4,17 +4,38 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from ringstone.errors import BusyError
+
 
 class NamedLocks:
     """Locks made on demand and forgotten when nobody holds or waits for them."""
 
     def __init__(self) -> None:
         self._guard = threading.Lock()
+        self._free = threading.Condition(self._guard)
+        self._frozen: str | None = None
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @contextmanager
+    def frozen(self, why: str) -> Iterator[None]:
+        """Nobody holds a lock inside: those who do are waited for, and others get a BusyError that says
+        `why`."""
+        with self._guard:
+            if self._frozen is not None:
+                raise BusyError(self._frozen)
+            self._frozen = why
+            self._free.wait_for(lambda: not self._locks)
+        try:
+            yield
+        finally:
+            with self._guard:
+                self._frozen = None
 
     @contextmanager
     def hold(self, name: str) -> Iterator[None]:
         with self._guard:
+            if self._frozen is not None:
+                raise BusyError(self._frozen)
             lock, users = self._locks.get(name, (threading.Lock(), 0))
             self._locks[name] = (lock, users + 1)
         try:
@@ -25,6 +46,7 @@ class NamedLocks:
                 lock, users = self._locks[name]
                 if users == 1:
                     del self._locks[name]
+                    self._free.notify_all()
                 else:
                     self._locks[name] = (lock, users - 1)
 

@@ -49,7 +49,7 @@ class _Server(uvicorn.Server):
         self._stop.set()
 
 
-def _listen(path: Path) -> socket.socket:
+def listen(path: Path) -> socket.socket:
     """The control API's socket. Nobody but the owner can connect, not even between bind and listen."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -82,48 +82,81 @@ def _clear_stale(path: Path) -> None:
     raise ExistsError(f"Another process listens on {path}; stop it first or choose another --socket.")
 
 
-def serve_api(config: GatewayConfig, context: ApiContext, engine: Engine, events: EventLog) -> None:
-    """Until SIGTERM or SIGINT. ExistsError when somebody else has the socket."""
-    asyncio.run(_serve(config, context, engine, events))
+class ApiServer:
+    """The API on `listener`, which is its own. leave() ends it from any thread and leaves the socket's file
+    to the process that goes on with it."""
 
+    def __init__(
+        self,
+        config: GatewayConfig,
+        context: ApiContext,
+        engine: Engine,
+        events: EventLog,
+        listener: socket.socket,
+    ) -> None:
+        self._parts = (config, context, engine, events, listener)
+        self._leaving = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._server: _Server | None = None
 
-async def _serve(config: GatewayConfig, context: ApiContext, engine: Engine, events: EventLog) -> None:
-    listener = _listen(config.socket)
-    server = _Server(
-        uvicorn.Config(
-            build_app(context),
-            lifespan="off",
-            log_config=None,
-            access_log=config.log_level == "debug",
-            server_header=False,
-            date_header=False,
-            timeout_graceful_shutdown=_GRACE_SECONDS,
+    def run(self) -> None:
+        """Until SIGTERM, SIGINT or leave()."""
+        asyncio.run(self._serve(*self._parts))
+
+    def leave(self) -> None:
+        self._leaving = True
+        if self._loop is not None and self._server is not None:
+            self._loop.call_soon_threadsafe(self._server.stop)
+
+    async def _serve(
+        self,
+        config: GatewayConfig,
+        context: ApiContext,
+        engine: Engine,
+        events: EventLog,
+        listener: socket.socket,
+    ) -> None:
+        server = _Server(
+            uvicorn.Config(
+                build_app(context),
+                lifespan="off",
+                log_config=None,
+                access_log=config.log_level == "debug",
+                server_header=False,
+                date_header=False,
+                timeout_graceful_shutdown=_GRACE_SECONDS,
+            )
         )
-    )
 
-    def drain() -> None:
-        for event in engine.drain_events():
-            events.add(event)
+        def drain() -> None:
+            for event in engine.drain_events():
+                events.add(event)
 
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, server.stop)
-    event_fd = engine.event_fd()
-    loop.add_reader(event_fd, drain)
-    drain()
-    try:
-        log.info(
-            "Ringstone %s serves its API on %s, with reactors on CPU %s.",
-            version(),
-            config.socket,
-            ", ".join(map(str, config.cores)),
-        )
-        # The kernel queues connections from listen() on, so a client that sees READY can connect at once.
-        sd_notify("READY=1")
-        await server.serve(sockets=[listener])
-    finally:
-        sd_notify("STOPPING=1")
-        loop.remove_reader(event_fd)
+        loop = asyncio.get_running_loop()
+        self._loop, self._server = loop, server
+        if self._leaving:
+            # Before there was anything to stop.
+            server.stop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, server.stop)
+        event_fd = engine.event_fd()
+        loop.add_reader(event_fd, drain)
         drain()
-        with contextlib.suppress(FileNotFoundError):
-            config.socket.unlink()
+        try:
+            log.info(
+                "Ringstone %s serves its API on %s, with reactors on CPU %s.",
+                version(),
+                config.socket,
+                ", ".join(map(str, config.cores)),
+            )
+            # The kernel queues connections from listen() on, so a client that sees READY can connect at once.
+            # MAINPID matters after a takeover only, where another process was the main one.
+            sd_notify(f"READY=1\nMAINPID={os.getpid()}" if context.upgrade else "READY=1")
+            await server.serve(sockets=[listener])
+        finally:
+            loop.remove_reader(event_fd)
+            drain()
+            if not self._leaving:
+                sd_notify("STOPPING=1")
+                with contextlib.suppress(FileNotFoundError):
+                    config.socket.unlink()

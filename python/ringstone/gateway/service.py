@@ -11,6 +11,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -331,6 +332,48 @@ class Service:
         """Why the volume's attachment is not served; None when it is."""
         return self._failed_attachments.get(volume)
 
+    # reactors
+
+    def reactors(self) -> dict[int, int]:
+        """Core by index."""
+        return self.engine.reactors()
+
+    def reactor_cores(self) -> list[int]:
+        return list(self.reactors().values())
+
+    def add_reactor(self, core: int) -> None:
+        """Until the gateway ends; its configuration says what it starts with."""
+        with self._locks.hold("reactors"):
+            self.engine.add_reactor(core)
+            self.events.say("info", f"Added a reactor on CPU {core}.")
+
+    def remove_reactor(self, core: int) -> None:
+        """Its queues move to the others first. BusyError for the last one."""
+        with self._locks.hold("reactors"):
+            self.engine.remove_reactor(core)
+            self.events.say("info", f"Removed the reactor on CPU {core}.")
+
+    def move_queue(self, name: str, queue: int, core: int) -> None:
+        """It arrives when its requests in flight are done."""
+        with self._locks.hold(f"volume {name}"):
+            self.store.volume(name)
+            self.engine.move_queue(name, queue, core)
+
+    # upgrade
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """Nothing of this is changed inside; whoever tries gets a BusyError."""
+        return self._locks.frozen("The gateway is being upgraded; try again in a moment.")
+
+    def adopt(self) -> None:
+        """After a takeover the engine serves already: what it does not, though the store wants it, is tried
+        anew."""
+        served = {attachment.volume for attachment in self.engine.attachments()}
+        volumes = {volume.name: volume for volume in self.store.volumes()}
+        for record in self.store.attachments():
+            if record.volume not in served:
+                self._restore_attachment(volumes[record.volume], record)
+
     # start
 
     def restore(self) -> None:
@@ -340,10 +383,13 @@ class Service:
             self._attempt("The volume is not usable", volume.name, partial(self._restore_volume, volume))
         volumes = {volume.name: volume for volume in self.store.volumes()}
         for record in self.store.attachments():
-            serve = partial(self._serve, volumes[record.volume], record)
-            reason = self._attempt("The volume is not served", record.volume, serve, wait=True)
-            if reason is not None:
-                self._failed_attachments[record.volume] = reason
+            self._restore_attachment(volumes[record.volume], record)
+
+    def _restore_attachment(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
+        serve = partial(self._serve, volume, record)
+        reason = self._attempt("The volume is not served", record.volume, serve, wait=True)
+        if reason is not None:
+            self._failed_attachments[record.volume] = reason
 
     @property
     def waits_for_backings(self) -> bool:

@@ -1,5 +1,6 @@
 """The store of one machine: a SQLite file, write-ahead log, synced at every commit."""
 
+import contextlib
 import json
 import sqlite3
 import threading
@@ -10,6 +11,14 @@ from pathlib import Path
 from ringstone.errors import BusyError, ExistsError, NotFoundError, StateError
 from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
 from ringstone.store.records import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
+
+
+def _refuse_newer(path: Path, schema: int) -> None:
+    if schema > SCHEMA_VERSION:
+        raise StateError(
+            f"The state database {path} has schema {schema}, and this Ringstone knows up to "
+            f"{SCHEMA_VERSION}. Install the newer Ringstone again, or use another state directory."
+        )
 
 
 class SqliteStore:
@@ -38,6 +47,16 @@ class SqliteStore:
             self._db.close()
             raise
 
+    @staticmethod
+    def check(path: Path) -> None:
+        """StateError when this release could not use the database at `path`; it is left as it is."""
+        try:
+            with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+                row = database.execute("SELECT version FROM schema_version").fetchone()
+        except sqlite3.Error as error:
+            raise StateError(f"The state database {path} cannot be read: {error}.") from error
+        _refuse_newer(path, int(row[0]) if row else 0)
+
     def _unusable(self, error: sqlite3.Error) -> StateError:
         return StateError(
             f"The state database {self._path} cannot be used: {error}. "
@@ -52,11 +71,7 @@ class SqliteStore:
             )
             row = self._db.execute("SELECT version FROM schema_version").fetchone()
             version = int(row["version"]) if row else 0
-            if version > SCHEMA_VERSION:
-                raise StateError(
-                    f"The state database {self._path} has schema {version}, and this Ringstone knows up to "
-                    f"{SCHEMA_VERSION}. Install the newer Ringstone again, or use another state directory."
-                )
+            _refuse_newer(self._path, version)
             for statements in MIGRATIONS[version:]:
                 for statement in statements:
                     self._db.execute(statement)

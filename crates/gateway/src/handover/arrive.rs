@@ -15,7 +15,7 @@ use super::format::{
     kind, AttachmentState, FrontendState, Greeting, HandoverState, Refused, Serving, VolumeState, FORMAT,
 };
 use super::{monotonic_ns, ANSWER};
-use crate::attachment::{AttachOptions, Attachment};
+use crate::attachment::Attachment;
 use crate::control::{frontend_event, Control, OpenVolume};
 use crate::engine::{Engine, EngineSettings, VolumeSpec};
 use crate::error::EngineError;
@@ -168,8 +168,8 @@ impl Control {
             return Err(EngineError::Queues { queues: state.queues });
         }
         let listener = UnixListener::from(fds.take(state.listener).map_err(failed)?);
-        let options = AttachOptions { queues: state.queues, packed: state.packed };
-        let mut attachment = Attachment::over(volume, Path::new(&state.path), listener, options, &self.page)?;
+        let mut attachment =
+            Attachment::over(volume, Path::new(&state.path), listener, state.queues, &self.page)?;
         attachment.shared = state.shared;
         for (at, frontend) in state.frontends.iter().enumerate() {
             let id = self.next_session;

@@ -90,8 +90,6 @@ pub struct AttachmentState {
     pub volume: String,
     pub path: String,
     pub queues: usize,
-    #[serde(default = "yes")]
-    pub packed: bool,
     #[serde(default)]
     pub shared: bool,
     pub listener: usize,
@@ -166,7 +164,7 @@ mod tests {
     fn the_least_that_a_release_wrote_is_still_read() {
         let state = HandoverState::parse(&vector("handover-1-least.json")).unwrap();
         let attachment = &state.attachments[0];
-        assert!(attachment.packed && !attachment.shared && attachment.frontends[0].cache);
+        assert!(!attachment.shared && attachment.frontends[0].cache);
         assert_eq!(attachment.frontends[0].session.inflight, None);
     }
 

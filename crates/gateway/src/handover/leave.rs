@@ -305,7 +305,6 @@ fn save_attachment(attachment: &Attachment, fds: &mut Descriptors) -> Result<Att
         volume: attachment.volume.name().into(),
         path: attachment.path.to_string_lossy().into_owned(),
         queues: usize::from(attachment.queues),
-        packed: attachment.packed,
         shared: attachment.shared,
         listener: fds.add(attachment.listener.as_fd())?,
         writer: attachment.frontends.iter().position(|live| Some(live.id) == attachment.writer),

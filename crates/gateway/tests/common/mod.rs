@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{recvmsg, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags};
-use ringstone_gateway::{AttachOptions, BackendSpec, Engine, EngineSettings, Event, VolumeSpec};
+use ringstone_gateway::{BackendSpec, Engine, EngineSettings, Event, VolumeSpec};
 
 pub const GET_FEATURES: u32 = 1;
 pub const SET_FEATURES: u32 = 2;
@@ -48,11 +48,6 @@ pub const F_FLUSH: u64 = 1 << 9;
 const NEED_REPLY: u32 = 1 << 3;
 /// Longest wait for anything that should happen; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
-
-/// An attachment with so many queues, and all else as by default.
-pub fn queues(queues: usize) -> AttachOptions {
-    AttachOptions { queues, packed: true }
-}
 
 /// An engine in a directory of its own.
 pub struct Host {
@@ -98,7 +93,7 @@ impl Host {
         };
         self.engine.open_volume(&spec).unwrap();
         let socket = self.path(&format!("{name}.sock"));
-        self.engine.attach(name, &socket, self::queues(queues)).unwrap();
+        self.engine.attach(name, &socket, queues).unwrap();
         socket
     }
 
