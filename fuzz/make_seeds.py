@@ -11,7 +11,8 @@ SEEDS = Path(__file__).parent / "seeds"
 NEXT, WRITE, INDIRECT = 1, 2, 4
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
 # Bits of the second byte of a set-up, and of the first, which has the ring's size in its lower five.
-EVENT_IDX, INDIRECT_DESC, BLOCK_4K, READ_ONLY, CAN_DISCARD, CAN_ZERO, PACKED, TIGHT = 1, 2, 4, 8, 16, 32, 64, 128
+EVENT_IDX, INDIRECT_DESC, BLOCK_4K, READ_ONLY = 1, 2, 4, 8
+CAN_DISCARD, CAN_ZERO, PACKED, TIGHT = 16, 32, 64, 128
 IN_FLIGHT, LOG = 32, 64
 # What a packed ring's descriptors have beside: available in the first lap.
 AVAIL = 1 << 7
@@ -100,7 +101,7 @@ def ring_seeds() -> dict[str, bytes]:
     read = data_chain(WRITE, 4096)
     split_kept = bytearray(ring_input(IN, 8, read, EVENT_IDX))
     split_kept[0] |= IN_FLIGHT | LOG
-    resumed = packed_region(read)
+    fresh, resumed = packed_region([]), packed_region(read)
     return {
         "read": ring_input(IN, 8, data_chain(WRITE, 4096), 0),
         "read-across-regions": ring_input(IN, 8, data_chain(WRITE, 4096, at=0x1800), EVENT_IDX),
@@ -117,7 +118,7 @@ def ring_seeds() -> dict[str, bytes]:
         "packed-read": packed_input(IN, read, EVENT_IDX),
         "packed-write": packed_input(OUT, data_chain(0, 4096), 0, keeps=LOG),
         "packed-indirect": packed_input(IN, pointer, INDIRECT_DESC, tuple(data_chain(WRITE, 512))),
-        "packed-in-flight": packed_input(IN, read, EVENT_IDX, keeps=IN_FLIGHT | LOG, region=packed_region([])),
+        "packed-in-flight": packed_input(IN, read, EVENT_IDX, keeps=IN_FLIGHT | LOG, region=fresh),
         "packed-resumed": packed_input(IN, read, EVENT_IDX, keeps=IN_FLIGHT, region=resumed),
     }
 
