@@ -10,7 +10,13 @@ SEEDS = Path(__file__).parent / "seeds"
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 IN, OUT, FLUSH, GET_ID, DISCARD, WRITE_ZEROES = 0, 1, 4, 8, 11, 13
-EVENT_IDX, INDIRECT_DESC, BLOCK_4K, READ_ONLY, CAN_DISCARD, CAN_ZERO, PACKED_TIGHT = 1, 2, 4, 8, 16, 32, 128
+# Bits of the second byte of a set-up, and of the first, which has the ring's size in its lower five.
+EVENT_IDX, INDIRECT_DESC, BLOCK_4K, READ_ONLY = 1, 2, 4, 8
+CAN_DISCARD, CAN_ZERO, PACKED, TIGHT = 16, 32, 64, 128
+IN_FLIGHT, LOG = 32, 64
+# What a packed ring's descriptors have beside: available in the first lap.
+AVAIL = 1 << 7
+PACKED_BEGIN = 0x8000
 
 Descriptor = tuple[int, int, int, int]  # address, length, flags, next
 RING = 8
@@ -21,7 +27,7 @@ def ring_input(
     kind: int, sector: int, descriptors: list[Descriptor], flags: int, table: tuple[Descriptor, ...] = ()
 ) -> bytes:
     """One available chain at head 0 of a ring of 8; `table` is an indirect table at TABLE."""
-    return struct.pack("<BBHHHH", 3, flags | PACKED_TIGHT, 0, 0, 0, 0) + guest_memory(
+    return struct.pack("<BBHHHH", 3, flags | TIGHT, 0, 0, 0, 0) + guest_memory(
         kind, sector, descriptors, table
     )
 
@@ -41,6 +47,48 @@ def guest_memory(
     return bytes(memory).rstrip(b"\0")
 
 
+def packed_input(
+    kind: int,
+    descriptors: list[Descriptor],
+    flags: int,
+    table: tuple[Descriptor, ...] = (),
+    keeps: int = 0,
+    region: bytes = b"",
+) -> bytes:
+    """The same chain in a packed ring; `region` is the in-flight region, if `keeps` says that there is one."""
+    memory = bytearray(guest_memory(kind, 8, []).ljust(0x700, b"\0"))
+    memory[: 16 * RING + 8] = bytes(16 * RING + 8)
+    for index, (address, length, bits, _) in enumerate(descriptors):
+        struct.pack_into("<QIHH", memory, 16 * index, address, length, 0, bits | AVAIL)
+    for index, (address, length, bits, _) in enumerate(table):
+        struct.pack_into("<QIHH", memory, TABLE + 16 * index, address, length, 0, bits)
+    setup = struct.pack("<BBHHHH", 3 | keeps, flags | TIGHT | PACKED, PACKED_BEGIN, PACKED_BEGIN, 0, 0)
+    return setup + region + bytes(memory).rstrip(b"\0")
+
+
+def split_region(in_flight: bool) -> bytes:
+    """The in-flight region of a split ring of 8, in which head 0 may be in flight."""
+    region = bytearray(192)
+    if in_flight:
+        struct.pack_into("<QHHHH", region, 0, 0, 1, RING, 0, 0)
+        region[16] = 1
+    return bytes(region)
+
+
+def packed_region(descriptors: list[Descriptor]) -> bytes:
+    """The in-flight region of a packed ring of 8, in which `descriptors` are one request in flight."""
+    region = bytearray(320)
+    count = len(descriptors)
+    if count:
+        struct.pack_into("<QHHHHHHBB", region, 0, 0, 1, RING, count, count, 0, 0, 1, 1)
+        for index in range(RING):
+            struct.pack_into("<H", region, 32 + 32 * index + 2, index + 1)
+        struct.pack_into("<BBHHHQ", region, 32, 1, 0, 1, count - 1, count, 0)
+    for index, (address, length, bits, _) in enumerate(descriptors):
+        struct.pack_into("<HHIQ", region, 32 + 32 * index + 16, 0, bits | AVAIL, length, address)
+    return bytes(region)
+
+
 def data_chain(writable: int, length: int, at: int = DATA) -> list[Descriptor]:
     """Header, one buffer, status."""
     return [(HEADER, 16, NEXT, 1), (at, length, NEXT | writable, 2), (0x500, 1, WRITE, 0)]
@@ -50,6 +98,10 @@ def ring_seeds() -> dict[str, bytes]:
     """Name to input of the target `rings`."""
     ranged: list[Descriptor] = [(HEADER, 16, NEXT, 1), (RANGE, 16, NEXT, 2), (0x500, 1, WRITE, 0)]
     pointer: list[Descriptor] = [(TABLE, 48, INDIRECT, 0)]
+    read = data_chain(WRITE, 4096)
+    split_kept = bytearray(ring_input(IN, 8, read, EVENT_IDX))
+    split_kept[0] |= IN_FLIGHT | LOG
+    fresh, resumed = packed_region([]), packed_region(read)
     return {
         "read": ring_input(IN, 8, data_chain(WRITE, 4096), 0),
         "read-across-regions": ring_input(IN, 8, data_chain(WRITE, 4096, at=0x1800), EVENT_IDX),
@@ -61,6 +113,13 @@ def ring_seeds() -> dict[str, bytes]:
         "get-id": ring_input(GET_ID, 0, data_chain(WRITE, 20), 0),
         "discard": ring_input(DISCARD, 8, ranged, CAN_DISCARD),
         "write-zeroes": ring_input(WRITE_ZEROES, 8, ranged, CAN_ZERO),
+        "in-flight": bytes(split_kept[:10] + split_region(in_flight=False) + split_kept[10:]),
+        "resumed": bytes(split_kept[:10] + split_region(in_flight=True) + split_kept[10:]),
+        "packed-read": packed_input(IN, read, EVENT_IDX),
+        "packed-write": packed_input(OUT, data_chain(0, 4096), 0, keeps=LOG),
+        "packed-indirect": packed_input(IN, pointer, INDIRECT_DESC, tuple(data_chain(WRITE, 512))),
+        "packed-in-flight": packed_input(IN, read, EVENT_IDX, keeps=IN_FLIGHT | LOG, region=fresh),
+        "packed-resumed": packed_input(IN, read, EVENT_IDX, keeps=IN_FLIGHT, region=resumed),
     }
 
 

@@ -182,11 +182,12 @@ impl Guest {
     }
 
     fn run<R: VirtRing>(&mut self, setup: &Setup, make: impl Fn(RingSetup) -> Result<R, RingError>) {
-        let killed = if setup.inflight { 2 } else { 0 };
-        for abandoned in [killed, 0] {
+        // What each process leaves unanswered before it serves the rest.
+        let processes: &[u16] = if setup.inflight { &[2, 0] } else { &[0] };
+        for unanswered in processes {
             match make(self.setup(setup)) {
                 Ok(mut ring) => {
-                    abandon(&mut ring, &mut self.chain, abandoned);
+                    abandon(&mut ring, &mut self.chain, *unanswered);
                     serve(&mut ring, &mut self.chain, &setup.geometry);
                     ring.base();
                 }

@@ -10,7 +10,8 @@ pub trait Driver: Clone + Hash {
     type Ring: VirtRing + Clone;
     const PACKED: bool;
 
-    fn new() -> Self;
+    /// A driver whose ring begins at `begin`, and what `SET_VRING_BASE` says of it.
+    fn new(image: &mut Image, begin: u16) -> (Self, u32);
 
     /// Make a request with `len` buffers available; false if there is no room.
     fn offer(&mut self, image: &mut Image, request: u8, len: u16) -> bool;
@@ -37,8 +38,11 @@ impl Driver for SplitDriver {
     type Ring = SplitRing;
     const PACKED: bool = false;
 
-    fn new() -> Self {
-        Self { available: 0, used: 0, free: (0..SIZE).rev().collect(), owners: Default::default() }
+    fn new(image: &mut Image, begin: u16) -> (Self, u32) {
+        image.put(DRIVER + 2, &begin.to_le_bytes());
+        image.put(DEVICE + 2, &begin.to_le_bytes());
+        let free = (0..SIZE).rev().collect();
+        (Self { available: begin, used: begin, free, owners: Default::default() }, begin.into())
     }
 
     fn offer(&mut self, image: &mut Image, request: u8, len: u16) -> bool {
@@ -107,14 +111,16 @@ impl Driver for PackedDriver {
     type Ring = PackedRing;
     const PACKED: bool = true;
 
-    fn new() -> Self {
-        Self {
-            available: (0, true),
-            used: (0, true),
-            room: SIZE,
-            free: (0..SIZE).rev().collect(),
-            owners: Default::default(),
+    fn new(image: &mut Image, begin: u16) -> (Self, u32) {
+        // What lies before was used in this lap.
+        for index in 0..usize::from(begin) {
+            image.put(DESCRIPTORS + 16 * index + 14, &(AVAIL | USED).to_le_bytes());
         }
+        let position = (begin, true);
+        let free = (0..SIZE).rev().collect();
+        let driver =
+            Self { available: position, used: position, room: SIZE, free, owners: Default::default() };
+        (driver, 0x8000_8000 | u32::from(begin) << 16 | u32::from(begin))
     }
 
     fn offer(&mut self, image: &mut Image, request: u8, len: u16) -> bool {

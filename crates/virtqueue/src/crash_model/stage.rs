@@ -56,15 +56,16 @@ pub struct Stage {
     mapping: Arc<Mapping>,
     memory: Arc<MemoryTable>,
     packed: bool,
+    base: u32,
 }
 
 impl Stage {
-    pub fn new(packed: bool) -> Self {
+    pub fn new(packed: bool, base: u32) -> Self {
         let file = tempfile::tempfile().unwrap();
         file.set_len(MEMORY as u64).unwrap();
         let mapping = Arc::new(Mapping::new(file.as_fd(), 0, MEMORY as u64).unwrap());
         let region = MemoryRegion { guest: 0, len: MEMORY as u64, user: 0, mapping: mapping.clone() };
-        Self { mapping, memory: Arc::new(MemoryTable::new(vec![region]).unwrap()), packed }
+        Self { mapping, memory: Arc::new(MemoryTable::new(vec![region]).unwrap()), packed, base }
     }
 
     pub fn blank() -> Image {
@@ -80,7 +81,7 @@ impl Stage {
                 available: DRIVER as u64,
                 used: DEVICE as u64,
             },
-            base: if self.packed { 0x8000_8000 } else { 0 },
+            base: self.base,
             event_idx: true,
             indirect: false,
             inflight: InflightRegion::new(self.mapping.clone(), REGION, SIZE, self.packed),
