@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -35,6 +35,31 @@ class GatewayFailedError(Exception):
     """The process did not do what the test told it to; the message ends with its log."""
 
 
+class Successor:
+    """A gateway that another process started, with the part of Popen that the tests need. Its exit status is
+    its parent's to know; here it is 0."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._fd = os.pidfd_open(pid)
+
+    def send_signal(self, number: int) -> None:
+        signal.pidfd_send_signal(self._fd, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self.returncode is None:
+            ready, _, _ = select.select([self._fd], [], [], timeout)
+            if not ready:
+                raise subprocess.TimeoutExpired("the successor", timeout or 0)
+            os.close(self._fd)
+            self.returncode = 0
+        return self.returncode
+
+
 class GatewayProcess:
     """One gateway under test: state, run directory, pools and log below `root`, memory pools below `memory`.
 
@@ -53,7 +78,7 @@ class GatewayProcess:
         self.log_path = self.root / "gateway.log"
         self.cores = list(cores) if cores is not None else [max(os.sched_getaffinity(0))]
         self._arguments = [*arguments, *(["--allow-test-pools"] if test_pools else [])]
-        self._process: subprocess.Popen[bytes] | None = None
+        self._process: subprocess.Popen[bytes] | Successor | None = None
         # As a service manager has it: there for as long as the process.
         self._manager: socket.socket | None = None
 
@@ -153,13 +178,48 @@ class GatewayProcess:
             process.wait()
 
     @contextmanager
-    def _ending(self) -> Iterator[subprocess.Popen[bytes]]:
+    def _ending(self) -> Iterator[subprocess.Popen[bytes] | Successor]:
         process, manager = self._process, self._manager
         assert process is not None, "the gateway is not running"
         assert manager is not None
         self._process = self._manager = None
         with manager:
             yield process
+
+    def upgrade(self, *, environment: Mapping[str, str] | None = None) -> Any:
+        """`ringstone gateway upgrade`; its report. The new process is the one under test from then on."""
+        done = subprocess.run(
+            [*RINGSTONE, "--socket", str(self.socket), "gateway", "upgrade", "--json"],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=_COMMAND_SECONDS,
+            env=self.environment(**(environment or {})),
+        )
+        if done.returncode != 0:
+            raise GatewayFailedError(f"The upgrade ended with {done.returncode}: {done.stderr}")
+        with self.client() as client:
+            self.follow(client.info().pid)
+        return json.loads(done.stdout)
+
+    def follow(self, pid: int) -> None:
+        """Process `pid` has taken over: it is the one under test from now on. The former one must end by itself,
+        with 0."""
+        former = self._process
+        assert former is not None
+        self._process = Successor(pid)
+        if former.wait(_STOP_SECONDS) != 0:
+            raise GatewayFailedError(f"The former gateway ended with {former.returncode}.\n{self.log()}")
+
+    def ends(self, *, within_s: float) -> bool:
+        """Whether the gateway ends without being told to."""
+        assert self._process is not None
+        try:
+            self._process.wait(within_s)
+        except subprocess.TimeoutExpired:
+            return False
+        with self._ending():
+            return True
 
     def restart(self) -> None:
         self.stop()

@@ -5,10 +5,18 @@ from typing import Annotated
 
 import typer
 
+from ringstone.cli.context import JsonOption, context_of, print_json
 from ringstone.cli.gateway_start import start_gateway
 from ringstone.cli.quick import GatewayFlags
 
+app = typer.Typer(
+    invoke_without_command=True,
+    subcommand_metavar="[COMMAND]",
+    help="Run the gateway of this host, or upgrade it.",
+)
 
+
+@app.callback()
 def gateway(
     context: typer.Context,
     config: Annotated[
@@ -70,6 +78,8 @@ def gateway(
         "log_level": log_level,
         "backing_wait_s": backing_wait_s,
     }
+    if context.invoked_subcommand is not None:
+        return
     switches = {
         "allow_test_pools": allow_test_pools,
         "supervise": supervise,
@@ -82,6 +92,26 @@ def gateway(
             config=str(config) if config else None,
             switches={name for name, given in switches.items() if given},
         )
+    )
+
+
+@app.command("upgrade")
+def upgrade(context: typer.Context, json_output: JsonOption = False) -> None:
+    """Put a new process, of the Ringstone that runs this command, in the place of the running gateway.
+
+    Guests' requests pause for milliseconds and nothing reconnects. If the new process fails, the old one goes on.
+    """
+    from ringstone.gateway.upgrade import upgrade as replace
+
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        report = replace(client)
+    if cli.json:
+        print_json(report)
+        return
+    print(
+        f"Release {report.from_version} was replaced by {report.to_version}: {report.volumes} volumes, whose requests "
+        f"paused for {report.stall_ms:.1f} ms."
     )
 
 

@@ -11,9 +11,10 @@ import typer.main
 
 # The name a person types, the module below ringstone.cli, and its function (None: the module's `app`).
 _COMMANDS: dict[str, tuple[str, str | None]] = {
-    "gateway": ("gateway", "gateway"),
+    "gateway": ("gateway", None),
     "pool": ("pool", None),
     "volume": ("volume", None),
+    "reactor": ("reactor", None),
     "bench": ("bench", None),
     "top": ("top", "top"),
     "status": ("status", "status"),
