@@ -69,9 +69,8 @@ def test_the_load_ends_when_it_is_released(gateway: GatewayProcess) -> None:
         pass
     report = running.report
     assert report.passed, report.findings
-    assert report.operations.write > 0
     assert report.seconds < 600
-    assert sum(report.operations.model_dump().values()) <= 2000 * report.seconds + 4
+    assert 4 <= sum(report.operations.model_dump().values()) <= 2000 * report.seconds + 4
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
