@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 
+from ringstone.client import GatewayClient
 from ringstone.errors import RingstoneError
 from ringstone.models import Faults, PoolCreate
 from tests.framework.gateway import GatewayProcess
@@ -66,9 +67,47 @@ def test_the_load_ends_when_it_is_released(gateway: GatewayProcess) -> None:
     volume = gateway.serve("disk", queues=4)
     with running_pattern(volume.socket, rate=2000) as running:
         pass
-    assert running.report.passed, running.report.findings
-    assert running.report.operations.write > 0
-    assert running.report.seconds < 600
+    report = running.report
+    assert report.passed, report.findings
+    assert report.seconds < 600
+    assert 4 <= sum(report.operations.model_dump().values()) <= 2000 * report.seconds + 4
+
+
+@pytest.mark.parametrize("kind", ["memory", "file"])
+def test_the_load_goes_on_over_a_restart_of_the_gateway(gateway: GatewayProcess, kind: str) -> None:
+    volume = gateway.serve("disk", kind=kind, queues=4)
+    with running_pattern(volume.socket) as running:
+        for _ in range(2):
+            gateway.restart()
+            gateway.wait_for("the load to be back", load_is_back)
+    report = running.report
+    assert report.passed, report.findings
+    assert report.reconnects == len(report.outages) == 2
+    for outage in report.outages:
+        assert any(
+            gap.start_ns < outage.start_ns + outage.duration_ns
+            and outage.start_ns < gap.start_ns + gap.duration_ns
+            for gap in report.gaps
+        )
+    assert report.blocks_checked == report.blocks_written > 0
+
+
+def load_is_back(client: GatewayClient) -> bool:
+    return client.attachments()[0].state == "running"
+
+
+def test_a_gateway_that_forgets_what_it_acknowledged_is_noticed(gateway: GatewayProcess) -> None:
+    """Or the test above would pass on one."""
+    volume = gateway.serve("disk", kind="file", queues=4)
+    with running_pattern(volume.socket) as running:
+        gateway.stop()
+        backing = gateway.state_dir / "pools/file/disk.raw"
+        backing.write_bytes(bytes(backing.stat().st_size))
+        gateway.start()
+        gateway.wait_for("the load to be back", load_is_back)
+    assert not running.report.passed
+    assert running.report.lost > 0
+    assert running.report.reconnects == 1
 
 
 def test_what_the_gateway_does_not_offer_is_named(gateway: GatewayProcess) -> None:

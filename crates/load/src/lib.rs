@@ -2,9 +2,10 @@
 //!
 //! The virtio side (vhost-user messages, virtqueue layout and ring handling) comes from the crate `virtio-driver`,
 //! which shares nothing with this project's backend; so what passes here passes with somebody else's reading of the
-//! specification. A job enters as JSON ([`run_json`], [`limit_json`]), runs on threads of its own that are bound to
-//! the cores it names, and leaves as JSON. All payload memory belongs to this side: the backend maps it, and it
-//! is unmapped only after the connection is closed.
+//! specification. The pattern job, which outlives its backend, takes the messages from rust-vmm's `vhost`. A job
+//! enters as JSON ([`run_json`], [`limit_json`]), runs on threads of its own that are bound to the cores it names, and
+//! leaves as JSON. All payload memory belongs to this side: the backend maps it, and it is unmapped only after the
+//! connection is closed.
 
 mod affinity;
 mod clock;

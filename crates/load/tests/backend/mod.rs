@@ -1,6 +1,5 @@
-//! A vhost-user-blk backend small enough to be wrong on command. It lives in the test's process, so the addresses in
-//! the rings are its own; it serves one request after the other, in order, so the used index tells where it was when it
-//! is "killed", which is to drop its socket between two requests.
+//! A vhost-user-blk backend small enough to be wrong on command. It serves one request after the other, in order, so the
+//! used index tells where it was when it is "killed", which is to drop its socket between two requests.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -108,12 +107,39 @@ struct Vring {
     enabled: bool,
 }
 
+/// A memory region of the frontend, mapped.
+struct Region {
+    guest: usize,
+    len: usize,
+    base: usize,
+}
+
+impl Region {
+    fn map(guest: usize, len: usize, file: &File) -> Self {
+        let (rights, fd) = (libc::PROT_READ | libc::PROT_WRITE, file.as_raw_fd());
+        // SAFETY: a fresh mapping of the frontend's file, which `drop` unmaps.
+        let base = unsafe { libc::mmap(std::ptr::null_mut(), len, rights, libc::MAP_SHARED, fd, 0) };
+        assert_ne!(base, libc::MAP_FAILED);
+        Self { guest, len, base: base as usize }
+    }
+}
+
+impl Drop for Region {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map`; the device reads no address of it after it has given it up.
+        unsafe { libc::munmap(self.base as *mut libc::c_void, self.len) };
+    }
+}
+
 struct Device {
     behaviour: Behaviour,
     stop: Arc<AtomicBool>,
     volume: Vec<u8>,
     vrings: Vec<Vring>,
+    memory: Vec<Region>,
     inflight: Option<File>,
+    /// Whether this session's frontend has given the region back.
+    given: bool,
     served: u64,
     kills: u64,
     started_before: bool,
@@ -125,8 +151,25 @@ type Chain = Vec<(usize, usize, bool)>;
 impl Device {
     fn new(behaviour: Behaviour, stop: Arc<AtomicBool>) -> Self {
         let vrings = (0..behaviour.queues).map(|_| Vring::default()).collect();
-        let volume = vec![0; CAPACITY];
-        Self { behaviour, stop, volume, vrings, inflight: None, served: 0, kills: 0, started_before: false }
+        Self {
+            behaviour,
+            stop,
+            volume: vec![0; CAPACITY],
+            vrings,
+            memory: Vec::new(),
+            inflight: None,
+            given: false,
+            served: 0,
+            kills: 0,
+            started_before: false,
+        }
+    }
+
+    /// Where the frontend's address lies here.
+    fn at(&self, guest: usize) -> usize {
+        let inside = |region: &&Region| (region.guest..region.guest + region.len).contains(&guest);
+        let region = self.memory.iter().find(inside).expect("an address in the frontend's memory");
+        guest - region.guest + region.base
     }
 
     fn stopped(&self) -> bool {
@@ -149,6 +192,7 @@ impl Device {
     fn session(&mut self, stream: &UnixStream) {
         stream.set_nonblocking(true).unwrap();
         self.vrings.iter_mut().for_each(|vring| (vring.enabled, vring.call) = (false, None));
+        self.given = false;
         let until = self.served + self.behaviour.killed_every;
         while !self.stopped() {
             match self.message(stream) {
@@ -228,11 +272,20 @@ impl Device {
                 let features = EVENT_IDX | PROTOCOL_FEATURES | VERSION_1 | FLUSH | MQ | packed;
                 return Some(features.to_le_bytes().to_vec());
             }
+            5 => {
+                let region =
+                    |index: usize| (long(8 + index * 32 + 16) as usize, long(8 + index * 32 + 8) as usize);
+                let regions = files.drain(..).enumerate().map(|(index, file)| {
+                    let (guest, len) = region(index);
+                    Region::map(guest, len, &file)
+                });
+                self.memory = regions.collect();
+            }
             8 => self.vrings[word(0) as usize].size = word(4) as u16,
             9 => {
+                let [descriptors, device, driver] = [8, 16, 24].map(|field| self.at(long(field) as usize));
                 let vring = &mut self.vrings[word(0) as usize];
-                (vring.descriptors, vring.device, vring.driver) =
-                    (long(8) as usize, long(16) as usize, long(24) as usize);
+                (vring.descriptors, vring.device, vring.driver) = (descriptors, device, driver);
             }
             10 if packed => {
                 assert_eq!(word(4), 0x8000_8000, "a packed ring starts at 0 with both wrap counters 1");
@@ -250,6 +303,7 @@ impl Device {
             }
             17 => return Some((self.vrings.len() as u64).to_le_bytes().to_vec()),
             18 => {
+                assert!(self.given == keeps_inflight, "the in-flight region comes before the rings");
                 self.started_before = true;
                 self.vrings[word(0) as usize].enabled = word(4) == 1;
             }
@@ -270,7 +324,7 @@ impl Device {
             32 => {
                 let inode = |file: &File| file.metadata().unwrap().ino();
                 assert_eq!(inode(&files.pop().unwrap()), inode(self.inflight.as_ref().unwrap()));
-                assert!(self.vrings.iter().all(|vring| !vring.enabled), "the region comes before the rings");
+                self.given = true;
             }
             36 => return Some(64u64.to_le_bytes().to_vec()),
             _ => {}
@@ -344,7 +398,7 @@ impl Device {
 
     /// Bytes written to the frontend's memory.
     fn execute(&mut self, number: u64, chain: &Chain) -> u32 {
-        let (header, status) = (chain[0].0, chain[chain.len() - 1].0);
+        let (header, status) = (self.at(chain[0].0), self.at(chain[chain.len() - 1].0));
         let (kind, sector) = (load::<u32>(header), load::<u64>(header + 8) as usize);
         let fault = self.behaviour.fault;
         let since = |first: u64| number >= first;
@@ -352,6 +406,7 @@ impl Device {
         let mut written = 1;
         let failing = matches!(fault, Fault::Fail(first) if since(first));
         for &(address, len, writable) in &chain[1..chain.len() - 1] {
+            let address = self.at(address);
             let volume = self.volume.as_mut_ptr().wrapping_add(at);
             assert!(at + len <= CAPACITY);
             match kind {
@@ -360,7 +415,7 @@ impl Device {
                     let other = matches!(fault, Fault::ReadOther(first) if since(first));
                     let from = self.volume.as_ptr().wrapping_add(if other { at ^ len } else { at });
                     assert!(writable);
-                    // SAFETY: the frontend's buffer is in this process and its own to give; the range is in the volume.
+                    // SAFETY: the buffer lies in the frontend's memory, mapped here; the range lies in the volume.
                     unsafe { std::ptr::copy_nonoverlapping(from, address as *mut u8, len) };
                     written += len as u32;
                 }
@@ -409,7 +464,7 @@ impl Device {
 }
 
 fn load<T: Copy>(address: usize) -> T {
-    // SAFETY: the addresses are those of the frontend's rings and buffers, in this process.
+    // SAFETY: the addresses are of rings and requests in the frontend's memory, mapped here.
     unsafe { std::ptr::read_volatile(address as *const T) }
 }
 
