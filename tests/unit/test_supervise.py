@@ -30,6 +30,9 @@ for line in orders:
     order, _, value = line.strip().partition(" ")
     if order == "exit":
         os._exit(int(value))
+    if order == "answer":
+        print("here", file=orders, flush=True)
+        continue
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
         manager.connect(address)
         manager.send(value.replace("|", "\\n").encode())
@@ -50,6 +53,9 @@ class Stub:
 
     def tell(self, order: str) -> None:
         print(order, file=self._orders, flush=True)
+
+    def hear(self) -> str:
+        return self._orders.readline().strip()
 
     def notify(self, state: str) -> None:
         self.tell(f"notify {state}")
@@ -317,5 +323,5 @@ def test_children_outlive_a_supervisor_that_is_killed(supervised: Supervised) ->
     supervised.ready(child)
     supervised.process.kill()
     supervised.process.wait()
-    child.notify("STATUS=to nobody")
-    assert child.running()
+    child.tell("answer")
+    assert child.hear() == "here"
