@@ -112,7 +112,5 @@ def test_a_gateway_that_forgets_what_it_acknowledged_is_noticed(gateway: Gateway
 
 def test_what_the_gateway_does_not_offer_is_named(gateway: GatewayProcess) -> None:
     volume = gateway.serve("disk", queues=2)
-    with pytest.raises(RingstoneError, match="does not offer RING_PACKED"):
-        run_pattern(volume.socket, queues=2, packed=True)
     with pytest.raises(RingstoneError, match="offers 2 queue"):
         run_pattern(volume.socket, queues=3)

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib import import_module
 from pathlib import Path
 
 from ringstone.errors import ExistsError, GoneError, error_of_os
@@ -23,6 +24,7 @@ from ringstone.gateway.handover import HandoverServer, adopt_locks, lent, take_o
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import Watchdog, watchdog_interval
 from ringstone.gateway.service import Service
+from ringstone.gateway.starts import Starts, hold_back
 from ringstone.stats import StatsPage
 from ringstone.store import SqliteStore
 
@@ -39,9 +41,10 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
     with ExitStack() as stack:
         _make_directories(config)
         arrival = None
+        starts = Starts(config.run_dir / "starts")
         if takeover:
             # Whatever can go wrong or take long comes first: guests wait for nothing of it.
-
+            import_module("ringstone.gateway.server")
             SqliteStore.check(config.database)
             _leave_cores_to_reactors(config)
             arrival = take_over(config)
@@ -50,6 +53,9 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             take_over_stderr(arrival)
         else:
             locks = {path: stack.enter_context(_sole_gateway(path)) for path in config.locks}
+            if not hold_back(starts):
+                log.info("The gateway has stopped.")
+                return
             _leave_cores_to_reactors(config)
         store = SqliteStore(config.database)
         stack.callback(store.close)
@@ -105,6 +111,8 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
         raise GoneError(
             "The upgrade was lost after the word to go. Start the gateway again: no request is lost."
         )
+    if not successor.left:
+        starts.forget()
     log.info("The gateway has %s.", "been taken over" if successor.left else "stopped")
 
 
