@@ -15,6 +15,7 @@ use ringstone_volume::Volume;
 use crate::attachment::Attachment;
 use crate::backend::BackendSpec;
 use crate::control::{Call, Control, ControlParts, OpenVolume};
+use crate::descriptors;
 use crate::error::EngineError;
 use crate::events::{Event, Events, Level};
 use crate::placement::Reactors;
@@ -119,6 +120,7 @@ impl Engine {
         if settings.cores.is_empty() {
             return Err(EngineError::NoCores);
         }
+        descriptors::make_room(descriptors::AT_START);
         let system = |what| move |source| EngineError::System { what, source };
         let bell = || {
             EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)

@@ -15,6 +15,7 @@
 //! | `placement.rs`, `topology.rs` | which reactor a queue goes to, and on which NUMA node it is |
 //! | `balancer.rs` | when a queue should move |
 //! | `handover/` | going on in another process |
+//! | `descriptors.rs` | room in the table of file descriptors |
 //! | `device.rs` | the virtio-blk device a session shows |
 //! | `backend.rs` | what a volume's JSON description opens |
 //! | `events.rs` | the log the control API reads |
@@ -23,6 +24,7 @@ mod attachment;
 mod backend;
 mod balancer;
 mod control;
+mod descriptors;
 mod device;
 mod engine;
 mod error;

@@ -8,6 +8,7 @@ and signals; nothing here runs by the clock but the watchdog.
 import fcntl
 import logging
 import os
+import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
     check_socket(config.socket)
     started_ns = time.time_ns()
     with ExitStack() as stack:
+        _raise_limits()
         _make_directories(config)
         arrival = None
         starts = Starts(config.run_dir / "starts")
@@ -129,6 +131,13 @@ def _waiting_for_backings(service: Service, seconds: float) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+
+
+def _raise_limits() -> None:
+    """A queue takes some descriptors and a guest's memory some more: all that the system allows, as the soft
+    limit is low for programs that use select(2)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _make_directories(config: GatewayConfig) -> None:

@@ -17,6 +17,7 @@ use super::format::{
 use super::{monotonic_ns, ANSWER};
 use crate::attachment::Attachment;
 use crate::control::{frontend_event, Control, OpenVolume};
+use crate::descriptors;
 use crate::engine::{Engine, EngineSettings, VolumeSpec};
 use crate::error::EngineError;
 use crate::frontend::Live;
@@ -49,11 +50,13 @@ impl Takeover {
     /// It does not answer or hands over in a format of another time.
     pub fn greet(stream: UnixStream, version: &str) -> Result<Self, EngineError> {
         let mut link = Link::new(stream, ANSWER).map_err(failed)?;
-        let hello = Greeting { version: version.into(), formats: vec![FORMAT] };
+        let hello = Greeting { version: version.into(), formats: vec![FORMAT], descriptors: 0 };
         let body = serde_json::to_vec(&hello).map_err(failed)?;
         link.send(kind::HELLO, &body, std::iter::empty()).map_err(failed)?;
         let (body, _) = next(&mut link, kind::WELCOME)?;
         let welcome: Greeting = serde_json::from_slice(&body).map_err(failed)?;
+        // Twice what the old process has: mappings, io_urings and duplicates come on top.
+        descriptors::make_room((2 * welcome.descriptors).max(descriptors::AT_START));
         Ok(Self { link, old_version: welcome.version })
     }
 

@@ -34,6 +34,9 @@ pub struct Greeting {
     pub version: String,
     /// Formats that the sender reads and writes.
     pub formats: Vec<u32>,
+    /// Of the old process, how many file descriptors it has open: what the new one makes room for.
+    #[serde(default)]
+    pub descriptors: usize,
 }
 
 /// REFUSED, from either.

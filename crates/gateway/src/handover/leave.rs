@@ -15,6 +15,7 @@ use super::format::{
 use super::{monotonic_ns, ANSWER};
 use crate::attachment::Attachment;
 use crate::control::{Control, OpenVolume};
+use crate::descriptors;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::frontend::Live;
@@ -85,10 +86,13 @@ impl Engine {
             refuse(&mut link, &reason);
             return Err(failed(reason));
         }
-        let welcome = Greeting { version: version.into(), formats: vec![FORMAT] };
+        let welcome =
+            Greeting { version: version.into(), formats: vec![FORMAT], descriptors: descriptors::open() };
         let body = serde_json::to_vec(&welcome).map_err(failed)?;
         link.send(kind::WELCOME, &body, std::iter::empty()).map_err(failed)?;
         expect(&mut link, kind::READY)?;
+        // All that goes over is duplicated once, and the bitmaps of drives come on top.
+        descriptors::make_room((3 * descriptors::open()).max(descriptors::AT_START));
 
         let stopped_ns = monotonic_ns();
         let outcome = self.hand_over_stopped(&mut link, version, extras, drain, stopped_ns);
