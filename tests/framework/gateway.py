@@ -130,7 +130,7 @@ class GatewayProcess:
         self._process, self._manager = process, manager
         return self
 
-    def _await_ready(self, process: subprocess.Popen[bytes], notify: socket.socket) -> None:
+    def _await_ready(self, process: subprocess.Popen[bytes] | Successor, notify: socket.socket) -> None:
         ended = os.pidfd_open(process.pid)
         deadline = time.monotonic() + _START_SECONDS
         try:

@@ -83,6 +83,7 @@ def test_the_schema_describes_every_noun_and_every_error(api: Api) -> None:
         "gateway",
         "health",
         "pools",
+        "reactors",
         "stats",
         "volumes",
     }

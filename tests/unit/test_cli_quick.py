@@ -15,6 +15,7 @@ from ringstone.cli.quick import GatewayFlags, gateway_flags
 EVERYTHING = [
     *("--config", "a.toml", "--cores", "1,4-5", "--idle-us=7", "--state-dir", "s", "--run-dir=/r"),
     *("--log-level", "debug", "--backing-wait-s", "3", "--supervise", "--allow-test-pools"),
+    *("--takeover", "--no-balance"),
 ]
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from ringstone.errors import BusyError, ExistsError, NotFoundError, StateError
 from ringstone.store import AttachmentRecord, PoolRecord, SqliteStore, VolumeRecord, VolumeState
+from ringstone.store import sqlite as sqlite_store
 from ringstone.store.migrations import SCHEMA_VERSION
 
 POOL = PoolRecord("p", "file", "/pool", 1 << 30, 1, {"direct": "auto"})
@@ -236,3 +237,27 @@ def test_a_file_that_is_no_database_is_refused(path: Path) -> None:
 def test_a_directory_that_is_missing_is_told(tmp_path: Path) -> None:
     with pytest.raises(StateError, match="cannot be used"):
         SqliteStore(tmp_path / "missing" / "ringstone.db")
+
+
+def test_a_newer_schema_leaves_a_copy_for_the_release_before(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever rolls back puts it in place again."""
+    first = SqliteStore(path)
+    filled(first)
+    first.close()
+    newer = (*sqlite_store.MIGRATIONS, ("ALTER TABLE pools ADD COLUMN colour TEXT",))
+    with monkeypatch.context() as future:
+        future.setattr(sqlite_store, "MIGRATIONS", newer)
+        future.setattr(sqlite_store, "SCHEMA_VERSION", len(newer))
+        SqliteStore.check(path)
+        second = SqliteStore(path)
+        assert [pool.name for pool in second.pools()] == ["p"]
+        second.close()
+    with pytest.raises(StateError, match=f"schema {len(newer)}"):
+        SqliteStore.check(path)
+    copy = path.with_name(f"{path.name}.schema{SCHEMA_VERSION}")
+    SqliteStore.check(copy)
+    old = SqliteStore(copy)
+    assert (old.pools(), old.volumes(), old.attachments()) == ([POOL], [VOLUME], [ATTACHMENT])
+    old.close()

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import sqlite3
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,8 @@ from pathlib import Path
 from ringstone.errors import BusyError, ExistsError, NotFoundError, StateError
 from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
 from ringstone.store.records import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
+
+log = logging.getLogger("ringstone.gateway")
 
 
 def _refuse_newer(path: Path, schema: int) -> None:
@@ -63,7 +66,27 @@ class SqliteStore:
             "Check the disk and the file's permissions, or restore it from a backup."
         )
 
+    def _keep_a_copy(self) -> None:
+        """Of a database that is about to get a newer schema, for whoever goes back to the release before."""
+        try:
+            row = self._db.execute("SELECT version FROM schema_version").fetchone()
+        except sqlite3.OperationalError:
+            return  # a new database
+        version = int(row["version"]) if row else 0
+        if not 0 < version < SCHEMA_VERSION:
+            return
+        copy = self._path.with_name(f"{self._path.name}.schema{version}")
+        copy.unlink(missing_ok=True)
+        self._db.execute("VACUUM INTO ?", (str(copy),))
+        log.warning(
+            "The state database gets schema %d; a copy with schema %d, for the release before, is %s.",
+            SCHEMA_VERSION,
+            version,
+            copy,
+        )
+
     def _migrate(self) -> None:
+        self._keep_a_copy()
         with self.transaction():
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS schema_version (one INTEGER PRIMARY KEY CHECK (one = 1), version "
