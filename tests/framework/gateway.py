@@ -107,17 +107,28 @@ class GatewayProcess:
 
     def _await_ready(self, process: subprocess.Popen[bytes], notify: socket.socket) -> None:
         ended = os.pidfd_open(process.pid)
+        deadline = time.monotonic() + _START_SECONDS
         try:
-            ready, _, _ = select.select([notify.fileno(), ended], [], [], _START_SECONDS)
+            while True:
+                rest = max(0.0, deadline - time.monotonic())
+                ready, _, _ = select.select([notify.fileno(), ended], [], [], rest)
+                if notify.fileno() not in ready:
+                    break
+                told = notify.recv(256)
+                if told == b"READY=1":
+                    return
+                if not told.startswith((b"EXTEND_TIMEOUT_USEC=", b"WATCHDOG=1")):
+                    raise GatewayFailedError(f"The gateway said {told!r} instead of READY=1.\n{self.log()}")
         finally:
             os.close(ended)
-        if notify.fileno() in ready:
-            told = notify.recv(256)
-            if told == b"READY=1":
-                return
-            raise GatewayFailedError(f"The gateway said {told!r} instead of READY=1.\n{self.log()}")
         what = f"ended with {process.wait()}" if ready else f"was not ready in {_START_SECONDS} s"
         raise GatewayFailedError(f"The gateway {what}.\n{self.log()}")
+
+    def wait_ready(self) -> None:
+        """Until a supervised gateway, started again, says READY=1."""
+        assert self._process is not None, "the gateway has not been started"
+        assert self._manager is not None
+        self._await_ready(self._process, self._manager)
 
     def run_to_end(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the same command once more with further `arguments`, where it must end by itself."""

@@ -233,3 +233,38 @@ def test_a_gateway_that_cannot_start_says_why(
     assert done.returncode == code, done.stderr
     assert message in done.stderr.splitlines()[-1]
     assert "Traceback" not in done.stderr
+
+
+def test_a_gateway_that_crashes_in_a_row_slows_itself_down_and_says_so(gateway: GatewayProcess) -> None:
+    attachment = gateway.serve("v")
+    for _ in range(5):
+        gateway.kill()
+        gateway.start()
+        assert connects(attachment)
+    warnings = [line for line in gateway.log().splitlines() if "times in a row" in line]
+    assert [line[line.index("it waits") :].split(" before")[0] for line in warnings] == [
+        "it waits 0.2 s",
+        "it waits 0.4 s",
+        "it waits 0.8 s",
+    ]
+    gateway.restart()
+    gateway.kill()
+    gateway.start()
+    assert gateway.log().count("times in a row") == 3
+
+
+def test_a_supervised_gateway_comes_back_after_a_crash_and_stops_when_told() -> None:
+    with GatewayProcess("--supervise") as gateway:
+        gateway.start()
+        attachment = gateway.serve("v")
+        with gateway.client() as client:
+            first = client.info().pid
+            assert first != gateway.pid
+            os.kill(first, signal.SIGKILL)
+        gateway.wait_ready()
+        with gateway.client() as client:
+            assert client.info().pid not in (first, gateway.pid)
+        assert connects(attachment)
+        gateway.stop()
+        assert not connects(attachment)
+        assert "ended by SIGKILL without being asked" in gateway.log()

@@ -1,12 +1,16 @@
 """From the flags of `ringstone gateway` to the running process."""
 
+import os
+import sys
 from pathlib import Path
 
 from ringstone.cli.quick import GatewayFlags
 
 
 def start_gateway(flags: GatewayFlags) -> None:
-    """Runs until the gateway is told to stop."""
+    """Runs until the gateway, or its supervisor, is told to stop."""
+    if "supervise" in flags.switches:
+        _become_supervisor()
     from ringstone.gateway.config import load_config
     from ringstone.gateway.daemon import run_gateway
 
@@ -16,3 +20,13 @@ def start_gateway(flags: GatewayFlags) -> None:
         allow_test_pools="allow_test_pools" in flags.switches,
     )
     run_gateway(config)
+
+
+def _become_supervisor() -> None:
+    """This process becomes ringstone.gateway.supervise, with nothing of ours loaded, for the same command line
+    without --supervise."""
+    supervisor = Path(__file__).parents[1] / "gateway" / "supervise.py"
+    rest = [argument for argument in sys.argv[1:] if argument != "--supervise"]
+    # -P: the directory it happens to be started in is no place to import from.
+    gateway = [sys.executable, "-P", "-m", "ringstone", *rest]
+    os.execv(sys.executable, [sys.executable, "-I", "-S", str(supervisor), "--", *gateway])

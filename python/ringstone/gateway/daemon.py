@@ -22,6 +22,7 @@ from ringstone.gateway.events import EventLog
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import Watchdog, watchdog_interval
 from ringstone.gateway.service import Service
+from ringstone.gateway.starts import Starts, hold_back
 from ringstone.stats import StatsPage
 from ringstone.store import SqliteStore
 
@@ -38,6 +39,10 @@ def run_gateway(config: GatewayConfig) -> None:
         _make_directories(config)
         for path in config.locks:
             stack.enter_context(_sole_gateway(path))
+        starts = Starts(config.run_dir / "starts")
+        if not hold_back(starts):
+            log.info("The gateway has stopped.")
+            return
         _leave_cores_to_reactors(config)
         store = SqliteStore(config.database)
         stack.callback(store.close)
@@ -68,6 +73,7 @@ def run_gateway(config: GatewayConfig) -> None:
 
         context = ApiContext(config, service, stats, engine_version(), started_ns)
         serve_api(config, context, engine, events)
+    starts.forget()
     log.info("The gateway has stopped.")
 
 
