@@ -93,6 +93,9 @@ class Engine:
     def detach(self, name: str, *, force: bool = False) -> None:
         """Stop listening, drain, close. Error busy while a frontend is connected, unless `force`."""
     def attachments(self) -> list[AttachmentInfo]: ...
+    def watchdog(self, socket: str, interval_ms: int) -> None:
+        """Say WATCHDOG=1 to the service manager at `socket` (NOTIFY_SOCKET: a path, or "@name") every `interval_ms`,
+        while every polling reactor also turns; one that is stuck becomes an event. Ends with stop(); takes no GIL."""
     def event_fd(self) -> int:
         """An eventfd that is readable while drain_events() has something; owned by the engine."""
     def drain_events(self) -> list[Event]: ...

@@ -1,6 +1,7 @@
 //! `ringstone._engine`: the one module that knows Python. Every call that may wait releases the GIL; reactors never see it.
 
 use std::path::PathBuf;
+use std::time::Duration;
 
 use pyo3::create_exception;
 use pyo3::exceptions::PyException;
@@ -116,6 +117,11 @@ impl Engine {
             list.append(row)?;
         }
         Ok(list)
+    }
+
+    fn watchdog(&self, py: Python<'_>, socket: &str, interval_ms: u64) -> PyResult<()> {
+        py.detach(|| self.0.watchdog(socket, Duration::from_millis(interval_ms)))
+            .map_err(|e| engine_error(py, &e))
     }
 
     fn event_fd(&self) -> i32 {

@@ -4,10 +4,11 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringstone_reactor::{ReactorHandle, ReactorSettings};
-use ringstone_telemetry::{Clock, StatsPage};
+use ringstone_telemetry::{Clock, ReactorView, StatsPage};
 use ringstone_volume::Volume;
 
 use crate::attachment::Attachment;
@@ -16,6 +17,7 @@ use crate::control::{Call, Control};
 use crate::error::EngineError;
 use crate::events::{Event, Events};
 use crate::placement::Reactors;
+use crate::watchdog::Watchdog;
 
 /// How an engine is to run.
 #[derive(Clone, Debug)]
@@ -83,6 +85,8 @@ pub struct Engine {
     bell: Arc<EventFd>,
     events: Events,
     thread: Mutex<Option<JoinHandle<()>>>,
+    reactors: Vec<ReactorView>,
+    watchdog: Mutex<Option<Watchdog>>,
 }
 
 impl Engine {
@@ -114,6 +118,7 @@ impl Engine {
                 Ok(ReactorHandle::start(settings, clock, page.reactor(index), Arc::new(control))?)
             })
             .collect::<Result<Vec<_>, EngineError>>()?;
+        let reactors = (0..settings.cores.len()).map(|index| page.view(index)).collect();
         let (calls, receiver) = channel();
         let calls_bell = Arc::new(bell()?);
         let control = Control::new(
@@ -134,6 +139,8 @@ impl Engine {
             bell: calls_bell,
             events,
             thread: Mutex::new(Some(thread)),
+            reactors,
+            watchdog: Mutex::new(None),
         })
     }
 
@@ -281,6 +288,18 @@ impl Engine {
         Ok(all)
     }
 
+    /// Say `WATCHDOG=1` to the service manager at `socket` (a path, or `@name`) every `interval` while the reactors turn, until
+    /// the engine is stopped.
+    ///
+    /// # Errors
+    /// The address cannot be one, or there is no thread to be had.
+    pub fn watchdog(&self, socket: &str, interval: Duration) -> Result<(), EngineError> {
+        let watchdog = Watchdog::start(self.reactors.clone(), self.events.clone(), socket, interval)
+            .map_err(|source| EngineError::System { what: "starting the watchdog", source })?;
+        *self.watchdog.lock().unwrap_or_else(|e| e.into_inner()) = Some(watchdog);
+        Ok(())
+    }
+
     /// The eventfd that is readable while there are events.
     pub fn event_fd(&self) -> i32 {
         self.events.fd()
@@ -292,6 +311,8 @@ impl Engine {
 
     /// Detach everything and end all threads. Does nothing the second time.
     pub fn stop(&self) {
+        // First: a reactor that ends turns no more, and the service manager has its own limit for a stop.
+        self.watchdog.lock().unwrap_or_else(|e| e.into_inner()).take();
         let attached = self.attachments().unwrap_or_default();
         for attachment in attached {
             // Detached meanwhile by somebody else: as good.

@@ -14,6 +14,7 @@
 //! | `device.rs` | the virtio-blk device a session shows |
 //! | `backend.rs` | what a volume's JSON description opens |
 //! | `events.rs` | the log the control API reads |
+//! | `watchdog.rs` | signs of life to the service manager |
 
 mod attachment;
 mod backend;
@@ -23,6 +24,7 @@ mod engine;
 mod error;
 mod events;
 mod placement;
+mod watchdog;
 
 pub use backend::BackendSpec;
 pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, VolumeInfo, VolumeSpec};

@@ -12,4 +12,6 @@ mod page;
 pub use clock::Clock;
 pub use error::TelemetryError;
 pub use histogram::{bucket_lower_edge, bucket_of, BUCKETS};
-pub use page::{Latency, QueueCounter, QueueStats, ReactorCounter, ReactorStats, StatsPage, MAX_QUEUE_SLOTS};
+pub use page::{
+    Latency, QueueCounter, QueueStats, ReactorCounter, ReactorStats, ReactorView, StatsPage, MAX_QUEUE_SLOTS,
+};

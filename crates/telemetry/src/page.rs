@@ -175,6 +175,12 @@ impl StatsPage {
         ReactorStats { base: HEADER_SIZE + index * REACTOR_SLOT, map: self.map.clone() }
     }
 
+    /// Reactor `index` as others see it.
+    pub fn view(&self, index: usize) -> ReactorView {
+        assert!(index < self.reactors, "reactor {index} of {}", self.reactors);
+        ReactorView { base: HEADER_SIZE + index * REACTOR_SLOT, map: self.map.clone() }
+    }
+
     /// Take a slot for queue `index` of `volume`; it is zeroed, and given back when the handle is dropped.
     ///
     /// # Errors
@@ -225,6 +231,36 @@ impl ReactorStats {
 
     pub fn set_asleep(&self, asleep: bool) {
         self.map.u32_at(self.base + 4).store(if asleep { 2 } else { 1 }, Ordering::Relaxed);
+    }
+}
+
+/// A reactor's counters, for reading.
+#[derive(Clone)]
+pub struct ReactorView {
+    map: Arc<Map>,
+    base: usize,
+}
+
+impl ReactorView {
+    pub fn core(&self) -> u32 {
+        self.map.u32_at(self.base).load(Ordering::Relaxed)
+    }
+
+    /// It has started and is not asleep.
+    pub fn polling(&self) -> bool {
+        self.map.u32_at(self.base + 4).load(Ordering::Relaxed) == 1
+    }
+
+    pub fn turns(&self) -> u64 {
+        self.get(ReactorCounter::Turns)
+    }
+
+    pub fn wake_ups(&self) -> u64 {
+        self.get(ReactorCounter::WakeUps)
+    }
+
+    fn get(&self, counter: ReactorCounter) -> u64 {
+        self.map.u64_at(self.base + counter as usize).load(Ordering::Relaxed)
     }
 }
 
