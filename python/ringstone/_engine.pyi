@@ -143,6 +143,9 @@ class Engine:
         """Start a reactor on `core`; its index."""
     def remove_reactor(self, core: int) -> None:
         """Move every queue off the reactor on `core` and end it. Error busy when it is the last."""
+    def watchdog(self, socket: str, interval_ms: int) -> None:
+        """Say WATCHDOG=1 to the service manager at `socket` (NOTIFY_SOCKET: a path, or "@name") every `interval_ms`,
+        while every polling reactor also turns; one that is stuck becomes an event. Ends with stop(); takes no GIL."""
     def event_fd(self) -> int:
         """An eventfd that is readable while drain_events() has something; owned by the engine."""
     def drain_events(self) -> list[Event]: ...

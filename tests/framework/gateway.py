@@ -66,8 +66,15 @@ class GatewayProcess:
     Use it as a context manager: leaving it stops the process by its id and removes everything.
     """
 
-    def __init__(self, *arguments: str, cores: Sequence[int] | None = None, test_pools: bool = False) -> None:
-        """`arguments` are further flags of `ringstone gateway`; `cores` default to the last CPU."""
+    def __init__(
+        self,
+        *arguments: str,
+        cores: Sequence[int] | None = None,
+        test_pools: bool = False,
+        watchdog_ms: int | None = None,
+    ) -> None:
+        """`arguments` are further flags of `ringstone gateway`; `cores` default to the last CPU; `watchdog_ms`: how
+        long the service manager lets it be silent."""
         # Short, as the path of a Unix socket may have 107 bytes only.
         self.root = Path(tempfile.mkdtemp(prefix="ringstone-", dir="/tmp"))
         self.memory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
@@ -78,6 +85,7 @@ class GatewayProcess:
         self.log_path = self.root / "gateway.log"
         self.cores = list(cores) if cores is not None else [max(os.sched_getaffinity(0))]
         self._arguments = [*arguments, *(["--allow-test-pools"] if test_pools else [])]
+        self._watchdog = {} if watchdog_ms is None else {"WATCHDOG_USEC": str(watchdog_ms * 1000)}
         self._process: subprocess.Popen[bytes] | Successor | None = None
         # As a service manager has it: there for as long as the process.
         self._manager: socket.socket | None = None
@@ -116,7 +124,7 @@ class GatewayProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self.environment(NOTIFY_SOCKET=str(path)),
+                    env=self.environment(NOTIFY_SOCKET=str(path), **self._watchdog),
                 )
             try:
                 self._await_ready(process, manager)
@@ -154,6 +162,14 @@ class GatewayProcess:
         assert self._process is not None, "the gateway has not been started"
         assert self._manager is not None
         self._await_ready(self._process, self._manager)
+
+    def wait_sign_of_life(self) -> None:
+        """Until the service manager is told WATCHDOG=1 once more."""
+        assert self._manager is not None
+        ready, _, _ = select.select([self._manager], [], [], _EVENT_SECONDS)
+        told = self._manager.recv(256) if ready else b"nothing"
+        if told != b"WATCHDOG=1":
+            raise GatewayFailedError(f"The gateway said {told!r} instead of WATCHDOG=1.\n{self.log()}")
 
     def run_to_end(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         """Run the same command once more with further `arguments`, where it must end by itself."""

@@ -268,3 +268,10 @@ def test_a_supervised_gateway_comes_back_after_a_crash_and_stops_when_told() -> 
         gateway.stop()
         assert not connects(attachment)
         assert "ended by SIGKILL without being asked" in gateway.log()
+
+
+def test_signs_of_life_come_from_reactors_that_turn() -> None:
+    with GatewayProcess(watchdog_ms=20) as gateway:
+        gateway.start()
+        for _ in range(3):
+            gateway.wait_sign_of_life()

@@ -1,15 +1,12 @@
 """Talking to the service manager, without one."""
 
 import socket
-import struct
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ringstone.gateway.notify import Watchdog, sd_notify, watchdog_interval
-from ringstone.stats import StatsPage
-from tests.framework import stats_vector
+from ringstone.gateway.notify import sd_notify, watchdog_address
 
 
 @pytest.fixture
@@ -50,40 +47,12 @@ def test_a_manager_that_has_gone_is_no_error(
 
 
 def test_the_watchdog_runs_at_half_the_allowed_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("WATCHDOG_PID", raising=False)
-    monkeypatch.delenv("WATCHDOG_USEC", raising=False)
-    assert watchdog_interval() is None
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        monkeypatch.delenv(name, raising=False)
+    assert watchdog_address() is None
     monkeypatch.setenv("WATCHDOG_USEC", "30000000")
-    assert watchdog_interval() == 15
+    assert watchdog_address() is None
+    monkeypatch.setenv("NOTIFY_SOCKET", "@manager")
+    assert watchdog_address() == ("@manager", 15000)
     monkeypatch.setenv("WATCHDOG_PID", "1")
-    assert watchdog_interval() is None
-
-
-def test_a_polling_reactor_that_does_not_turn_is_not_alive(tmp_path: Path) -> None:
-    path = tmp_path / "stats"
-    path.write_bytes(stats_vector.golden_page())
-
-    def turn(reactor: int, turns: int) -> None:
-        with path.open("r+b") as file:
-            file.seek(stats_vector.REACTORS_AT + 256 * reactor + 32)
-            file.write(struct.pack("<Q", turns))
-
-    with StatsPage(path) as page:
-        watchdog = Watchdog(page, 15)
-        assert watchdog.alive()
-        # Reactor 0 polls and stands still; that reactor 1, asleep, stands still too is as it should be.
-        assert not watchdog.alive()
-        turn(0, 5)
-        assert watchdog.alive()
-        assert not watchdog.alive()
-
-
-def test_the_watchdog_sends_signs_of_life_and_stops(manager: socket.socket, tmp_path: Path) -> None:
-    path = tmp_path / "stats"
-    path.write_bytes(stats_vector.golden_page())
-    with StatsPage(path) as page:
-        watchdog = Watchdog(page, 0.001)
-        watchdog.start()
-        assert manager.recv(64) == b"WATCHDOG=1"
-        watchdog.stop()
-        assert not watchdog.is_alive()
+    assert watchdog_address() is None

@@ -12,7 +12,7 @@ import pytest
 from ringstone.errors import BusyError, ExistsError, NotFoundError, StateError
 from ringstone.store import AttachmentRecord, PoolRecord, SqliteStore, VolumeRecord, VolumeState
 from ringstone.store import sqlite as sqlite_store
-from ringstone.store.migrations import SCHEMA_VERSION
+from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
 
 POOL = PoolRecord("p", "file", "/pool", 1 << 30, 1, {"direct": "auto"})
 VOLUME = VolumeRecord("v", "0f0e0d0c-0b0a-4908-8706-050403020100", "p", 1 << 20, 512, VolumeState.READY, 2)
@@ -246,7 +246,7 @@ def test_a_newer_schema_leaves_a_copy_for_the_release_before(
     first = SqliteStore(path)
     filled(first)
     first.close()
-    newer = (*sqlite_store.MIGRATIONS, ("ALTER TABLE pools ADD COLUMN colour TEXT",))
+    newer = (*MIGRATIONS, ("ALTER TABLE pools ADD COLUMN colour TEXT",))
     with monkeypatch.context() as future:
         future.setattr(sqlite_store, "MIGRATIONS", newer)
         future.setattr(sqlite_store, "SCHEMA_VERSION", len(newer))

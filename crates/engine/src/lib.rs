@@ -218,6 +218,11 @@ impl Engine {
         Ok(list)
     }
 
+    fn watchdog(&self, py: Python<'_>, socket: &str, interval_ms: u64) -> PyResult<()> {
+        py.detach(|| self.0.watchdog(socket, Duration::from_millis(interval_ms)))
+            .map_err(|e| engine_error(py, &e))
+    }
+
     fn event_fd(&self) -> i32 {
         self.0.event_fd()
     }

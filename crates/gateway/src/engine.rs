@@ -4,12 +4,13 @@ use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Sender};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::Duration;
 
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringstone_reactor::{ReactorHandle, ReactorSettings};
-use ringstone_telemetry::{Clock, StatsPage};
+use ringstone_telemetry::{Clock, ReactorView, StatsPage, MAX_REACTORS};
 use ringstone_volume::Volume;
 
 use crate::attachment::Attachment;
@@ -20,6 +21,7 @@ use crate::error::EngineError;
 use crate::events::{Event, Events, Level};
 use crate::placement::Reactors;
 use crate::topology::Topology;
+use crate::watchdog::Watchdog;
 
 /// How an engine is to run.
 #[derive(Clone, Debug)]
@@ -109,6 +111,8 @@ pub struct Engine {
     reactors_bell: Arc<OwnedFd>,
     /// Reactors come and go one at a time.
     changing: Mutex<()>,
+    views: Vec<ReactorView>,
+    watchdog: Mutex<Option<Watchdog>>,
 }
 
 impl Engine {
@@ -138,6 +142,8 @@ impl Engine {
             let handle = ReactorHandle::start(own, clock, page.reactor(index), theirs.clone())?;
             reactors.put(index, *core, topology.node_of_core(*core), handle, page.reactor(index));
         }
+        // Slots that no reactor has yet look stopped.
+        let views = (0..MAX_REACTORS).map(|index| page.view(index)).collect();
         let (calls, receiver) = channel();
         let calls_bell = Arc::new(bell()?);
         let parts = ControlParts {
@@ -164,6 +170,8 @@ impl Engine {
             clock,
             reactors_bell: theirs,
             changing: Mutex::new(()),
+            views,
+            watchdog: Mutex::new(None),
         })
     }
 
@@ -388,6 +396,18 @@ impl Engine {
         Ok(all)
     }
 
+    /// Say `WATCHDOG=1` to the service manager at `socket` (a path, or `@name`) every `interval` while the reactors turn, until
+    /// the engine is stopped.
+    ///
+    /// # Errors
+    /// The address cannot be one, or there is no thread to be had.
+    pub fn watchdog(&self, socket: &str, interval: Duration) -> Result<(), EngineError> {
+        let watchdog = Watchdog::start(self.views.clone(), self.events.clone(), socket, interval)
+            .map_err(|source| EngineError::System { what: "starting the watchdog", source })?;
+        *self.watchdog.lock().unwrap_or_else(|e| e.into_inner()) = Some(watchdog);
+        Ok(())
+    }
+
     /// The eventfd that is readable while there are events.
     pub fn event_fd(&self) -> i32 {
         self.events.fd()
@@ -399,6 +419,8 @@ impl Engine {
 
     /// Detach everything and end all threads. Does nothing the second time.
     pub fn stop(&self) {
+        // First: a reactor that ends turns no more, and the service manager has its own limit for a stop.
+        self.watchdog.lock().unwrap_or_else(|e| e.into_inner()).take();
         let attached = self.attachments().unwrap_or_default();
         for attachment in attached {
             // Detached meanwhile by somebody else: as good.

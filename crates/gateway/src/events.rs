@@ -1,7 +1,7 @@
 //! The engine's log: a bounded list that the control API drains, and an eventfd that says when.
 
 use std::collections::VecDeque;
-use std::os::fd::{AsFd, AsRawFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd};
 use std::sync::{Arc, Mutex};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,6 +42,12 @@ pub struct Event {
 #[derive(Clone)]
 pub struct Events(Arc<Inner>);
 
+impl AsFd for Events {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.bell.as_fd()
+    }
+}
+
 struct Inner {
     lines: Mutex<(VecDeque<Event>, u64)>,
     bell: EventFd,
@@ -54,7 +60,7 @@ impl Events {
     }
 
     pub fn fd(&self) -> RawFd {
-        self.0.bell.as_fd().as_raw_fd()
+        self.as_fd().as_raw_fd()
     }
 
     pub fn log(&self, level: Level, volume: &str, message: impl Into<String>) {

@@ -19,6 +19,7 @@
 //! | `device.rs` | the virtio-blk device a session shows |
 //! | `backend.rs` | what a volume's JSON description opens |
 //! | `events.rs` | the log the control API reads |
+//! | `watchdog.rs` | signs of life to the service manager |
 
 mod attachment;
 mod backend;
@@ -35,6 +36,7 @@ mod moves;
 mod placement;
 mod serve;
 mod topology;
+mod watchdog;
 
 pub use backend::BackendSpec;
 pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, ReactorInfo, VolumeInfo, VolumeSpec};

@@ -13,6 +13,6 @@ pub use clock::Clock;
 pub use error::TelemetryError;
 pub use histogram::{bucket_lower_edge, bucket_of, BUCKETS};
 pub use page::{
-    Latency, QueueCounter, QueueReader, QueueStats, ReactorCounter, ReactorStats, StatsPage, MAX_QUEUE_SLOTS,
-    MAX_REACTORS,
+    Latency, QueueCounter, QueueReader, QueueStats, ReactorCounter, ReactorStats, ReactorView, StatsPage,
+    MAX_QUEUE_SLOTS, MAX_REACTORS,
 };

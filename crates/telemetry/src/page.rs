@@ -203,6 +203,12 @@ impl StatsPage {
         Ok(self.reactor(index))
     }
 
+    /// Slot `index` of the reactors as others see it, whether there is one or not.
+    pub fn view(&self, index: usize) -> ReactorView {
+        assert!(index < MAX_REACTORS, "reactor {index} of {MAX_REACTORS}");
+        ReactorView { base: HEADER_SIZE + index * REACTOR_SLOT, map: self.map.clone() }
+    }
+
     /// Take a slot for queue `index` of `volume`; it is zeroed, and given back when the handle is dropped.
     ///
     /// # Errors
@@ -261,6 +267,36 @@ impl ReactorStats {
     /// The thread has ended and the slot is free.
     pub fn set_removed(&self) {
         self.map.u32_at(self.base + 4).store(3, Ordering::Relaxed);
+    }
+}
+
+/// A reactor's counters, for reading.
+#[derive(Clone)]
+pub struct ReactorView {
+    map: Arc<Map>,
+    base: usize,
+}
+
+impl ReactorView {
+    pub fn core(&self) -> u32 {
+        self.map.u32_at(self.base).load(Ordering::Relaxed)
+    }
+
+    /// It has started and is not asleep.
+    pub fn polling(&self) -> bool {
+        self.map.u32_at(self.base + 4).load(Ordering::Relaxed) == 1
+    }
+
+    pub fn turns(&self) -> u64 {
+        self.get(ReactorCounter::Turns)
+    }
+
+    pub fn wake_ups(&self) -> u64 {
+        self.get(ReactorCounter::WakeUps)
+    }
+
+    pub fn get(&self, counter: ReactorCounter) -> u64 {
+        self.map.u64_at(self.base + counter as usize).load(Ordering::Relaxed)
     }
 }
 

@@ -2,7 +2,7 @@
 
 Lock, state, engine, restored attachments: guests get their disks back first. Only then is the control API
 imported, which takes longer than all before it, and started. After that Python only waits for requests, events
-and signals; nothing here runs by the clock but the watchdog.
+and signals; nothing here runs by the clock, and the watchdog is the engine's.
 """
 
 import fcntl
@@ -23,7 +23,7 @@ from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.handover import HandoverServer, adopt_locks, lent, take_over, take_over_stderr
 from ringstone.gateway.logs import set_up_logging
-from ringstone.gateway.notify import Watchdog, watchdog_interval
+from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.service import Service
 from ringstone.gateway.starts import Starts, hold_back
 from ringstone.stats import StatsPage
@@ -68,7 +68,9 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
                 config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
             )
             stack.callback(engine.stop)
-        stats = stack.enter_context(_open_stats(config.stats_path))
+        watchdog = watchdog_address()
+        if watchdog is not None:
+            engine.watchdog(*watchdog)
         events = EventLog()
         service = Service(
             store,
@@ -85,11 +87,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             service.restore()
         if service.waits_for_backings:
             stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
-        interval = watchdog_interval()
-        if interval is not None:
-            watchdog = Watchdog(stats, interval)
-            watchdog.start()
-            stack.callback(watchdog.stop)
+        stats = stack.enter_context(_open_stats(config.stats_path))
         # Late on purpose: see above.
         from ringstone.api.context import ApiContext
         from ringstone.gateway.server import ApiServer, listen

@@ -226,6 +226,11 @@ class Engine:
             for info in infos
         ]
 
+    def watchdog(self, socket: str, interval_ms: int) -> None:
+        """Tell the service manager at `socket` every `interval_ms` that the reactors turn, until stop()."""
+        with _translated():
+            self._engine.watchdog(socket, interval_ms)
+
     def event_fd(self) -> int:
         """Readable while drain_events() has something."""
         return self._engine.event_fd()

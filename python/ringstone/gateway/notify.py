@@ -3,9 +3,6 @@
 import logging
 import os
 import socket
-import threading
-
-from ringstone.stats import StatsPage
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -27,40 +24,11 @@ def sd_notify(state: str) -> None:
             log.warning("The service manager at NOTIFY_SOCKET does not take %s: %s.", state, error)
 
 
-def watchdog_interval() -> float | None:
-    """Seconds between two signs of life, half of what the service manager allows: sd_watchdog_enabled(3)."""
+def watchdog_address() -> tuple[str, int] | None:
+    """Where signs of life go, and the milliseconds between two, half of what the service manager allows:
+    sd_watchdog_enabled(3). None when it wants none."""
+    address = os.environ.get("NOTIFY_SOCKET")
     allowed = os.environ.get("WATCHDOG_USEC")
-    if not allowed or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+    if not address or not allowed or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
         return None
-    return int(allowed) / 2_000_000
-
-
-class Watchdog(threading.Thread):
-    """Signs of life for as long as every reactor that polls also turns.
-
-    It watches the reactors and not the control API: a slow API must never cost a guest its disk, but a
-    reactor that is stuck already has.
-    """
-
-    def __init__(self, stats: StatsPage, interval: float) -> None:
-        super().__init__(name="watchdog", daemon=True)
-        self._stats = stats
-        self._interval = interval
-        self._stopping = threading.Event()
-        self._turns: list[tuple[str, int]] = []
-
-    def alive(self) -> bool:
-        """Whether every reactor has turned, or slept, since the last call."""
-        now = [(reactor.state, reactor.turns) for reactor in self._stats.read().reactors]
-        stuck = any(new == old and new[0] == "polling" for old, new in zip(self._turns, now, strict=False))
-        self._turns = now
-        return not stuck
-
-    def run(self) -> None:
-        while not self._stopping.wait(self._interval):
-            if self.alive():
-                sd_notify("WATCHDOG=1")
-
-    def stop(self) -> None:
-        self._stopping.set()
-        self.join()
+    return address, max(1, int(allowed) // 2000)
