@@ -19,6 +19,7 @@ use crate::error::EngineError;
 use crate::events::{Events, Level};
 use crate::moves::BALANCE_EVERY;
 use crate::placement::Reactors;
+use crate::reaper::Reaper;
 use crate::topology::Topology;
 
 /// A call of the engine, run on the control thread.
@@ -56,6 +57,7 @@ pub struct Control {
     /// Whoever waits for every vring to be at rest.
     pub quiet: Option<Sender<()>>,
     pub epoll: Epoll,
+    pub reaper: Reaper,
     pub next_session: u64,
     calls: Receiver<Call>,
     calls_bell: Arc<EventFd>,
@@ -99,6 +101,7 @@ impl Control {
             frozen: false,
             quiet: None,
             epoll,
+            reaper: Reaper::start(),
             next_session: 1,
             calls,
             calls_bell,

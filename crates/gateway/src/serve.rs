@@ -156,6 +156,7 @@ impl Control {
         let Some(id) = self.owner(session) else { return };
         let Some(live) = self.attachments.get_mut(&id).and_then(|a| a.frontend(session)) else { return };
         let Incoming { header, request, fds } = incoming;
+        let memory = live.session.memory().clone();
         let applied = match live.session.apply(header.request, request, fds) {
             Ok(applied) => applied,
             Err(error) => return self.refuse(session, header.request, header.need_reply(), &error),
@@ -170,6 +171,7 @@ impl Control {
             }),
             Effect::Memory => {
                 live.unregister_memory(false, &mut self.reactors);
+                self.reaper.take(memory);
                 Ok(())
             }
         };
@@ -252,6 +254,10 @@ impl Control {
         live.unregister_memory(true, &mut self.reactors);
         // Closing the descriptor takes it off the epoll; this only makes it explicit.
         let _ = self.epoll.delete(live.connection.as_fd());
+        let Live { session, connection, .. } = live;
+        // The peer hears of it now, whatever its memory takes.
+        drop(connection);
+        self.reaper.take(session);
         if attachment.detaching {
             if attachment.frontends.is_empty() {
                 self.finish_detach(id);
@@ -330,6 +336,7 @@ impl Control {
                     self.events.log(Level::Error, attachment.volume.name(), message);
                 }
             }
+            Reply::Unregistered(mapping) => self.reaper.take(mapping),
             Reply::Registered(done) => {
                 let mut all = self.attachments.values_mut();
                 let owner = all.find_map(|attachment| {

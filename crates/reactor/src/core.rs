@@ -8,7 +8,7 @@ use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{Chain, Notify};
 
-use crate::fixed::FixedBuffers;
+use crate::fixed::{FixedBuffers, Stepped};
 use crate::handle::{Command, Outbox, Reply};
 use crate::mailbox::Receiver;
 use crate::pools::{Pools, Quota};
@@ -197,7 +197,7 @@ impl Reactor {
         work
     }
 
-    /// What hardly ever happens: delayed requests, memory to register.
+    /// What hardly ever happens: delayed requests, memory to register or to forget.
     #[inline(always)]
     fn rare(&mut self) -> bool {
         if self.shared.delayed.0.is_empty() && !self.shared.fixed.pending() {
@@ -216,8 +216,10 @@ impl Reactor {
         }
         if self.shared.fixed.pending() {
             work = true;
-            if let Some(done) = self.shared.fixed.step(&self.shared.uring) {
-                self.shared.outbox.send(Reply::Registered(done));
+            match self.shared.fixed.step(&self.shared.uring) {
+                Some(Stepped::Registered(done)) => self.shared.outbox.send(Reply::Registered(done)),
+                Some(Stepped::Forgotten(mapping)) => self.shared.outbox.send(Reply::Unregistered(mapping)),
+                None => {}
             }
         }
         work
@@ -353,7 +355,11 @@ impl Reactor {
                     self.shared.outbox.send(Reply::Registered(failed));
                 }
             }
-            Command::Unregister(mapping) => self.shared.fixed.remove(&mapping, &self.shared.uring),
+            Command::Unregister(mapping) => {
+                if let Err(unknown) = self.shared.fixed.remove(mapping) {
+                    self.shared.outbox.send(Reply::Unregistered(unknown));
+                }
+            }
             Command::Shutdown => self.running = false,
         }
     }

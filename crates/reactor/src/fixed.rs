@@ -1,7 +1,8 @@
 //! Guest memory registered with the io_uring, so that the kernel need not look its pages up for every request.
 //!
-//! Registering pins pages and takes the ring's lock, so it goes in slices, one a loop turn, small enough that nobody
-//! notices; requests in slices that are not registered yet take the ordinary way.
+//! Registering pins pages and takes the ring's lock, and forgetting lets them go, so either goes in slices, one a loop turn,
+//! small enough that nobody notices; requests in slices that are not registered take the ordinary way. Nor does a reactor
+//! ever unmap memory, which takes seconds for a large guest: it gives mappings back.
 
 use std::sync::Arc;
 
@@ -20,6 +21,15 @@ struct Entry {
     slices: u32,
     ready: u32,
     shift: u32,
+    /// It is being taken off the table, from its last slice on.
+    leaving: bool,
+}
+
+/// What came to an end in a step.
+pub enum Stepped {
+    Registered(Registered),
+    /// Nothing of it is registered any more.
+    Forgotten(Arc<Mapping>),
 }
 
 /// The table of registered buffers of one reactor.
@@ -57,6 +67,7 @@ impl FixedBuffers {
                     slices: slices as u32,
                     ready: 0,
                     shift: slice.trailing_zeros(),
+                    leaving: false,
                 };
                 self.entries.push(entry);
                 Ok(())
@@ -68,14 +79,21 @@ impl FixedBuffers {
         }
     }
 
-    /// True while there is something to register.
+    /// True while there is something to register or to forget.
     #[inline(always)]
     pub fn pending(&self) -> bool {
-        !self.entries.is_empty() && self.entries.iter().any(|e| e.ready < e.slices)
+        !self.entries.is_empty() && self.entries.iter().any(|e| e.leaving || e.ready < e.slices)
     }
 
-    /// Register the next slice; answers when a mapping is done or cannot be done.
-    pub fn step(&mut self, uring: &Uring) -> Option<Registered> {
+    /// Forget or register the next slice; answers when a mapping is done or cannot be done.
+    pub fn step(&mut self, uring: &Uring) -> Option<Stepped> {
+        if let Some(at) = self.entries.iter().position(|entry| entry.leaving) {
+            return self.forget_slice(at, uring).map(Stepped::Forgotten);
+        }
+        self.register_slice(uring).map(Stepped::Registered)
+    }
+
+    fn register_slice(&mut self, uring: &Uring) -> Option<Registered> {
         let entry = self.entries.iter_mut().find(|e| e.ready < e.slices)?;
         let at = (entry.ready as usize) << entry.shift;
         let len = (1usize << entry.shift).min(entry.mapping.len() - at);
@@ -102,29 +120,42 @@ impl FixedBuffers {
         }
     }
 
-    /// Take `mapping` off the table. Requests in it must be done.
-    pub fn remove(&mut self, mapping: &Arc<Mapping>, uring: &Uring) {
-        let Some(at) = self.entries.iter().position(|e| Arc::ptr_eq(&e.mapping, mapping)) else {
-            return;
-        };
-        let entry = self.entries.swap_remove(at);
-        let slice = 1usize << entry.shift;
-        let planned = entry.mapping.len().div_ceil(slice);
-        for index in 0..entry.ready {
+    /// Plan to take `mapping` off the table; [`step`](Self::step) does the work. Requests in it must be done. `Err`: it is not
+    /// there.
+    pub fn remove(&mut self, mapping: Arc<Mapping>) -> Result<(), Arc<Mapping>> {
+        match self.entries.iter_mut().find(|e| Arc::ptr_eq(&e.mapping, &mapping) && !e.leaving) {
+            Some(entry) => {
+                entry.leaving = true;
+                Ok(())
+            }
+            None => Err(mapping),
+        }
+    }
+
+    fn forget_slice(&mut self, at: usize, uring: &Uring) -> Option<Arc<Mapping>> {
+        let entry = &mut self.entries[at];
+        if let Some(last) = entry.ready.checked_sub(1) {
             let empty = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
             // SAFETY: an empty iovec frees the place.
             let result = unsafe {
-                uring.ring().submitter().register_buffers_update(entry.base + index, &[empty], None)
+                uring.ring().submitter().register_buffers_update(entry.base + last, &[empty], None)
             };
             debug_assert!(result.is_ok(), "{result:?}");
+            entry.ready = last;
+            if last > 0 {
+                return None;
+            }
         }
+        let entry = self.entries.swap_remove(at);
+        let planned = entry.mapping.len().div_ceil(1usize << entry.shift);
         self.taken[entry.base as usize..entry.base as usize + planned].fill(false);
+        Some(entry.mapping)
     }
 
     /// The registered buffer that holds all of a segment.
     #[inline(always)]
     pub fn find(&self, pointer: *const u8, len: usize) -> Option<u16> {
-        for entry in &self.entries {
+        for entry in self.entries.iter().filter(|entry| !entry.leaving) {
             let at = (pointer as usize).wrapping_sub(entry.mapping.as_ptr() as usize);
             if at < entry.mapping.len() {
                 let slice = (at >> entry.shift) as u32;

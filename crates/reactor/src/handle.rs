@@ -35,7 +35,7 @@ pub enum Command {
     SetKick(QueueKey, Option<OwnedFd>),
     /// Register guest memory with the io_uring; answered by [`Reply::Registered`].
     Register(Arc<Mapping>),
-    /// Forget it; queues that use it must have been stopped.
+    /// Forget it; queues that use it must have been stopped. Answered by [`Reply::Unregistered`].
     Unregister(Arc<Mapping>),
     /// End once every queue has been stopped.
     Shutdown,
@@ -55,6 +55,8 @@ pub enum Reply {
         message: String,
     },
     Registered(Registered),
+    /// Nothing of a mapping is registered any more. Whoever drops the last of it unmaps it, which may take long.
+    Unregistered(Arc<Mapping>),
 }
 
 /// How a reactor is to run.
