@@ -6,7 +6,7 @@ sentence telling the reader what to do next.
 """
 
 from collections.abc import Sequence
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 __version__: str
 
@@ -42,6 +42,8 @@ class AttachmentInfo(TypedDict):
     memory_regions: int
     registered_bytes: int  # of it, registered with io_uring as fixed buffers
     peer_pid: int | None
+    shared: NotRequired[bool]  # a second frontend may connect
+    frontends: NotRequired[int]  # connected now
     queues: list[QueueInfo]
 
 class VolumeInfo(TypedDict):
@@ -92,6 +94,9 @@ class Engine:
         and serve the volume there to one frontend at a time. `queues` 1..64 is the most the frontend may use."""
     def detach(self, name: str, *, force: bool = False) -> None:
         """Stop listening, drain, close. Error busy while a frontend is connected, unless `force`."""
+    def share(self, name: str, shared: bool) -> None:
+        """While shared, a second frontend may connect to the volume's socket: the other end of a live migration. Only
+        one of them may have running queues. Error busy when `shared` is ended while two are connected."""
     def attachments(self) -> list[AttachmentInfo]: ...
     def watchdog(self, socket: str, interval_ms: int) -> None:
         """Say WATCHDOG=1 to the service manager at `socket` (NOTIFY_SOCKET: a path, or "@name") every `interval_ms`,

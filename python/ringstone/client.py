@@ -113,6 +113,12 @@ class GatewayClient:
     def detach(self, volume: str, *, force: bool = False) -> None:
         self._call(_NOTHING, "DELETE", f"/attachments/{_name(volume)}", query={"force": force})
 
+    def share(self, volume: str, shared: bool) -> models.Attachment:
+        """Whether a second frontend may connect, for a live migration."""
+        return self._call(
+            _ATTACHMENT, "PUT", f"/attachments/{_name(volume)}/sharing", body={"shared": shared}
+        )
+
     # the gateway
 
     def stats(self, *, volume: str | None = None) -> Snapshot:

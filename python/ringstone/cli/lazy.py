@@ -14,6 +14,7 @@ _COMMANDS: dict[str, tuple[str, str | None]] = {
     "gateway": ("gateway", "gateway"),
     "pool": ("pool", None),
     "volume": ("volume", None),
+    "vm": ("vm", None),
     "bench": ("bench", None),
     "top": ("top", "top"),
     "status": ("status", "status"),

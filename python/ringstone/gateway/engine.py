@@ -26,7 +26,8 @@ class EngineQueue:
 
 @dataclass(frozen=True, slots=True)
 class EngineAttachment:
-    """`state`: listening, connected, running or needs_reset. Memory sizes are bytes."""
+    """`state`: listening, connected, running or needs_reset. Memory sizes are bytes. `shared`: a second frontend
+    may connect, for a live migration; `frontends` are connected now."""
 
     volume: str
     socket: str
@@ -38,6 +39,8 @@ class EngineAttachment:
     registered_bytes: int
     peer_pid: int | None
     queues: tuple[EngineQueue, ...]
+    shared: bool = False
+    frontends: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +75,7 @@ class EnginePort(Protocol):
     def volumes(self) -> list[EngineVolume]: ...
     def attach(self, name: str, socket_path: str, *, queues: int) -> None: ...
     def detach(self, name: str, *, force: bool) -> None: ...
+    def share(self, name: str, shared: bool) -> None: ...
     def attachments(self) -> list[EngineAttachment]: ...
 
 
@@ -130,6 +134,10 @@ class Engine:
         with _translated():
             self._engine.detach(name, force=force)
 
+    def share(self, name: str, shared: bool) -> None:
+        with _translated():
+            self._engine.share(name, shared)
+
     def attachments(self) -> list[EngineAttachment]:
         with _translated():
             infos = self._engine.attachments()
@@ -148,6 +156,8 @@ class Engine:
                     EngineQueue(queue["index"], queue["size"], queue["reactor"], queue["running"])
                     for queue in info["queues"]
                 ),
+                shared=info.get("shared", False),
+                frontends=info.get("frontends", 0),
             )
             for info in infos
         ]
