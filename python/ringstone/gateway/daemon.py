@@ -8,6 +8,7 @@ and signals; nothing here runs by the clock, and the watchdog is the engine's.
 import fcntl
 import logging
 import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -17,13 +18,12 @@ from pathlib import Path
 from ringstone.errors import ExistsError, error_of_os
 from ringstone.gateway.checks import check_socket
 from ringstone.gateway.config import GatewayConfig
-from ringstone.gateway.engine import Engine, engine_version
+from ringstone.gateway.engine import Engine
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.service import Service
-from ringstone.gateway.starts import Starts, hold_back
-from ringstone.stats import StatsPage
+from ringstone.gateway.starts import STOP_SIGNALS, Starts, hold_back
 from ringstone.store import SqliteStore
 
 log = logging.getLogger("ringstone.gateway")
@@ -43,6 +43,9 @@ def run_gateway(config: GatewayConfig) -> None:
         if not hold_back(starts):
             log.info("The gateway has stopped.")
             return
+        # From here on guests are served, so a stop waits until the API's loop can do it in order.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+        stack.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
         _leave_cores_to_reactors(config)
         store = SqliteStore(config.database)
         stack.callback(store.close)
@@ -64,13 +67,10 @@ def run_gateway(config: GatewayConfig) -> None:
         service.restore()
         if service.waits_for_backings:
             stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
-        stats = stack.enter_context(_open_stats(config.stats_path))
         # Late on purpose: see above.
-        from ringstone.api.context import ApiContext
         from ringstone.gateway.server import serve_api
 
-        context = ApiContext(config, service, stats, engine_version(), started_ns)
-        serve_api(config, context, engine, events)
+        serve_api(config, service, engine, started_ns)
     starts.forget()
     log.info("The gateway has stopped.")
 
@@ -132,10 +132,3 @@ def _leave_cores_to_reactors(config: GatewayConfig) -> None:
     rest = os.sched_getaffinity(0) - set(config.cores)
     if rest:
         os.sched_setaffinity(0, rest)
-
-
-def _open_stats(path: Path) -> StatsPage:
-    try:
-        return StatsPage(path)
-    except OSError as error:
-        raise error_of_os(error, f"mapping {path}", "Check the run directory's filesystem.") from error

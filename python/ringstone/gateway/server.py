@@ -19,9 +19,12 @@ from ringstone.api.app import build_app
 from ringstone.api.context import ApiContext
 from ringstone.errors import ExistsError, error_of_os
 from ringstone.gateway.config import GatewayConfig
-from ringstone.gateway.engine import Engine
+from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.notify import sd_notify
+from ringstone.gateway.service import Service
+from ringstone.gateway.starts import STOP_SIGNALS
+from ringstone.stats import StatsPage
 from ringstone.version import version
 
 log = logging.getLogger("ringstone.gateway")
@@ -82,9 +85,18 @@ def _clear_stale(path: Path) -> None:
     raise ExistsError(f"Another process listens on {path}; stop it first or choose another --socket.")
 
 
-def serve_api(config: GatewayConfig, context: ApiContext, engine: Engine, events: EventLog) -> None:
+def serve_api(config: GatewayConfig, service: Service, engine: Engine, started_ns: int) -> None:
     """Until SIGTERM or SIGINT. ExistsError when somebody else has the socket."""
-    asyncio.run(_serve(config, context, engine, events))
+    with _open_stats(config.stats_path) as stats:
+        context = ApiContext(config, service, stats, engine_version(), started_ns)
+        asyncio.run(_serve(config, context, engine, service.events))
+
+
+def _open_stats(path: Path) -> StatsPage:
+    try:
+        return StatsPage(path)
+    except OSError as error:
+        raise error_of_os(error, f"mapping {path}", "Check the run directory's filesystem.") from error
 
 
 async def _serve(config: GatewayConfig, context: ApiContext, engine: Engine, events: EventLog) -> None:
@@ -106,8 +118,10 @@ async def _serve(config: GatewayConfig, context: ApiContext, engine: Engine, eve
             events.add(event)
 
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in STOP_SIGNALS:
         loop.add_signal_handler(number, server.stop)
+    # The daemon held them back while nobody could do it in order.
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
     event_fd = engine.event_fd()
     loop.add_reader(event_fd, drain)
     drain()
