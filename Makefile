@@ -42,7 +42,7 @@ demo: build ## Boot a guest on a Ringstone volume, run fio in it with verificati
 	@$(VENV)/bin/ringstone demo $(DEMO_ARGS)
 
 .PHONY: test
-test: build lint ## Lint and run every test
+test: build lint qemu-next ## Lint and run every test
 	@$(run-test-rust)
 	@$(run-test-fuzz)
 	@$(run-test-python)
@@ -53,7 +53,7 @@ setup: packages rust python-env ## Debian packages, Rust toolchain, .venv
 .PHONY: build
 build: engine guest-image ## The engine in place and the guest image
 
-.PHONY: packages rust python-env engine guest-image
+.PHONY: packages rust python-env engine guest-image qemu-next
 packages:
 	@$(STEP) debian-packages -- scripts/debian-packages
 rust: packages
@@ -65,6 +65,8 @@ engine: rust python-env
 		-- scripts/engine
 guest-image: python-env
 	@$(STEP) guest-image -- env PYTHONPATH=python $(VENV)/bin/python -m ringstone.hypervisor.guest_image
+qemu-next: packages ## A newer QEMU beside the installed one, for tests of migration between versions
+	@$(STEP) qemu-next --say -- scripts/qemu-next
 
 .PHONY: lint rustfmt clippy ruff mypy shellcheck
 lint: rustfmt clippy ruff mypy shellcheck ## rustfmt, clippy, ruff, mypy, shellcheck; warnings are errors
@@ -83,7 +85,7 @@ shellcheck: packages
 .PHONY: test-rust test-python fuzz soak bench
 test-rust: rust ## The Rust tests alone
 	@$(run-test-rust)
-test-python: build ## The Python tests alone: unit, functional and with a real guest
+test-python: build qemu-next ## The Python tests alone: unit, functional and with a real guest
 	@$(run-test-python)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)

@@ -118,6 +118,12 @@ class GatewayClient:
     def move_queue(self, volume: str, queue: int, core: int) -> None:
         self._call(_NOTHING, "PUT", f"/attachments/{_name(volume)}/queues/{queue}", body={"core": core})
 
+    def share(self, volume: str, shared: bool) -> models.Attachment:
+        """Whether a second frontend may connect, for a live migration."""
+        return self._call(
+            _ATTACHMENT, "PUT", f"/attachments/{_name(volume)}/sharing", body={"shared": shared}
+        )
+
     # reactors
 
     def reactors(self) -> list[models.Reactor]:

@@ -97,6 +97,13 @@ class AttachmentCreate(_Request):
     read_only: bool = False
 
 
+class Sharing(_Request):
+    """Whether a second frontend may connect to the volume's socket, for a live migration. Only one may have running
+    queues."""
+
+    shared: bool
+
+
 class Queue(_Answer):
     """`entries` is 0 until the frontend sets the ring up; `reactor` counts the gateway's cores, None while
     stopped."""
@@ -109,7 +116,8 @@ class Queue(_Answer):
 
 class Attachment(_Answer):
     """`state`: listening (no frontend), connected (negotiating), running, needs_reset (stopped after a
-    malformed ring: the guest must reset the device) or failed (not served; `reason` says why)."""
+    malformed ring: the guest must reset the device) or failed (not served; `reason` says why). `shared`: a second
+    frontend may connect, for a migration; `frontends` are connected."""
 
     volume: str
     socket: str
@@ -124,6 +132,8 @@ class Attachment(_Answer):
     memory_regions: int = 0
     registered_bytes: int = 0
     packed: bool = False
+    shared: bool = False
+    frontends: int = 0
     queue_states: list[Queue] = []
     created_at: datetime
 

@@ -101,6 +101,12 @@ class FakeEngine:
             raise BusyError(f"The reactor on CPU {core} is the only one.")
         self.cores.remove(core)
 
+    def share(self, name: str, shared: bool) -> None:
+        self._enter("share", name)
+        if not shared and self._attachments[name].frontends > 1:
+            raise BusyError(f"Two frontends are connected to volume {name!r}; stop one of them first.")
+        self._attachments[name] = replace(self._attachments[name], shared=shared)
+
     def attachments(self) -> list[EngineAttachment]:
         return list(self._attachments.values())
 
@@ -111,6 +117,7 @@ class FakeEngine:
             self._attachments[name],
             state="running",
             peer_pid=peer_pid,
+            frontends=self._attachments[name].frontends + 1,
             memory_bytes=1 << 30,
             memory_regions=1,
             queues=(EngineQueue(0, 256, 0, True), *queues[1:]),

@@ -288,3 +288,16 @@ def test_an_error_reaches_the_shell(gateway: GatewayProcess) -> None:
     done = gateway.cli("volume", "show", "none", check=False)
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("ringstone: There is no volume 'none'")
+
+
+def test_a_migration_needs_qemus_that_answer(gateway: GatewayProcess) -> None:
+    gateway.serve("v")
+    missing = str(gateway.root / "missing.sock")
+    done = gateway.cli(
+        *("vm", "migrate", "--source-qmp", missing, "--destination-qmp", missing),
+        *("--uri", "unix:/move.sock", "--volume", "v"),
+        check=False,
+    )
+    assert done.returncode == 7
+    assert f"start the source with -qmp unix:{missing},server=on,wait=off" in done.stderr
+    assert gateway.cli_json("volume", "show", "v")["attachment"]["shared"] is False

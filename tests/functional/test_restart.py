@@ -15,6 +15,7 @@ import pytest
 from ringstone.errors import FailedError
 from ringstone.models import Attachment
 from tests.framework.gateway import GatewayProcess
+from tests.framework.guest import wait_until
 
 MIB = 1 << 20
 
@@ -197,6 +198,20 @@ def test_a_signal_stops_the_gateway_cleanly(gateway: GatewayProcess, number: sig
     assert not connects(attachment)
     assert not gateway.socket.exists()
     assert gateway.log().splitlines()[-1].endswith("The gateway has stopped.")
+
+
+def test_a_stop_while_the_api_is_not_up_yet_is_clean_too(gateway: GatewayProcess) -> None:
+    """Volumes are served before the API is imported; a stop in between killed the process with its guests connected."""
+    attachment = gateway.serve("v")
+    gateway.kill()
+    with subprocess.Popen(gateway.command(), env=gateway.environment(), stderr=subprocess.PIPE) as process:
+        wait_until(lambda: connects(attachment), "the volume is served")
+        process.send_signal(signal.SIGTERM)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 0
+    assert b"The gateway has stopped." in said
+    assert not Path(attachment.socket).exists()
+    gateway.start()
 
 
 def test_an_open_request_does_not_hold_up_the_stop(gateway: GatewayProcess) -> None:

@@ -156,6 +156,19 @@ def test_a_connected_frontend_is_shown(api: Api, engine: FakeEngine) -> None:
     assert volume.detail == "fake"
 
 
+def test_an_attachment_is_shared_for_a_migration(api: Api, engine: FakeEngine) -> None:
+    path = "/v1/attachments/alpha/sharing"
+    body(api.request("PUT", path, json={"shared": True}), 404, "not_found")
+    api.service.attach("alpha")
+    engine.connect("alpha", peer_pid=1)
+    answer = api.request("PUT", path, json={"shared": True}).json()
+    assert (answer["shared"], answer["frontends"]) == (True, 1)
+    engine.connect("alpha", peer_pid=2)
+    body(api.request("PUT", path, json={"shared": False}), 409, "busy")
+    assert api.get("/v1/attachments/alpha").json()["frontends"] == 2
+    body(api.request("PUT", path, json={"shared": "perhaps"}), 422, "invalid")
+
+
 def test_stats_cross_the_api_unchanged(api: Api) -> None:
     stats = api.get("/v1/stats", params={"volume": "alpha"}).json()
     assert [queue["volume"] for queue in stats["queues"]] == ["alpha"]

@@ -483,6 +483,29 @@ def test_a_volume_in_use_is_detached_only_by_force(host: Host) -> None:
         host.service.detach("x")
 
 
+def test_sharing_is_for_attachments_that_are_served(host: Host) -> None:
+    host.pool()
+    host.service.create_volume("v", "p", MIB, 512)
+    with pytest.raises(NotFoundError, match="no volume"):
+        host.service.share("x", True)
+    with pytest.raises(NotFoundError, match="not attached"):
+        host.service.share("v", True)
+    record = host.service.attach("v")
+    assert host.service.share("v", True) == record
+    assert host.engine.attachments()[0].shared
+    for pid in (1, 2):
+        host.engine.connect("v", peer_pid=pid)
+    with pytest.raises(BusyError, match="Two frontends"):
+        host.service.share("v", False)
+    # It is for one migration: the next gateway begins without.
+    host.crash_and_restart()
+    assert not host.engine.attachments()[0].shared
+    os.unlink(host.root / "pools/p/v.raw")
+    host.crash_and_restart()
+    with pytest.raises(FailedError, match="not served"):
+        host.service.share("v", True)
+
+
 def test_an_interrupted_detachment_can_be_repeated(host: Host) -> None:
     host.pool()
     host.service.create_volume("v", "p", MIB, 512)

@@ -40,6 +40,13 @@ def move_queue(volume: str, queue: int, body: models.QueueMove, service: Service
     service.move_queue(volume, queue, body.core)
 
 
+@router.put("/{volume}/sharing")
+def share_attachment(volume: str, body: models.Sharing, service: ServiceDep) -> models.Attachment:
+    """For a live migration: while shared, the destination's frontend may connect beside the source's. Busy when it is
+    to end while two are connected."""
+    return attachment_views(service, [service.share(volume, body.shared)])[0]
+
+
 @router.delete("/{volume}", status_code=status.HTTP_204_NO_CONTENT)
 def detach_volume(volume: str, service: ServiceDep, force: bool = False) -> None:
     """`force` also while a frontend is connected: its guest's requests fail from then on."""

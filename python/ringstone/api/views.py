@@ -105,6 +105,8 @@ def _attachment_view(
             "memory_regions": served.memory_regions,
             "registered_bytes": served.registered_bytes,
             "packed": served.packed,
+            "shared": served.shared,
+            "frontends": served.frontends,
             "queue_states": [
                 models.Queue(
                     index=queue.index, entries=queue.entries, reactor=queue.reactor, running=queue.running

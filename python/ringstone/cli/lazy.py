@@ -15,6 +15,7 @@ _COMMANDS: dict[str, tuple[str, str | None]] = {
     "pool": ("pool", None),
     "volume": ("volume", None),
     "reactor": ("reactor", None),
+    "vm": ("vm", None),
     "bench": ("bench", None),
     "top": ("top", "top"),
     "status": ("status", "status"),

@@ -199,6 +199,23 @@ def attach(
         )
 
 
+@app.command("share")
+def share(
+    context: typer.Context,
+    name: VolumeName,
+    off: Annotated[bool, typer.Option("--off", help="For one frontend again.")] = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Let a second frontend connect, for a live migration by other tools than `ringstone vm migrate`."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        attachment = client.share(name, not off)
+    if cli.json:
+        print_json(attachment)
+    else:
+        print(f"Volume {name} takes {'one frontend' if off else 'a second frontend'}.")
+
+
 @app.command("detach")
 def detach(
     context: typer.Context,

@@ -9,27 +9,50 @@ import fcntl
 import logging
 import os
 import resource
+import signal
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
 from ringstone.errors import ExistsError, GoneError, error_of_os
 from ringstone.gateway.checks import check_socket
 from ringstone.gateway.config import GatewayConfig
-from ringstone.gateway.engine import Engine, engine_version
+from ringstone.gateway.engine import Engine
 from ringstone.gateway.events import EventLog
-from ringstone.gateway.handover import HandoverServer, adopt_locks, lent, take_over, take_over_stderr
+from ringstone.gateway.handover import (
+    Arrival,
+    HandoverServer,
+    Upgrade,
+    adopt_locks,
+    lent,
+    take_over,
+    take_over_stderr,
+)
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.service import Service
-from ringstone.gateway.starts import Starts, hold_back
-from ringstone.stats import StatsPage
+from ringstone.gateway.starts import STOP_SIGNALS, Starts, hold_back
 from ringstone.store import SqliteStore
 
 log = logging.getLogger("ringstone.gateway")
+
+
+@dataclass(slots=True)
+class _Begun:
+    """An engine that serves, and what belongs to it. `locks`: descriptors by path."""
+
+    engine: Engine
+    store: SqliteStore
+    locks: dict[Path, int]
+    arrival: Arrival | None = None
+
+    @property
+    def upgrade(self) -> Upgrade | None:
+        return self.arrival.upgrade if self.arrival else None
 
 
 def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
@@ -39,74 +62,33 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
     set_up_logging(config.log_level)
     check_socket(config.socket)
     started_ns = time.time_ns()
+    starts = Starts(config.run_dir / "starts")
     with ExitStack() as stack:
         _raise_limits()
         _make_directories(config)
-        arrival = None
-        starts = Starts(config.run_dir / "starts")
-        if takeover:
-            # Whatever can go wrong or take long comes first: guests wait for nothing of it.
-            import_module("ringstone.gateway.server")
-            SqliteStore.check(config.database)
-            _leave_cores_to_reactors(config)
-            arrival = take_over(config)
-            stack.callback(arrival.engine.stop)
-            locks = adopt_locks(config, arrival)
-            take_over_stderr(arrival)
-        else:
-            locks = {path: stack.enter_context(_sole_gateway(path)) for path in config.locks}
-            if not hold_back(starts):
-                log.info("The gateway has stopped.")
-                return
-            _leave_cores_to_reactors(config)
-        store = SqliteStore(config.database)
-        stack.callback(store.close)
-        if arrival is not None:
-            engine = arrival.engine
-        else:
-            engine = Engine(
-                config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
-            )
-            stack.callback(engine.stop)
+        begun = _take_over(config, stack) if takeover else _start(config, starts, stack)
+        if begun is None:
+            log.info("The gateway has stopped.")
+            return
         watchdog = watchdog_address()
         if watchdog is not None:
-            engine.watchdog(*watchdog)
-        events = EventLog()
+            begun.engine.watchdog(*watchdog)
         service = Service(
-            store,
-            engine,
-            events,
+            begun.store,
+            begun.engine,
+            EventLog(),
             run_dir=config.run_dir,
             state_dir=config.state_dir,
             reactors=len(config.cores),
             allow_test_pools=config.allow_test_pools,
         )
-        if arrival is not None:
+        if begun.arrival is not None:
             service.adopt()
         else:
             service.restore()
         if service.waits_for_backings:
             stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
-        stats = stack.enter_context(_open_stats(config.stats_path))
-        # Late on purpose: see above.
-        from ringstone.api.context import ApiContext
-        from ringstone.gateway.server import ApiServer, listen
-
-        upgrade = arrival.upgrade if arrival is not None else None
-        context = ApiContext(config, service, stats, engine_version(), started_ns, upgrade)
-        listener = (arrival.api_listener() if arrival is not None else None) or listen(config.socket)
-        api = ApiServer(config, context, engine, events, listener)
-        descriptors = lent(config, locks, listener)
-        successor = HandoverServer(config, engine, service, events, descriptors, api.leave)
-        successor.start()
-        stack.callback(successor.stop)
-        if upgrade is not None:
-            events.say(
-                "info",
-                f"Took {upgrade.volumes} volumes over from release {upgrade.from_version}; their requests paused "
-                f"for {upgrade.stall_ns / 1e6:.1f} ms.",
-            )
-        api.run()
+        successor = _serve_api(config, begun, service, started_ns, stack)
     if successor.failed:
         raise GoneError(
             "The upgrade was lost after the word to go. Start the gateway again: no request is lost."
@@ -114,6 +96,70 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
     if not successor.left:
         starts.forget()
     log.info("The gateway has %s.", "been taken over" if successor.left else "stopped")
+
+
+def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | None:
+    """None when it was told to stop while it waited after too many crashes."""
+    locks = {path: stack.enter_context(_sole_gateway(path)) for path in config.locks}
+    if not hold_back(starts):
+        return None
+    stack.enter_context(_stops_in_order())
+    _leave_cores_to_reactors(config)
+    store = SqliteStore(config.database)
+    stack.callback(store.close)
+    engine = Engine(
+        config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
+    )
+    stack.callback(engine.stop)
+    return _Begun(engine, store, locks)
+
+
+def _take_over(config: GatewayConfig, stack: ExitStack) -> _Begun:
+    # Whatever can go wrong or take long comes first: guests wait for nothing of it.
+    import_module("ringstone.gateway.server")
+    SqliteStore.check(config.database)
+    stack.enter_context(_stops_in_order())
+    _leave_cores_to_reactors(config)
+    arrival = take_over(config)
+    stack.callback(arrival.engine.stop)
+    locks = adopt_locks(config, arrival)
+    take_over_stderr(arrival)
+    store = SqliteStore(config.database)
+    stack.callback(store.close)
+    return _Begun(arrival.engine, store, locks, arrival)
+
+
+def _serve_api(
+    config: GatewayConfig, begun: _Begun, service: Service, started_ns: int, stack: ExitStack
+) -> HandoverServer:
+    """Until the gateway is told to stop, or a successor serves."""
+    # Late on purpose: see above.
+    from ringstone.gateway.server import ApiServer, listen
+
+    listener = (begun.arrival.api_listener() if begun.arrival else None) or listen(config.socket)
+    api = ApiServer(config, service, begun.engine, listener, started_ns, begun.upgrade)
+    descriptors = lent(config, begun.locks, listener)
+    successor = HandoverServer(config, begun.engine, service, descriptors, api.leave)
+    successor.start()
+    stack.callback(successor.stop)
+    if begun.upgrade is not None:
+        service.events.say(
+            "info",
+            f"Took {begun.upgrade.volumes} volumes over from release {begun.upgrade.from_version}; their requests "
+            f"paused for {begun.upgrade.stall_ns / 1e6:.1f} ms.",
+        )
+    api.run()
+    return successor
+
+
+@contextmanager
+def _stops_in_order() -> Iterator[None]:
+    """From here on guests are served, so a stop waits until the API's loop can do it in order."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager
@@ -180,10 +226,3 @@ def _leave_cores_to_reactors(config: GatewayConfig) -> None:
     rest = os.sched_getaffinity(0) - set(config.cores)
     if rest:
         os.sched_setaffinity(0, rest)
-
-
-def _open_stats(path: Path) -> StatsPage:
-    try:
-        return StatsPage(path)
-    except OSError as error:
-        raise error_of_os(error, f"mapping {path}", "Check the run directory's filesystem.") from error

@@ -26,7 +26,8 @@ class EngineQueue:
 
 @dataclass(frozen=True, slots=True)
 class EngineAttachment:
-    """`state`: listening, connected, running or needs_reset. Memory sizes are bytes."""
+    """`state`: listening, connected, running or needs_reset. Memory sizes are bytes. `shared`: a second frontend
+    may connect, for a live migration; `frontends` are connected now."""
 
     volume: str
     socket: str
@@ -39,6 +40,8 @@ class EngineAttachment:
     peer_pid: int | None
     queues: tuple[EngineQueue, ...]
     packed: bool = False
+    shared: bool = False
+    frontends: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class EnginePort(Protocol):
     def reactors(self) -> dict[int, int]: ...
     def add_reactor(self, core: int) -> None: ...
     def remove_reactor(self, core: int) -> None: ...
+    def share(self, name: str, shared: bool) -> None: ...
     def attachments(self) -> list[EngineAttachment]: ...
 
 
@@ -203,6 +207,10 @@ class Engine:
         with _translated():
             self._engine.detach(name, force=force)
 
+    def share(self, name: str, shared: bool) -> None:
+        with _translated():
+            self._engine.share(name, shared)
+
     def attachments(self) -> list[EngineAttachment]:
         with _translated():
             infos = self._engine.attachments()
@@ -222,6 +230,8 @@ class Engine:
                     for queue in info["queues"]
                 ),
                 packed=info["packed"],
+                shared=info["shared"],
+                frontends=info["frontends"],
             )
             for info in infos
         ]

@@ -30,7 +30,6 @@ from ringstone.errors import (
 )
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine
-from ringstone.gateway.events import EventLog
 from ringstone.gateway.service import Service
 from ringstone.version import version
 
@@ -73,7 +72,6 @@ class HandoverServer(threading.Thread):
         config: GatewayConfig,
         engine: Engine,
         service: Service,
-        events: EventLog,
         descriptors: Mapping[str, int],
         leave: Callable[[], None],
     ) -> None:
@@ -84,7 +82,7 @@ class HandoverServer(threading.Thread):
         self._config = config
         self._engine = engine
         self._service = service
-        self._events = events
+        self._events = service.events
         self._descriptors = dict(descriptors)
         self._leave = leave
         self._path = handover_socket(config)

@@ -19,9 +19,11 @@ from ringstone.api.app import build_app
 from ringstone.api.context import ApiContext
 from ringstone.errors import ExistsError, error_of_os
 from ringstone.gateway.config import GatewayConfig
-from ringstone.gateway.engine import Engine
-from ringstone.gateway.events import EventLog
+from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.notify import sd_notify
+from ringstone.gateway.service import Service
+from ringstone.gateway.starts import STOP_SIGNALS
+from ringstone.stats import StatsPage
 from ringstone.version import version
 
 log = logging.getLogger("ringstone.gateway")
@@ -82,6 +84,13 @@ def _clear_stale(path: Path) -> None:
     raise ExistsError(f"Another process listens on {path}; stop it first or choose another --socket.")
 
 
+def _open_stats(path: Path) -> StatsPage:
+    try:
+        return StatsPage(path)
+    except OSError as error:
+        raise error_of_os(error, f"mapping {path}", "Check the run directory's filesystem.") from error
+
+
 class ApiServer:
     """The API on `listener`, which is its own. leave() ends it from any thread and leaves the socket's file
     to the process that goes on with it."""
@@ -89,33 +98,37 @@ class ApiServer:
     def __init__(
         self,
         config: GatewayConfig,
-        context: ApiContext,
+        service: Service,
         engine: Engine,
-        events: EventLog,
         listener: socket.socket,
+        started_ns: int,
+        upgrade: Upgrade | None,
     ) -> None:
-        self._parts = (config, context, engine, events, listener)
+        self._config = config
+        self._service = service
+        self._engine = engine
+        self._listener = listener
+        self._started_ns = started_ns
+        self._upgrade = upgrade
         self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
         self._server: _Server | None = None
 
     def run(self) -> None:
         """Until SIGTERM, SIGINT or leave()."""
-        asyncio.run(self._serve(*self._parts))
+        with _open_stats(self._config.stats_path) as stats:
+            context = ApiContext(
+                self._config, self._service, stats, engine_version(), self._started_ns, self._upgrade
+            )
+            asyncio.run(self._serve(context))
 
     def leave(self) -> None:
         self._leaving = True
         if self._loop is not None and self._server is not None:
             self._loop.call_soon_threadsafe(self._server.stop)
 
-    async def _serve(
-        self,
-        config: GatewayConfig,
-        context: ApiContext,
-        engine: Engine,
-        events: EventLog,
-        listener: socket.socket,
-    ) -> None:
+    async def _serve(self, context: ApiContext) -> None:
+        config, engine, events = self._config, self._engine, self._service.events
         server = _Server(
             uvicorn.Config(
                 build_app(context),
@@ -137,8 +150,10 @@ class ApiServer:
         if self._leaving:
             # Before there was anything to stop.
             server.stop()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in STOP_SIGNALS:
             loop.add_signal_handler(number, server.stop)
+        # The daemon held them back while nobody could do it in order.
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         event_fd = engine.event_fd()
         loop.add_reader(event_fd, drain)
         drain()
@@ -151,8 +166,8 @@ class ApiServer:
             )
             # The kernel queues connections from listen() on, so a client that sees READY can connect at once.
             # MAINPID matters after a takeover only, where another process was the main one.
-            sd_notify(f"READY=1\nMAINPID={os.getpid()}" if context.upgrade else "READY=1")
-            await server.serve(sockets=[listener])
+            sd_notify(f"READY=1\nMAINPID={os.getpid()}" if self._upgrade else "READY=1")
+            await server.serve(sockets=[self._listener])
         finally:
             loop.remove_reader(event_fd)
             drain()

@@ -19,6 +19,7 @@ from pathlib import Path
 from ringstone.errors import (
     BusyError,
     ExistsError,
+    FailedError,
     InvalidError,
     NotFoundError,
     RingstoneError,
@@ -324,6 +325,24 @@ class Service:
             self.store.remove_attachment(name)
             self._failed_attachments.pop(name, None)
             self.events.say("info", "Detached.", volume=name)
+
+    def share(self, name: str, shared: bool) -> AttachmentRecord:
+        """Let a second frontend connect beside the first, for a live migration, or end that; it does not outlive
+        the gateway. BusyError when it is to end while two are connected."""
+        with self._locks.hold(f"volume {name}"):
+            self.store.volume(name)
+            record = self.store.attachment(name)
+            if record is None:
+                raise NotFoundError(
+                    f"Volume {name!r} is not attached; run `ringstone volume attach {name}` first."
+                )
+            reason = self._failed_attachments.get(name)
+            if reason is not None:
+                raise FailedError(f"Volume {name!r} is attached but not served: {reason}")
+            self.engine.share(name, shared)
+            said = "A second frontend may connect, for a migration." if shared else "For one frontend again."
+            self.events.say("info", said, volume=name)
+            return record
 
     def _served(self, name: str) -> EngineAttachment | None:
         return next((one for one in self.engine.attachments() if one.volume == name), None)

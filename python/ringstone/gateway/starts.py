@@ -22,7 +22,8 @@ _FIRST_WAIT_SECONDS = 0.2
 _LONGEST_WAIT_SECONDS = 10.0
 # Beyond the wait, for what a start takes.
 _START_SECONDS = 60
-_ENDING = {signal.SIGTERM, signal.SIGINT}
+# What ends a gateway in order.
+STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class Starts:
@@ -95,9 +96,9 @@ def hold_back(starts: Starts) -> bool:
 
 def _told_to_stop(seconds: float) -> bool:
     """Wait for `seconds`, or for the signal that ends the gateway. No other thread may run yet."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
     try:
-        return signal.sigtimedwait(_ENDING, seconds) is not None
+        return signal.sigtimedwait(STOP_SIGNALS, seconds) is not None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

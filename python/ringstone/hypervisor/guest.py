@@ -5,8 +5,10 @@ The other end is guest-init.sh, whose head describes the wire format.
 """
 
 import base64
+import contextlib
 import re
 import select
+import socket
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -127,15 +129,24 @@ class Guest:
         if status:
             raise GuestError(self.qemu.describe("QEMU failed while the guest powered off"))
 
+    def moved_to(self, qemu: Qemu) -> None:
+        """The guest has migrated and goes on in `qemu`: its agent, and commands that were started, answer there. The
+        QEMU it came from stays the caller's to end."""
+        # What the guest said before it left; the rest of a reply that was cut in two comes from the new one.
+        with contextlib.suppress(BlockingIOError, ConnectionError):
+            while said := self.qemu.agent.recv(1 << 16, socket.MSG_DONTWAIT):
+                self._received += said
+        self.qemu = qemu
+
     def stop(self) -> None:
         """End QEMU at once, as when the power fails. Idempotent."""
         self.qemu.stop()
 
     # Disks that come and go while the guest runs.
 
-    def plug(self, socket: str, *, name: str, queues: int = 1, slot: int = 0) -> None:
-        """Hot-plug a vhost-user-blk disk into PCI Express slot `slot`."""
-        address: Mapping[str, object] = {"type": "unix", "data": {"path": socket}}
+    def plug(self, path: str, *, name: str, queues: int = 1, slot: int = 0) -> None:
+        """Hot-plug the vhost-user-blk disk at socket `path` into PCI Express slot `slot`."""
+        address: Mapping[str, object] = {"type": "unix", "data": {"path": path}}
         backend = {"type": "socket", "data": {"addr": address, "server": False, "reconnect": 1}}
         qmp = self.qemu.qmp
         qmp.execute("chardev-add", {"id": f"{name}-socket", "backend": backend})

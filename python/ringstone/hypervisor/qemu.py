@@ -42,7 +42,11 @@ class QemuError(RingstoneError):
 @dataclass(frozen=True)
 class QemuConfig:
     """One VM. `devices` are further arguments, from ringstone.hypervisor.args.volume_args say; `folder` takes
-    the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB."""
+    the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB.
+
+    `program`: a QEMU other than the installed one. For a migration both ends have the same `machine`, a versioned
+    one such as pc-q35-7.2 where their QEMUs differ, and the same named `cpu` model (the default is all that the
+    accelerator has). `incoming`: waits for a guest instead of booting one; "defer", or a URI such as unix:/x.sock."""
 
     image: GuestImage
     accelerator: AcceleratorName
@@ -51,6 +55,10 @@ class QemuConfig:
     cpus: int = 2
     memory_bytes: int = 512 << 20
     hugepages: bool = False
+    program: Path | None = None
+    machine: str = "q35"
+    cpu: str | None = None
+    incoming: str | None = None
 
 
 class Qemu:
@@ -63,9 +71,10 @@ class Qemu:
         self.config = config
         self.console_log = config.folder / "console.log"
         self.output_log = config.folder / "qemu.log"
-        program = shutil.which(QEMU)
+        program = shutil.which(config.program or QEMU)
         if program is None:
-            raise QemuError(f"The program {QEMU} is missing; install Debian's package qemu-system-x86.")
+            wanted = config.program or QEMU
+            raise QemuError(f"The program {wanted} is missing; install Debian's package qemu-system-x86.")
         config.folder.mkdir(parents=True, exist_ok=True)
         self.agent, agent_peer = socket.socketpair()
         qmp, qmp_peer = socket.socketpair()
@@ -155,7 +164,8 @@ def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int
         hotplug += ["-device", f"pcie-root-port,id=hotplug{slot},chassis={slot + 1},slot={slot + 1}"]
     return [
         *("-nodefaults", "-no-user-config", "-display", "none"),
-        *("-machine", "q35", "-accel", accelerator + threads, "-cpu", _CPU[accelerator]),
+        *("-machine", config.machine, "-accel", accelerator + threads),
+        *("-cpu", config.cpu or _CPU[accelerator]),
         *("-smp", str(config.cpus)),
         *memory_args(config.memory_bytes, hugepages=config.hugepages),
         *("-kernel", str(config.image.kernel), "-initrd", str(config.image.initrd)),
@@ -166,6 +176,7 @@ def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int
         *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
         *hotplug,
         *config.devices,
+        *(("-incoming", config.incoming) if config.incoming else ()),
     ]
 
 

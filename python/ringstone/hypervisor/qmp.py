@@ -7,6 +7,7 @@ import asyncio
 import socket
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -41,6 +42,17 @@ class QmpSession:
             connection.close()
             self._runner.close()
             raise
+
+    @classmethod
+    def open(cls, path: Path, *, timeout_s: float = 30) -> Self:
+        """The monitor that listens at `path` (-qmp unix:PATH,server=on,wait=off). OSError when none does."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        try:
+            connection.connect(str(path))
+        except OSError:
+            connection.close()
+            raise
+        return cls(connection, timeout_s=timeout_s)
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         """The command's return value."""

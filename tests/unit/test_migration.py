@@ -1,0 +1,234 @@
+"""The order of a migration's steps, and what is rolled back when one fails, with stand-ins for both QEMUs."""
+
+from collections.abc import Callable, Collection, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import pytest
+from qemu.qmp import ExecuteError, Message, QMPError
+from qemu.qmp.models import ErrorResponse
+
+from ringstone import models
+from ringstone.errors import BusyError, NotFoundError
+from ringstone.hypervisor import migration
+from ringstone.hypervisor.migration import MigrationError, migrate_vm
+from ringstone.hypervisor.qmp import QmpEvent, QmpSession
+
+URI = "unix:/move.sock"
+
+
+def refusal(command: str) -> ExecuteError:
+    """QEMU's answer to a command that it does not take."""
+    error = {"class": "GenericError", "desc": f"{command} is refused"}
+    return ExecuteError(ErrorResponse({"error": error}), Message(), Message())
+
+
+@dataclass
+class QemuStandIn:
+    """One QEMU. `story`: all that happened to anybody, in order. `outcome`: how its migration ends; None is never."""
+
+    name: str
+    state: str
+    story: list[str]
+    outcome: str | None = "completed"
+    migration: str = "none"
+    gone: bool = False
+    refuses: set[str] = field(default_factory=set)
+    on_end: Callable[[], None] = lambda: None
+
+    def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
+        if self.gone:
+            raise QMPError("the session is closed")
+        if command == "query-status":
+            return {"status": self.state}
+        if command == "query-migrate":
+            return {"status": self.migration, "error-desc": "out of luck"}
+        self.story.append(f"{self.name}: {command}")
+        if command in self.refuses:
+            raise refusal(command)
+        if command in ("migrate", "migrate-incoming"):
+            self.migration = "active"
+        if command == "migrate_cancel":
+            self.migration = self.outcome = "cancelled"
+        if command == "cont":
+            self.state = "running"
+        if command == "quit":
+            self.gone = True
+            self.on_end()
+        return {}
+
+    def forget_events(self) -> None:
+        pass
+
+    def wait_event(self, names: Collection[str], *, timeout_s: float) -> QmpEvent:
+        assert names == {"MIGRATION"}
+        if self.outcome is None:
+            raise TimeoutError
+        self.migration = self.outcome
+        if self.name == "source":
+            self.state = {"completed": "postmigrate", "failed": "paused"}[self.outcome]
+        return QmpEvent("MIGRATION", {"status": self.outcome})
+
+
+@dataclass
+class Host:
+    story: list[str] = field(default_factory=list)
+    frontends: int = 1
+
+    def __post_init__(self) -> None:
+        self.source = QemuStandIn("source", "running", self.story, on_end=self.disconnect)
+        self.destination = QemuStandIn("destination", "inmigrate", self.story, on_end=self.disconnect)
+
+    def disconnect(self) -> None:
+        self.frontends -= 1
+
+    def share(self, volume: str, shared: bool) -> models.Attachment:
+        if volume == "missing":
+            raise NotFoundError("There is no volume 'missing'.")
+        if not shared and self.frontends > 1:
+            raise BusyError("two frontends are connected")
+        self.story.append(f"{volume}: {'shared' if shared else 'exclusive'}")
+        return cast(models.Attachment, None)
+
+    def open_destination(self) -> Any:
+        self.story.append("destination: connected")
+        self.frontends += 1
+        return nullcontext(self.destination)
+
+    def migrate(self, *volumes: str, **options: Any) -> list[str]:
+        return migrate_vm(
+            self,
+            volumes or ("v",),
+            source=cast(QmpSession, self.source),
+            open_destination=self.open_destination,
+            uri=URI,
+            **options,
+        )
+
+    def failure(self, *volumes: str, **options: Any) -> str:
+        with pytest.raises(MigrationError) as failure:
+            self.migrate(*volumes, **options)
+        return failure.value.message
+
+
+@pytest.fixture(autouse=True)
+def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migration, "_DISCONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(migration, "_PAUSE_SECONDS", 0.0)
+
+
+def test_the_steps_come_in_the_order_that_is_safe() -> None:
+    host = Host()
+    assert host.migrate("a", "b") == []
+    assert host.story == [
+        "a: shared",
+        "b: shared",
+        "destination: connected",
+        "source: migrate-set-capabilities",
+        "destination: migrate-set-capabilities",
+        "destination: migrate-incoming",
+        "source: migrate-set-parameters",
+        "source: migrate",
+        "source: quit",
+        "a: exclusive",
+        "b: exclusive",
+    ]
+
+
+def test_a_source_that_is_kept_leaves_the_volume_shared_and_says_so() -> None:
+    host = Host()
+    (left,) = host.migrate(keep_source=True)
+    assert "`ringstone volume share v --off`" in left
+    assert "source: quit" not in host.story
+    assert "source: cont" not in host.story
+
+
+def test_a_source_that_does_not_go_is_told() -> None:
+    host = Host()
+    host.source.on_end = lambda: None
+    (left,) = host.migrate()
+    assert "volume v still takes a second frontend (two frontends are connected)" in left
+
+
+def test_a_guest_that_does_not_run_is_left_alone() -> None:
+    host = Host()
+    host.source.state = "paused"
+    assert "state paused, not running. Rolled back: nothing had been changed." in host.failure()
+    assert host.story == []
+
+
+def test_a_volume_that_cannot_be_shared_closes_the_others_again() -> None:
+    host = Host()
+    assert "no volume 'missing'. Rolled back: volume v is for one" in host.failure("v", "missing")
+    assert host.story == ["v: shared", "v: exclusive"]
+
+
+def test_a_destination_that_does_not_wait_for_a_guest_is_left_running() -> None:
+    host = Host()
+    host.destination.state = "running"
+    message = host.failure()
+    assert "start it with -incoming defer" in message
+    assert "once the destination's QEMU has ended, run `ringstone volume share v --off`" in message
+    assert host.story == ["v: shared", "destination: connected"]
+
+
+def test_a_failed_migration_resumes_the_source_once_the_destination_is_gone() -> None:
+    host = Host()
+    host.source.outcome = "failed"
+    message = host.failure()
+    assert message.startswith("The migration failed: out of luck. Rolled back: the migration was stopped; ")
+    assert host.story[-4:] == ["source: migrate", "destination: quit", "source: cont", "v: exclusive"]
+    assert "the source was resumed; volume v is for one frontend again." in message
+
+
+def test_one_that_takes_too_long_is_cancelled_and_the_source_runs_on() -> None:
+    host = Host()
+    host.source.outcome = None
+    message = host.failure(timeout_s=1)
+    assert "did not complete within 1 s" in message
+    assert "the source runs on" in message
+    assert host.story[-3:] == ["source: migrate_cancel", "destination: quit", "v: exclusive"]
+
+
+@pytest.mark.parametrize("before", ["none", "completed"])
+def test_a_refused_start_is_rolled_back(before: str) -> None:
+    """Also where the guest came to this source by a migration, which QEMU still tells of as completed."""
+    host = Host()
+    host.source.migration = before
+    host.source.refuses.add("migrate")
+    assert "migrate is refused. Rolled back: the destination's QEMU was ended" in host.failure()
+    assert host.story[-3:] == ["source: migrate", "destination: quit", "v: exclusive"]
+    assert host.source.state == "running"
+
+
+def test_a_guest_that_may_run_at_the_destination_is_never_resumed_at_the_source() -> None:
+    host = Host()
+    host.destination.outcome = "failed"
+    message = host.failure()
+    assert "nothing was rolled back, as the guest has left the source" in message
+    assert host.story[-1] == "source: migrate"
+
+
+def test_a_source_that_does_not_answer_is_for_a_person_to_look_at() -> None:
+    host = Host()
+
+    def lost(names: Collection[str], *, timeout_s: float) -> QmpEvent:
+        host.source.gone = True
+        raise EOFError("the source went away")
+
+    host.source.wait_event = lost  # type: ignore[method-assign]
+    assert "find out which QEMU runs the guest" in host.failure()
+    assert host.story[-1] == "source: migrate"
+
+
+def test_an_interrupted_migration_is_rolled_back_too() -> None:
+    host = Host()
+
+    def interrupted(names: Collection[str], *, timeout_s: float) -> QmpEvent:
+        raise KeyboardInterrupt
+
+    host.source.wait_event = interrupted  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        host.migrate()
+    assert host.story[-3:] == ["source: migrate_cancel", "destination: quit", "v: exclusive"]
