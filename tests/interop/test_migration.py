@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from ringstone import _engine
 from ringstone.errors import RingstoneError
 from ringstone.hypervisor import migration
 from ringstone.hypervisor.args import volume_args
@@ -100,9 +99,6 @@ def test_a_migration_that_fails_leaves_the_guest_where_it_was(config: QemuConfig
         guest.shutdown()
 
 
-@pytest.mark.skipif(
-    not hasattr(_engine.Engine, "share"), reason="this engine takes one frontend a volume only"
-)
 def test_a_disk_under_load_moves_with_its_guest(config: QemuConfig, tmp_path: Path) -> None:
     with GatewayProcess() as gateway, gateway.start().client() as client:
         attachment = gateway.serve("v", kind="file", size=64 * MIB, queues=2)

@@ -20,6 +20,7 @@ from ringstone.api.context import ApiContext
 from ringstone.errors import ExistsError, error_of_os
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine, engine_version
+from ringstone.gateway.handover import Upgrade
 from ringstone.gateway.notify import sd_notify
 from ringstone.gateway.service import Service
 from ringstone.gateway.starts import STOP_SIGNALS
