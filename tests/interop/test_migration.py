@@ -34,6 +34,9 @@ def config(guest_host: GuestHost, tmp_path: Path) -> QemuConfig:
         tmp_path / "source",
         machine=MACHINE,
         cpu=CPU,
+        # With two, emulated guests now and then crashed after a migration, from 7.2 to 7.2 as well (1 of 5) and
+        # without a volume; with one, after none of 17. The reason in QEMU is not known.
+        cpus=1,
         memory_bytes=256 * MIB,
     )
 
