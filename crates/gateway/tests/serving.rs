@@ -311,6 +311,25 @@ fn configuration_space_is_answered_at_any_length() {
 }
 
 /// What `vhost`, the crate of the rust-vmm project, makes of us.
+/// QEMU 7.2 pauses a VM by SET_STATUS(0) and asks for the vrings' bases after that; the base it got was 0, and a guest that
+/// was migrated found its disk broken at the destination.
+#[test]
+fn where_a_vring_stopped_is_known_after_the_status_is_reset() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let mut driver = Driver::start(&socket, 128, F_VERSION_1 | F_FLUSH);
+    for _ in 0..5 {
+        assert_eq!(driver.request(FLUSH, 0, None), 0);
+    }
+    assert!(driver.frontend.ack(SET_STATUS, &words(&[0]), &[]));
+    assert_eq!(host.state("vol"), "connected");
+    assert!(driver.frontend.ack(SET_VRING_ENABLE, &pair(0, 0), &[]));
+    driver.frontend.send(GET_VRING_BASE, 0, &pair(0, 0), &[]);
+    assert_eq!(driver.frontend.receive().unwrap().0, pair(0, 5));
+    driver.start_vring(5);
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
+}
+
 #[test]
 fn an_independent_frontend_library_agrees() {
     use vhost::vhost_user::message::{VhostUserInflight, VhostUserProtocolFeatures};

@@ -284,7 +284,14 @@ impl<D: DeviceModel> Session<D> {
             Request::GetFeatures => Ok(Applied::with(Reply::u64(self.offered()))),
             Request::SetFeatures(asked) => self.set_features(asked),
             Request::SetOwner => Ok(Applied::silent()),
-            Request::ResetOwner | Request::ResetDevice | Request::SetStatus(0) => {
+            Request::ResetOwner | Request::ResetDevice => {
+                self.reset();
+                self.vrings.iter_mut().for_each(|vring| vring.base = None);
+                Ok(Applied::silent())
+            }
+            Request::SetStatus(0) => {
+                // Where the vrings stopped stays known: QEMU 7.2 resets the status of a VM that it pauses or migrates, and
+                // asks for the vrings' bases after that.
                 self.reset();
                 Ok(Applied::silent())
             }

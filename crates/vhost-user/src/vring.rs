@@ -19,11 +19,10 @@ pub(crate) struct Vring {
 }
 
 impl Vring {
-    /// Back to the state after connecting, as on a device reset. Notification descriptors other than the kick stay: the
+    /// Stopped, as on a device reset. Notification descriptors other than the kick stay: the
     /// frontend owns them and may not send them again.
     pub fn reset(&mut self, enabled: bool) {
         self.kick = None;
-        self.base = None;
         self.enabled = enabled;
     }
 
