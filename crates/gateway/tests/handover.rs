@@ -123,13 +123,14 @@ fn a_new_engine_without_a_core_changes_nothing() {
 /// A new process that dies or refuses after each of the steps before the word to go.
 #[test]
 fn the_old_engine_goes_on_whenever_the_new_one_fails() {
-    const HELLO: (u32, &[u8]) = (1, br#"{"version":"3","formats":[1]}"#);
-    const READY: (u32, &[u8]) = (3, b"");
-    const REFUSED: (u32, &[u8]) = (8, br#"{"reason":"I do not feel like it"}"#);
+    type Said = (u32, &'static [u8]);
+    const HELLO: Said = (1, br#"{"version":"3","formats":[1]}"#);
+    const READY: Said = (3, b"");
+    const REFUSED: Said = (8, br#"{"reason":"I do not feel like it"}"#);
     let host = Host::new();
     let socket = host.memory_volume("vol");
     let mut driver = Driver::start(&socket, 128, F_VERSION_1);
-    let stories: [(&[(u32, &[u8])], usize, &str); 7] = [
+    let stories: [(&[Said], usize, &str); 7] = [
         (&[], 0, "has gone"),
         (&[(1, br#"{"version":"9","formats":[7]}"#)], 0, "does not read"),
         (&[(1, b"{")], 0, "EOF"),
