@@ -1,6 +1,7 @@
 """Rates between two readings of the stats page, for people: IOPS, bytes per second, percentiles, busy
 share."""
 
+import itertools
 from dataclasses import dataclass
 
 from ringstone.stats import Histogram, QueueCounters, ReactorCounters, Snapshot
@@ -134,11 +135,14 @@ def volume_rates(old: Snapshot, new: Snapshot) -> list[VolumeRates]:
 
 
 def reactor_rates(old: Snapshot, new: Snapshot) -> list[ReactorRates]:
-    """In the order of the engine's cores."""
-    before = old.reactors if old.start_ns == new.start_ns and len(old.reactors) == len(new.reactors) else None
+    """In the order of the engine's reactors, those that were removed among them. One that was added in between
+    counts from zero, in a slot of its own or a removed one's."""
+    before = old.reactors if old.start_ns == new.start_ns else ()
+    pairs = itertools.zip_longest(before, new.reactors)
     return [
-        _reactor_rates(before[index] if before else None, reactor)
-        for index, reactor in enumerate(new.reactors)
+        _reactor_rates(one if one is not None and one.turns <= other.turns else None, other)
+        for one, other in pairs
+        if other is not None
     ]
 
 

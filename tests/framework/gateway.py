@@ -112,6 +112,16 @@ class GatewayProcess:
     def start(self) -> Self:
         """Returns when the gateway says READY=1, as to a service manager; GatewayFailedError when it ends
         first."""
+        self.launch()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.kill()
+            raise
+        return self
+
+    def launch(self) -> None:
+        """Begin to start it. For tests that do something to it on the way; wait_ready() does the rest."""
         assert self._process is None, "the gateway is running already"
         manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         path = self.root / "notify.sock"
@@ -119,26 +129,23 @@ class GatewayProcess:
         manager.bind(str(path))
         try:
             with self.log_path.open("ab") as log:
-                process = subprocess.Popen(
+                self._process = subprocess.Popen(
                     self.command(),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
                     env=self.environment(NOTIFY_SOCKET=str(path), **self._watchdog),
                 )
-            try:
-                self._await_ready(process, manager)
-            except BaseException:
-                process.kill()
-                process.wait()
-                raise
         except BaseException:
             manager.close()
             raise
-        self._process, self._manager = process, manager
-        return self
+        self._manager = manager
 
-    def _await_ready(self, process: subprocess.Popen[bytes] | Successor, notify: socket.socket) -> None:
+    def wait_ready(self) -> None:
+        """Until a gateway that was launched, or that a supervisor started again, says READY=1."""
+        process, notify = self._process, self._manager
+        assert process is not None, "the gateway has not been started"
+        assert notify is not None
         ended = os.pidfd_open(process.pid)
         deadline = time.monotonic() + _START_SECONDS
         try:
@@ -156,12 +163,6 @@ class GatewayProcess:
             os.close(ended)
         what = f"ended with {process.wait()}" if ready else f"was not ready in {_START_SECONDS} s"
         raise GatewayFailedError(f"The gateway {what}.\n{self.log()}")
-
-    def wait_ready(self) -> None:
-        """Until a supervised gateway, started again, says READY=1."""
-        assert self._process is not None, "the gateway has not been started"
-        assert self._manager is not None
-        self._await_ready(self._process, self._manager)
 
     def wait_sign_of_life(self) -> None:
         """Until the service manager is told WATCHDOG=1 once more."""
@@ -251,6 +252,11 @@ class GatewayProcess:
     def restart(self) -> None:
         self.stop()
         self.start()
+
+    def forget_starts(self) -> None:
+        """As if it had served for long since it last died: it does not slow its next start down. For tests that
+        kill it over and over."""
+        (self.run_dir / "starts").unlink(missing_ok=True)
 
     def client(self) -> GatewayClient:
         return GatewayClient(self.socket)

@@ -28,13 +28,17 @@ class GuestHost:
     _numbers: Iterator[int] = field(default_factory=itertools.count)
 
     @contextmanager
-    def boot(self, gateway: GatewayProcess, *volumes: str, cpus: int = 2) -> Iterator[Guest]:
+    def boot(
+        self, gateway: GatewayProcess, *volumes: str, cpus: int = 2, packed: bool = True
+    ) -> Iterator[Guest]:
         """A guest with the attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end."""
         devices: list[str] = []
         with gateway.client() as client:
             for volume in volumes:
                 attachment = client.attachment(volume)
-                devices += volume_args(attachment.socket, volume=volume, queues=attachment.queues)
+                devices += volume_args(
+                    attachment.socket, volume=volume, queues=attachment.queues, packed=packed
+                )
         folder = gateway.root / f"guest-{next(self._numbers)}"
         with Guest(QemuConfig(self.image, self.accelerator.name, folder, devices, cpus=cpus)) as guest:
             yield guest

@@ -239,7 +239,12 @@ def test_what_starts_a_guest_is_printed(gateway: GatewayProcess) -> None:
     assert any(attachment.socket in argument for argument in as_json)
     assert any("num-queues=4" in argument for argument in as_json)
     assert any("2048M" in argument for argument in as_json)
-    assert attachment.socket in gateway.cli("libvirt-xml", "v", "--hugepages").stdout
+    assert any("packed=on" in argument for argument in as_json)
+    assert "packed" not in gateway.cli("qemu-args", "v", "--no-packed").stdout
+    xml = gateway.cli("libvirt-xml", "v", "--hugepages").stdout
+    assert attachment.socket in xml
+    assert 'packed="on"' in xml
+    assert "packed" not in gateway.cli("libvirt-xml", "v", "--no-packed").stdout
     gateway.cli("volume", "detach", "v")
     assert "volume attach v" in one_sentence(gateway, 3, "qemu-args", "v")
 

@@ -4,6 +4,7 @@ import itertools
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree as xml
 
 import pytest
@@ -33,8 +34,15 @@ def test_the_disk_reconnects_and_has_the_queues() -> None:
     arguments = qemu_args("/run/a.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=False)
     assert _options(arguments, "-chardev") == ["socket,id=rs-a-socket,path=/run/a.sock,reconnect=1"]
     assert _options(arguments, "-device") == [
-        "vhost-user-blk-pci,id=rs-a,chardev=rs-a-socket,num-queues=4,queue-size=256"
+        "vhost-user-blk-pci,id=rs-a,chardev=rs-a-socket,num-queues=4,queue-size=256,packed=on"
     ]
+
+
+def test_packed_rings_can_be_left_out() -> None:
+    assert volume_args("/run/a.sock", volume="a", queues=1, packed=False)[3].endswith(",queue-size=256")
+    rest: dict[str, Any] = {"volume": "a", "queues": 1, "memory_bytes": GIB, "hugepages": False}
+    assert "packed" not in " ".join(qemu_args("/run/a.sock", packed=False, **rest))
+    assert "packed" not in libvirt_xml("/run/a.sock", packed=False, **rest)
 
 
 def test_a_comma_in_the_socket_path_does_not_end_the_option() -> None:
@@ -76,7 +84,7 @@ def test_the_domain_has_what_a_vhost_user_disk_needs(hugepages: bool) -> None:
     assert disk.attrib == {"type": "vhostuser", "device": "disk"}
     assert {child.tag: child.attrib for child in disk.iter()} | {"disk": {}} == {
         "disk": {},
-        "driver": {"name": "qemu", "type": "raw", "queues": "4", "queue_size": "256"},
+        "driver": {"name": "qemu", "type": "raw", "queues": "4", "queue_size": "256", "packed": "on"},
         "source": {"type": "unix", "path": "/run/a&b.sock"},
         "reconnect": {"enabled": "yes", "timeout": "1"},
         "target": {"dev": "vda", "bus": "virtio"},
@@ -87,9 +95,13 @@ def test_the_domain_has_what_a_vhost_user_disk_needs(hugepages: bool) -> None:
     shutil.which("virt-xml-validate") is None or shutil.which("xmllint") is None,
     reason="needs Debian's packages libvirt-clients and libxml2-utils",
 )
+@pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("hugepages", [False, True])
-def test_libvirts_own_schema_accepts_the_domain(tmp_path: Path, hugepages: bool) -> None:
+def test_libvirts_own_schema_accepts_the_domain(tmp_path: Path, hugepages: bool, packed: bool) -> None:
     path = tmp_path / "domain.xml"
-    path.write_text(libvirt_xml("/run/a.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=hugepages))
+    domain = libvirt_xml(
+        "/run/a.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=hugepages, packed=packed
+    )
+    path.write_text(domain)
     done = subprocess.run(["virt-xml-validate", str(path), "domain"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -54,6 +54,13 @@ def test_busy_shares_add_up_to_one() -> None:
     assert (still.busy, still.idle, still.asleep) == (0, 0, 0)
 
 
+def test_a_reactor_added_in_between_counts_from_zero() -> None:
+    """Rates were once negative, as it had taken the slot of one that had been removed."""
+    fresh = replace(OLD.reactors[0], busy_ns=30, idle_ns=10, asleep_ns=0, turns=1)
+    first, _, third = reactor_rates(OLD, replace(OLD, reactors=(fresh, OLD.reactors[1], fresh)))
+    assert (first.busy, first.idle) == (third.busy, third.idle) == (0.75, 0.25)
+
+
 def test_totals_sum_over_a_volumes_queues() -> None:
     second = replace(OLD.queues[0], index=1, reads=4)
     both = replace(OLD, queues=(*OLD.queues, second))

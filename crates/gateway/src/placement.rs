@@ -109,7 +109,6 @@ impl Reactors {
             return;
         }
         if let (Some(done), Some(handle)) = (place.leaving.take(), place.handle.take()) {
-            place.stats.set_removed();
             place.backlog.clear();
             // Ending the thread may take a moment: the caller's, or ours if it has gone.
             let _ = done.send(handle);

@@ -367,3 +367,27 @@ fn an_independent_frontend_library_agrees() {
     // The rings are packed: both positions 0, both wrap counters 1.
     assert_eq!(library.get_vring_base(0).unwrap(), 0x8000_8000);
 }
+
+/// A removed reactor's slot once said "polling" for ever, as its thread woke to end: whoever watches for reactors that
+/// poll and do not turn found one that was stuck, and ended the gateway.
+#[test]
+fn a_removed_reactor_says_so() {
+    let host = Host::with(vec![0], 100);
+    let core = 1;
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("skipped: a second reactor takes a second core");
+        return;
+    }
+    for _ in 0..20 {
+        let index = host.engine.add_reactor(core).unwrap().index;
+        // docs/formats/stats-page.md: the offset of the first reactor's slot, of 256 bytes, whose second word is the state.
+        let state = || {
+            let bytes = std::fs::read(host.path("stats")).unwrap();
+            let at = u64::from_le_bytes(bytes[40..48].try_into().unwrap()) as usize + 256 * index;
+            u32::from_le_bytes(bytes[at + 4..at + 8].try_into().unwrap())
+        };
+        wait_for("the reactor to sleep", || state() == 2);
+        host.engine.remove_reactor(core).unwrap();
+        assert_eq!(state(), 3);
+    }
+}

@@ -158,6 +158,8 @@ impl Reactor {
                 }
             }
         }
+        // Last of all, as whoever watches takes a reactor that polls and does not turn for one that is stuck.
+        self.shared.stats.set_removed();
     }
 
     #[inline(always)]

@@ -264,7 +264,7 @@ impl ReactorStats {
         self.map.u32_at(self.base + 4).store(if asleep { 2 } else { 1 }, Ordering::Relaxed);
     }
 
-    /// The thread has ended and the slot is free.
+    /// The thread ends, or did not begin, and the slot is free.
     pub fn set_removed(&self) {
         self.map.u32_at(self.base + 4).store(3, Ordering::Relaxed);
     }

@@ -16,6 +16,12 @@ MemoryOption = Annotated[
 HugepagesOption = Annotated[
     bool, typer.Option("--hugepages", help="Guest memory in huge pages instead of a memfd.")
 ]
+PackedOption = Annotated[
+    bool,
+    typer.Option(
+        "--packed/--no-packed", help="Offer packed rings; a guest whose driver lacks them uses split ones."
+    ),
+]
 
 
 class ArgsFormat(StrEnum):
@@ -36,13 +42,19 @@ def qemu_args(
     ] = ArgsFormat.SHELL,
     memory: MemoryOption = 1 << 30,
     hugepages: HugepagesOption = False,
+    packed: PackedOption = True,
     json_output: JsonOption = False,
 ) -> None:
     """Print the QEMU arguments that give a VM this volume: shared memory, socket, disk."""
     cli = context_of(context, json_output)
     attachment = _attachment(cli, name)
     arguments = args.qemu_args(
-        attachment.socket, volume=name, queues=attachment.queues, memory_bytes=memory, hugepages=hugepages
+        attachment.socket,
+        volume=name,
+        queues=attachment.queues,
+        memory_bytes=memory,
+        hugepages=hugepages,
+        packed=packed,
     )
     if cli.json or output is ArgsFormat.JSON:
         print_json({"args": arguments})
@@ -55,13 +67,19 @@ def libvirt_xml(
     name: VolumeName,
     memory: MemoryOption = 1 << 30,
     hugepages: HugepagesOption = False,
+    packed: PackedOption = True,
     json_output: JsonOption = False,
 ) -> None:
     """Print the libvirt domain XML that gives a VM this volume: shared memory and the disk."""
     cli = context_of(context, json_output)
     attachment = _attachment(cli, name)
     xml = args.libvirt_xml(
-        attachment.socket, volume=name, queues=attachment.queues, memory_bytes=memory, hugepages=hugepages
+        attachment.socket,
+        volume=name,
+        queues=attachment.queues,
+        memory_bytes=memory,
+        hugepages=hugepages,
+        packed=packed,
     )
     if cli.json:
         print_json({"xml": xml})

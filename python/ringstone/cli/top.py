@@ -20,8 +20,8 @@ def top(
     count: Annotated[int | None, typer.Option(min=1, help="Stop after so many intervals.")] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Show what reactors and volumes are doing, anew at each interval, until Ctrl-C. With --json one line
-    each."""
+    """Show what reactors and volumes are doing, anew at each interval, until Ctrl-C. With --json one line each,
+    in which removed reactors keep their places."""
     cli = context_of(context, json_output)
     with cli.client() as client, until_interrupted():
         readings = watch(client.stats, interval, count)
@@ -47,6 +47,8 @@ def _reactors(reactors: list[ReactorRates]) -> Table:
         table.add_column(column, justify="right")
     table.add_column("state")
     for index, reactor in enumerate(reactors):
+        if reactor.state == "removed":
+            continue
         table.add_row(
             str(index),
             str(reactor.core),

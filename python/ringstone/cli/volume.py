@@ -125,6 +125,7 @@ def _attachment_rows(volume: models.Volume) -> dict[str, str]:
         "served": volume.detail or "-",
     }
     if running:
+        rows["rings"] = "packed" if attachment.packed else "split"
         rows["reactors"] = ", ".join(map(str, reactors))
     if attachment.peer_pid is not None:
         rows["frontend"] = f"process {attachment.peer_pid}"

@@ -41,23 +41,27 @@ def memory_args(memory_bytes: int, *, hugepages: bool) -> list[str]:
 
 
 def volume_args(
-    socket: str, *, volume: str, queues: int, queue_size: int = QUEUE_SIZE, reconnect_s: int = 1
+    socket: str,
+    *,
+    volume: str,
+    queues: int,
+    queue_size: int = QUEUE_SIZE,
+    packed: bool = True,
+    reconnect_s: int = 1,
 ) -> list[str]:
     """One vhost-user-blk disk on `socket`. A guest uses one queue a vCPU at most, up to `queues`;
-    `queue_size` is in ring entries; QEMU tries again every `reconnect_s` seconds after the backend has gone
-    (0: never)."""
+    `queue_size` is in ring entries; `packed` offers packed rings, which a driver that does not know them
+    leaves alone; QEMU tries again every `reconnect_s` seconds after the backend has gone (0: never)."""
     if not 1 <= queues <= 64:
         raise ValueError(f"{queues} queues are out of range; give 1 to 64.")
     name = device_id(volume)
     chardev = f"socket,id={name}-socket,path={_option(socket)}"
     if reconnect_s:
         chardev += f",reconnect={reconnect_s}"
-    return [
-        "-chardev",
-        chardev,
-        "-device",
-        f"vhost-user-blk-pci,id={name},chardev={name}-socket,num-queues={queues},queue-size={queue_size}",
-    ]
+    device = f"vhost-user-blk-pci,id={name},chardev={name}-socket,num-queues={queues},queue-size={queue_size}"
+    if packed:
+        device += ",packed=on"
+    return ["-chardev", chardev, "-device", device]
 
 
 def qemu_args(
@@ -67,6 +71,7 @@ def qemu_args(
     queues: int,
     memory_bytes: int,
     hugepages: bool,
+    packed: bool = True,
     reconnect_s: int = 1,
 ) -> list[str]:
     """Arguments to add to a qemu-system command line: the shared memory and the disk.
@@ -76,14 +81,20 @@ def qemu_args(
     """
     return [
         *memory_args(memory_bytes, hugepages=hugepages),
-        *volume_args(socket, volume=volume, queues=queues, reconnect_s=reconnect_s),
+        *volume_args(socket, volume=volume, queues=queues, packed=packed, reconnect_s=reconnect_s),
     ]
 
 
-def libvirt_disk(socket: str, *, queues: int, target: str = "vda", reconnect_s: int = 1) -> xml.Element:
+def libvirt_disk(
+    socket: str, *, queues: int, packed: bool = True, target: str = "vda", reconnect_s: int = 1
+) -> xml.Element:
     """The `<disk>` element of one volume (libvirt "Format of the domain XML", disks of type vhostuser)."""
     disk = xml.Element("disk", type="vhostuser", device="disk")
-    xml.SubElement(disk, "driver", name="qemu", type="raw", queues=str(queues), queue_size=str(QUEUE_SIZE))
+    driver = xml.SubElement(
+        disk, "driver", name="qemu", type="raw", queues=str(queues), queue_size=str(QUEUE_SIZE)
+    )
+    if packed:
+        driver.set("packed", "on")
     source = xml.SubElement(disk, "source", type="unix", path=socket)
     if reconnect_s:
         xml.SubElement(source, "reconnect", enabled="yes", timeout=str(reconnect_s))
@@ -98,6 +109,7 @@ def libvirt_xml(
     queues: int,
     memory_bytes: int,
     hugepages: bool,
+    packed: bool = True,
     vcpus: int = 2,
     target: str = "vda",
     reconnect_s: int = 1,
@@ -122,7 +134,7 @@ def libvirt_xml(
     system = xml.SubElement(domain, "os")
     xml.SubElement(system, "type", arch="x86_64", machine="q35").text = "hvm"
     devices = xml.SubElement(domain, "devices")
-    devices.append(libvirt_disk(socket, queues=queues, target=target, reconnect_s=reconnect_s))
+    devices.append(libvirt_disk(socket, queues=queues, packed=packed, target=target, reconnect_s=reconnect_s))
     serial = xml.SubElement(devices, "serial", type="pty")
     xml.SubElement(serial, "target", port="0")
     xml.indent(domain)

@@ -155,6 +155,7 @@ class Guest:
             "id": name,
             "chardev": f"{name}-socket",
             "num-queues": queues,
+            "packed": True,
         }
         qmp.execute("device_add", {**device, "bus": f"hotplug{slot}"})
 

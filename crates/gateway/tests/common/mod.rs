@@ -11,12 +11,15 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{recvmsg, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags};
-use ringstone_gateway::{BackendSpec, Engine, EngineSettings, Event, VolumeSpec};
+use ringstone_gateway::{BackendSpec, Engine, EngineSettings, Event, Topology, VolumeSpec};
+
+pub mod packed;
 
 pub const GET_FEATURES: u32 = 1;
 pub const SET_FEATURES: u32 = 2;
 pub const SET_OWNER: u32 = 3;
 pub const SET_MEM_TABLE: u32 = 5;
+pub const SET_LOG_BASE: u32 = 6;
 pub const SET_VRING_NUM: u32 = 8;
 pub const SET_VRING_ADDR: u32 = 9;
 pub const SET_VRING_BASE: u32 = 10;
@@ -39,10 +42,12 @@ pub const REM_MEM_REG: u32 = 38;
 pub const SET_STATUS: u32 = 39;
 pub const GET_STATUS: u32 = 40;
 
+pub const F_LOG_ALL: u64 = 1 << 26;
 pub const F_INDIRECT: u64 = 1 << 28;
 pub const F_EVENT_IDX: u64 = 1 << 29;
 pub const F_PROTOCOL: u64 = 1 << 30;
 pub const F_VERSION_1: u64 = 1 << 32;
+pub const F_RING_PACKED: u64 = 1 << 34;
 pub const F_FLUSH: u64 = 1 << 9;
 
 const NEED_REPLY: u32 = 1 << 3;
@@ -66,14 +71,14 @@ impl Host {
 
     /// A reactor on each of `cores`; naming one twice is allowed.
     pub fn with(cores: Vec<usize>, idle_us: u64) -> Self {
+        Self::on(cores, idle_us, None)
+    }
+
+    /// As [`with`](Self::with), on a machine with an imagined topology.
+    pub fn on(cores: Vec<usize>, idle_us: u64, topology: Option<Topology>) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let settings = EngineSettings {
-            cores,
-            idle_us,
-            stats_path: dir.path().join("stats"),
-            balance: false,
-            topology: None,
-        };
+        let settings =
+            EngineSettings { cores, idle_us, stats_path: dir.path().join("stats"), balance: false, topology };
         Self { engine: Engine::start(&settings).unwrap(), dir }
     }
 
@@ -252,11 +257,16 @@ pub struct Driver {
     pub call: EventFd,
     pub index: u16,
     pub size: u16,
+    /// Where the ring begins in guest memory.
+    rings: u64,
     avail: u16,
     used: u16,
 }
 
-const DESCRIPTORS: u64 = 0;
+/// Room for a ring of any size.
+const RING_ROOM: u64 = 1 << 20;
+/// Headers and status bytes, before the data.
+const SLOTS: u64 = 1 << 19;
 
 impl Driver {
     /// Connect, negotiate and start vring 0 with `size` entries.
@@ -280,7 +290,32 @@ impl Driver {
             File::from(nix::sys::memfd::memfd_create(c"guest", nix::sys::memfd::MFdFlags::empty()).unwrap());
         memory.set_len(MEMORY).unwrap();
         let eventfd = || EventFd::from_flags(EfdFlags::EFD_NONBLOCK).unwrap();
-        Self { frontend, memory, kick: eventfd(), call: eventfd(), index: 0, size, avail: 0, used: 0 }
+        Self {
+            frontend,
+            memory,
+            kick: eventfd(),
+            call: eventfd(),
+            index: 0,
+            size,
+            rings: 0,
+            avail: 0,
+            used: 0,
+        }
+    }
+
+    /// The driver of another vring of the same guest.
+    pub fn beside(&self, index: u16) -> Self {
+        let frontend = Frontend { stream: self.frontend.stream.try_clone().unwrap() };
+        let rings = RING_ROOM * u64::from(index);
+        let memory = self.memory.try_clone().unwrap();
+        Self { memory, index, rings, ..Self::over(frontend, self.size) }
+    }
+
+    /// Hang up, connect anew and negotiate, with memory and rings as they are.
+    pub fn reconnect(&mut self, path: &Path, features: u64) {
+        self.frontend.stream.shutdown(std::net::Shutdown::Both).unwrap();
+        self.frontend = Frontend::connect(path);
+        self.frontend.negotiate(features);
     }
 
     pub fn set_memory(&self) {
@@ -295,19 +330,33 @@ impl Driver {
         assert!(f.ack(SET_VRING_NUM, &pair(index, self.size.into()), &[]));
         assert!(f.ack(SET_VRING_BASE, &pair(index, base), &[]));
         let mut address = pair(index, 0);
-        address.extend(words(&[USER + DESCRIPTORS, USER + self.used_at(), USER + self.avail_at(), 0]));
+        address.extend(words(&[USER + self.rings, USER + self.used_at(), USER + self.avail_at(), 0]));
         assert!(f.ack(SET_VRING_ADDR, &address, &[]));
         assert!(f.ack(SET_VRING_CALL, &words(&[index.into()]), &[self.call.as_fd().as_raw_fd()]));
         assert!(f.ack(SET_VRING_KICK, &words(&[index.into()]), &[self.kick.as_fd().as_raw_fd()]));
         assert!(f.ack(SET_VRING_ENABLE, &pair(index, 1), &[]));
     }
 
+    /// GET_VRING_BASE: the vring stops, and where it does.
+    pub fn stop_vring(&self) -> u32 {
+        self.frontend.send(GET_VRING_BASE, 0, &pair(self.index.into(), 0), &[]);
+        let (reply, _) = self.frontend.receive().expect("the backend closed the connection");
+        assert_eq!(reply[..4], u32::from(self.index).to_le_bytes());
+        u32::from_le_bytes(reply[4..8].try_into().unwrap())
+    }
+
     fn avail_at(&self) -> u64 {
-        16 * u64::from(self.size)
+        self.rings + 16 * u64::from(self.size)
     }
 
     pub fn used_at(&self) -> u64 {
         (self.avail_at() + 6 + 2 * u64::from(self.size)).next_multiple_of(4096)
+    }
+
+    /// Where the header of the request at `head` is; its status byte comes 32 bytes behind.
+    pub fn slot(&self, head: u16) -> u64 {
+        let own = SLOTS / 2 * (1 + u64::from(self.index % 2));
+        DATA - own + 64 * u64::from(head % 4096)
     }
 
     pub fn write(&self, at: u64, bytes: &[u8]) {
@@ -355,41 +404,59 @@ impl Driver {
         self.u16_at(self.used_at() + 2)
     }
 
-    /// Wait for the next used entry: head and bytes written.
-    pub fn wait_used(&mut self) -> (u32, u32) {
-        wait_for("a used entry", || self.used_index() != self.used);
+    /// The next used entry, if there is one: head and bytes written.
+    pub fn next_used(&mut self) -> Option<(u32, u32)> {
+        if self.used_index() == self.used {
+            return None;
+        }
         let at = self.used_at() + 4 + 8 * u64::from(self.used % self.size);
         self.used = self.used.wrapping_add(1);
         let entry = self.read(at, 8);
         let word = |at: usize| u32::from_le_bytes(entry[at..at + 4].try_into().unwrap());
-        (word(0), word(4))
+        Some((word(0), word(4)))
     }
 
-    /// Lay a request out from descriptor `head` on (three descriptors), its header and status in slot `head`.
-    pub fn lay(&self, head: u16, kind: u32, sector: u64, data: Option<(u64, u32)>) {
-        let slot = DATA - 0x10000 + 64 * u64::from(head % 512);
+    /// Wait for the next used entry.
+    pub fn wait_used(&mut self) -> (u32, u32) {
+        let mut next = None;
+        wait_for("a used entry", || {
+            next = self.next_used();
+            next.is_some()
+        });
+        next.unwrap()
+    }
+
+    /// Write the header and a status that no device writes into slot `head`; where that is.
+    pub fn put_header(&self, head: u16, kind: u32, sector: u64) -> u64 {
+        let slot = self.slot(head);
         let mut header = kind.to_le_bytes().to_vec();
         header.extend([0; 4]);
         header.extend(sector.to_le_bytes());
         self.write(slot, &header);
         self.write(slot + 32, &[0xff]);
+        slot
+    }
+
+    /// Lay a request out from descriptor `head` on (three descriptors), its header and status in slot `head`.
+    pub fn lay(&self, head: u16, kind: u32, sector: u64, data: Option<(u64, u32)>) {
+        let slot = self.put_header(head, kind, sector);
         let write = |on: bool| u16::from(on) << 1;
         match data {
             Some((address, len)) => {
-                self.descriptor(DESCRIPTORS, head, (slot, 16, 1, head + 1));
+                self.descriptor(self.rings, head, (slot, 16, 1, head + 1));
                 let from_device = matches!(kind, 0 | 8);
-                self.descriptor(DESCRIPTORS, head + 1, (address, len, 1 | write(from_device), head + 2));
-                self.descriptor(DESCRIPTORS, head + 2, (slot + 32, 1, write(true), 0));
+                self.descriptor(self.rings, head + 1, (address, len, 1 | write(from_device), head + 2));
+                self.descriptor(self.rings, head + 2, (slot + 32, 1, write(true), 0));
             }
             None => {
-                self.descriptor(DESCRIPTORS, head, (slot, 16, 1, head + 1));
-                self.descriptor(DESCRIPTORS, head + 1, (slot + 32, 1, write(true), 0));
+                self.descriptor(self.rings, head, (slot, 16, 1, head + 1));
+                self.descriptor(self.rings, head + 1, (slot + 32, 1, write(true), 0));
             }
         }
     }
 
     pub fn status(&self, head: u16) -> u8 {
-        self.read(DATA - 0x10000 + 64 * u64::from(head % 512) + 32, 1)[0]
+        self.read(self.slot(head) + 32, 1)[0]
     }
 
     /// One request from begin to end: its status byte.

@@ -1,0 +1,171 @@
+//! GET_VRING_BASE with GET_VRING_BASE_INFLIGHT: a vring stops without finishing what the drive does not have yet. That stays
+//! in the in-flight region, which the frontend takes along, and is done where the vring goes on.
+
+mod common;
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use common::*;
+
+const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+const SIZE: u16 = 64;
+/// Requests of three descriptors each.
+const REQUESTS: u16 = 16;
+const ROUNDS: u16 = 40;
+
+/// `VhostUserInflight` and the memory that it describes; the first queue's part is at its begin.
+struct Region {
+    wire: Vec<u8>,
+    file: File,
+}
+
+impl Region {
+    fn ask(frontend: &Frontend) -> Self {
+        let mut wire = words(&[0, 0]);
+        wire.extend(1u16.to_le_bytes());
+        wire.extend(SIZE.to_le_bytes());
+        frontend.send(GET_INFLIGHT_FD, 0, &wire, &[]);
+        let (reply, fds) = frontend.receive().unwrap();
+        let fd: OwnedFd = fds.into_iter().next().unwrap();
+        Self { wire: reply, file: fd.into() }
+    }
+
+    fn set(&self, frontend: &Frontend) {
+        assert!(frontend.ack(SET_INFLIGHT_FD, &self.wire, &[self.file.as_raw_fd()]));
+    }
+
+    /// Heads that are in flight: `QueueRegionSplit` has 16 bytes, and 16 for each entry, beginning with the flag.
+    fn undone(&self) -> BTreeSet<u32> {
+        let mut bytes = vec![0; 16 * (usize::from(SIZE) + 1)];
+        self.file.read_exact_at(&mut bytes, 0).unwrap();
+        (0..u32::from(SIZE)).filter(|head| bytes[16 + 16 * *head as usize] == 1).collect()
+    }
+}
+
+fn start(path: &Path) -> (Driver, Region) {
+    let driver = Driver::prepare(path, SIZE, F_VERSION_1);
+    let region = Region::ask(&driver.frontend);
+    region.set(&driver.frontend);
+    driver.set_memory();
+    driver.start_vring(0);
+    (driver, region)
+}
+
+fn offer_all(driver: &mut Driver, data: (u64, u32)) -> Vec<u32> {
+    let heads: Vec<u16> = (0..REQUESTS).map(|number| 3 * number).collect();
+    for head in &heads {
+        driver.lay(*head, IN, 0, Some(data));
+    }
+    heads.iter().for_each(|head| driver.offer(*head));
+    heads.into_iter().map(u32::from).collect()
+}
+
+/// Stop a busy vring over and over: every request is done once, there or where the vring goes on. Answers how many were left.
+fn goes_on(socket: &Path, data: (u64, u32)) -> usize {
+    let (mut driver, region) = start(socket);
+    let mut left = 0;
+    let mut before = 0u16;
+    for round in 0..ROUNDS {
+        let heads = offer_all(&mut driver, data);
+        let base = driver.stop_vring();
+        let taken: BTreeSet<u32> =
+            heads.iter().take(usize::from((base as u16).wrapping_sub(before))).copied().collect();
+        let done: BTreeSet<u32> = std::iter::from_fn(|| driver.next_used()).map(|(head, _)| head).collect();
+        let undone = region.undone();
+        assert!(done.is_disjoint(&undone), "{done:?} {undone:?}");
+        assert_eq!(&done | &undone, taken, "what was taken is done or noted");
+        for head in &heads {
+            let wanted = if done.contains(head) { 0 } else { 0xff };
+            assert_eq!(driver.status(*head as u16), wanted, "request {head}");
+        }
+        left += undone.len();
+        // There, or in another place that gets the region: a new connection knows nothing else.
+        if round % 2 == 1 {
+            driver.reconnect(socket, F_VERSION_1);
+            region.set(&driver.frontend);
+            driver.set_memory();
+        }
+        driver.start_vring(base);
+        let mut rest: BTreeSet<u32> = heads.into_iter().filter(|head| !done.contains(head)).collect();
+        while !rest.is_empty() {
+            let (head, len) = driver.wait_used();
+            assert!(rest.remove(&head), "request {head} is done again");
+            assert_eq!((driver.status(head as u16), len), (0, data.1 + 1));
+        }
+        assert_eq!(driver.request(FLUSH, 0, None), 0);
+        assert_eq!(driver.next_used(), None);
+        assert_eq!(region.undone(), BTreeSet::new());
+        before = before.wrapping_add(REQUESTS + 1);
+    }
+    left
+}
+
+#[test]
+fn long_copies_are_left_undone_and_done_where_the_vring_goes_on() {
+    let host = Host::new();
+    let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
+    let left = goes_on(&socket, (DATA, 4 << 20));
+    assert!(left > 0, "no vring was stopped in the middle of its requests");
+}
+
+/// Reads to odd addresses share few bounce buffers; most wait for one when the vring is to stop.
+#[test]
+fn requests_that_wait_for_a_bounce_buffer_are_left_undone() {
+    let host = Host::new();
+    let disk = host.disk_file(16 << 20);
+    let backend = format!(r#"{{"type":"file","path":{disk:?},"direct":"on"}}"#);
+    let socket = host.volume("vol", &backend, 16 << 20, 1);
+    // Others' share of the buffers makes ours small.
+    let neighbours: Vec<Driver> = (0..4)
+        .map(|number| {
+            Driver::start(
+                &host.volume(&format!("vol-{number}"), r#"{"type":"null"}"#, 1 << 20, 1),
+                16,
+                F_VERSION_1,
+            )
+        })
+        .collect();
+    let left = goes_on(&socket, (DATA + 13, 2 << 20));
+    assert!(left > 0, "no vring was stopped in the middle of its requests");
+    drop(neighbours);
+    std::fs::remove_file(disk).unwrap();
+}
+
+/// What is on its way is waited for, as nobody can call it back: the region does not have it any more then.
+#[test]
+fn delayed_requests_are_finished_first() {
+    let host = Host::new();
+    let slow = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":20000}"#;
+    let socket = host.volume("vol", slow, 1 << 20, 1);
+    let (mut driver, region) = start(&socket);
+    let heads = offer_all(&mut driver, (DATA, 512));
+    wait_for("the first to be taken", || !region.undone().is_empty());
+    let base = driver.stop_vring();
+    assert_eq!(region.undone(), BTreeSet::new());
+    let done: Vec<u32> = std::iter::from_fn(|| driver.next_used()).map(|(head, _)| head).collect();
+    assert_eq!(done, heads[..base as usize]);
+}
+
+/// A frontend that does not take the region along finds nothing undone in it.
+#[test]
+fn without_the_feature_everything_taken_is_finished() {
+    let host = Host::new();
+    let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
+    let (mut driver, region) = start(&socket);
+    let frontend = &driver.frontend;
+    let fewer = frontend.get_u64(GET_PROTOCOL_FEATURES) & !GET_VRING_BASE_INFLIGHT;
+    assert!(frontend.ack(SET_PROTOCOL_FEATURES, &words(&[fewer]), &[]));
+    for _ in 0..ROUNDS {
+        let mut rest: BTreeSet<u32> = offer_all(&mut driver, (DATA, 4 << 20)).into_iter().collect();
+        let base = driver.stop_vring();
+        assert_eq!(region.undone(), BTreeSet::new());
+        driver.start_vring(base);
+        while !rest.is_empty() {
+            assert!(rest.remove(&driver.wait_used().0));
+        }
+    }
+}

@@ -1,0 +1,71 @@
+"""A guest beside others that do their worst, to all of which one control thread has to listen. How little it notices
+is for `ringstone bench` to measure; here it has to be served without an error, and the others must have been bad."""
+
+import contextlib
+
+import pytest
+
+from ringstone.bench.storms import Connections, DeafFrontend, MemorySlots, MemoryTables, Storm
+from tests.framework.gateway import GatewayProcess
+from tests.framework.gateway import gateway as gateway
+from tests.framework.pattern import RunningPattern, running_pattern
+
+# Of each storm; thousands of these a second are usual.
+ENOUGH = 2_000
+
+
+def unnoticed(load: RunningPattern) -> None:
+    report = load.report
+    assert report.passed, report.findings
+    assert (report.reconnects, report.missed_calls) == (0, 0)
+    assert report.blocks_checked == report.blocks_written > 0
+
+
+def blow(gateway: GatewayProcess, *storms: Storm) -> None:
+    """Until each has done its worst."""
+    with contextlib.ExitStack() as stack:
+        for storm in storms:
+            stack.enter_context(storm)
+        gateway.wait_for(
+            "the storms", lambda client: all(storm.count > ENOUGH or storm.failed for storm in storms)
+        )
+
+
+@pytest.mark.parametrize("kind", [MemoryTables, MemorySlots, Connections, DeafFrontend])
+def test_a_storm_disturbs_nobody_else(gateway: GatewayProcess, kind: type[Storm]) -> None:
+    quiet = gateway.serve("quiet", queues=2)
+    wild = gateway.serve("wild", queues=1)
+    with running_pattern(quiet.socket, queues=2, rate=2000) as load:
+        storm = kind(wild.socket)
+        blow(gateway, storm)
+        assert storm.count > ENOUGH
+        gateway.wait_for(
+            "the other frontend to be gone", lambda client: client.attachment("wild").peer_pid is None
+        )
+        assert is_served(wild.socket)
+    unnoticed(load)
+
+
+def is_served(socket: str) -> bool:
+    """The volume that was stormed is a volume like any other afterwards."""
+    with running_pattern(socket, queues=1) as load:
+        pass
+    return load.report.passed
+
+
+def test_who_does_not_read_is_disconnected(gateway: GatewayProcess) -> None:
+    """Or it would keep what it is owed in the gateway's memory, or the control thread waiting."""
+    wild = gateway.serve("wild", queues=1)
+    blow(gateway, DeafFrontend(wild.socket))
+    with gateway.client() as client:
+        messages = [event.message for event in client.events(volume="wild", limit=1000)]
+    assert any("does not read" in message for message in messages), messages[-3:]
+
+
+def test_all_storms_together_disturb_nobody_else(gateway: GatewayProcess) -> None:
+    quiet = gateway.serve("quiet", kind="file", queues=2)
+    kinds: list[type[Storm]] = [MemoryTables, MemorySlots, Connections, DeafFrontend]
+    wild = {kind: gateway.serve(f"wild-{kind.__name__.lower()}", queues=1).socket for kind in kinds}
+    with running_pattern(quiet.socket, queues=2, rate=2000) as load:
+        blow(gateway, *(kind(socket) for kind, socket in wild.items()))
+    unnoticed(load)
