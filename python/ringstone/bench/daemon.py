@@ -1,5 +1,6 @@
 """A whole gateway, as an operator has it: started, killed and started again by this process, or upgraded."""
 
+import contextlib
 import json
 import os
 import re
@@ -164,7 +165,9 @@ class GatewayDaemon:
 
     def stop(self) -> None:
         assert self._pidfd is not None
-        signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
+        # One that had ended before is only cleared away; who started it has been told.
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self._pidfd, signal.SIGTERM)
         self._ended()
 
     def _ended(self) -> None:
