@@ -1,19 +1,19 @@
 """Load with a pattern in every block, by the independent client: whole runs, and runs beside which a test does
 things to the backend."""
 
-import json
-import os
-import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
-from ringstone.bench.process import job_answer, module_command, run_job
+from ringstone.bench import pattern
+from ringstone.bench.pattern import RunningPattern
+from ringstone.bench.process import run_job
 from ringstone.bench.reports import PatternReport
 
 MIB = 1 << 20
 
 _SPAN = 8 * MIB
+
+__all__ = ["MIB", "RunningPattern", "run_pattern", "running_pattern"]
 
 
 def run_pattern(socket: str, **more: Any) -> PatternReport:
@@ -22,55 +22,7 @@ def run_pattern(socket: str, **more: Any) -> PatternReport:
     return PatternReport.model_validate(run_job("load", job))
 
 
-class RunningPattern:
-    """A job in a process of its own. `report` is there once the `with` block is left."""
-
-    def __init__(self, client: subprocess.Popen[str]) -> None:
-        self._client = client
-        self._report: PatternReport | None = None
-
-    @property
-    def pid(self) -> int:
-        return self._client.pid
-
-    @property
-    def report(self) -> PatternReport:
-        assert self._report is not None, "the job runs until the with block is left"
-        return self._report
-
-    def _finish(self) -> None:
-        output, errors = self._client.communicate()
-        self._report = PatternReport.model_validate(job_answer(output, errors, self._client.returncode))
-
-
-@contextmanager
-def running_pattern(socket: str, **more: Any) -> Iterator[RunningPattern]:
+def running_pattern(socket: str, **more: Any) -> AbstractContextManager[RunningPattern]:
     """Enters when every queue has completed a request. Leaving it ends the load, has every block read back, and
     gives the report."""
-    ready_read, ready_write = os.pipe()
-    release_read, release_write = os.pipe()
-    with os.fdopen(ready_read, "rb") as ready, os.fdopen(release_write, "wb") as release:
-        fds = {"ready_fd": ready_write, "release_fd": release_read}
-        job = {"mode": "pattern", "socket": socket, "seconds": 600, "span_bytes": _SPAN, **fds, **more}
-        with subprocess.Popen(
-            module_command("client"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=(ready_write, release_read),
-        ) as client:
-            os.close(ready_write)
-            os.close(release_read)
-            assert client.stdin is not None
-            client.stdin.write(json.dumps({"call": "load", "config": job}))
-            client.stdin.close()
-            client.stdin = None
-            running = RunningPattern(client)
-            try:
-                # Nothing is read when the job ended before; its error is raised below.
-                if ready.read(1):
-                    yield running
-            finally:
-                release.close()
-                running._finish()
+    return pattern.running_pattern(socket, **({"span_bytes": _SPAN} | more))

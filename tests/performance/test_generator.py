@@ -78,6 +78,27 @@ def test_a_script_answers_for_each_request(engine: EngineProcess) -> None:
     assert report["device"]["capacity_bytes"] == SIZE
 
 
+@pytest.mark.parametrize(
+    ("packed", "inflight", "dirty_log"),
+    [
+        (False, False, False),
+        (False, True, False),
+        (True, False, False),
+        (True, True, False),
+        (False, None, True),
+    ],
+)
+def test_a_load_can_choose_what_its_rings_are(
+    engine: EngineProcess, packed: bool, inflight: bool | None, dirty_log: bool
+) -> None:
+    choices = {"packed": packed, "inflight": inflight, "dirty_log": dirty_log}
+    job = {"mode": "load", "seconds": 0.1, "warmup_seconds": 0, "queues": 2, "depth": 4, "read_share": 50}
+    report = run_job("load", {**job, "socket": serve(engine, "chosen", queues=2, type="memory"), **choices})
+    assert report["errors"] == 0
+    assert all(queue["operations"] > 0 for queue in report["queues"])
+    assert bool(report["device"]["features"] & 1 << 34) is packed
+
+
 def test_idle_connections_are_held_until_they_are_let_go(engine: EngineProcess) -> None:
     sockets = [Path(serve(engine, name, type="null")) for name in ("one", "two")]
     with connected(sockets) as held:

@@ -59,7 +59,7 @@ def test_figures_are_written_with_their_spread() -> None:
 
 
 def test_the_table_tells_everything_a_reader_needs() -> None:
-    text = markdown(results(), "raw.json", ["older.json"])
+    text = markdown([(results(), "raw.json")], ["older.json"])
     assert (
         "| depth 1 | 1,000 (900..1,100) ns | bare ring: 800 (700..900) ns | 1.25 (1.20..1.40) | at most 1.3 "
         "| yes | the way between the cores |"

@@ -77,6 +77,15 @@ pub struct LoadConfig {
     pub wait: Wait,
     #[serde(default = "yes")]
     pub event_idx: bool,
+    #[serde(default)]
+    pub packed: bool,
+    /// Give the backend an in-flight region, or not. Said either way, the connection is the pattern job's, so that the
+    /// two compare.
+    #[serde(default)]
+    pub inflight: Option<bool>,
+    /// Give the backend a dirty log, as a live migration does.
+    #[serde(default)]
+    pub dirty_log: bool,
     #[serde(default = "one_u64")]
     pub seed: u64,
     #[serde(default = "auto")]
@@ -362,7 +371,18 @@ impl LoadConfig {
     pub(crate) fn check(&self) -> Result<(), LoadError> {
         check_shape(self.seconds, self.warmup_seconds, self.depth, self.block_size, self.read_share)?;
         check_timeout("stall_seconds", self.stall_seconds)?;
+        if self.needs_tracked() && self.region_bytes != 0 {
+            return Err(LoadError::config(
+                "region_bytes",
+                "does not go with `packed`, `inflight` or `dirty_log`",
+            ));
+        }
         check_threads(self.queues, self.threads)
+    }
+
+    /// Whether the job asks for what only the pattern job's connection has.
+    pub(crate) fn needs_tracked(&self) -> bool {
+        self.packed || self.inflight.is_some() || self.dirty_log
     }
 }
 
@@ -540,6 +560,7 @@ mod tests {
             (r#"{"mode":"load","socket":"s","block_size":1000}"#, "block_size"),
             (r#"{"mode":"load","socket":"s","threads":2}"#, "threads"),
             (r#"{"mode":"load","socket":"s","seconds":0}"#, "seconds"),
+            (r#"{"mode":"load","socket":"s","packed":true,"region_bytes":4096}"#, "region_bytes"),
         ] {
             let error = load(json).check().unwrap_err().to_string();
             assert!(error.starts_with(field), "{error}");

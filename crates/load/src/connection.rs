@@ -93,10 +93,6 @@ impl Connection {
         &mut self.queues
     }
 
-    pub(crate) fn memory(&self) -> &SharedMemory {
-        self.memory.as_ref().expect("a connection that was opened with memory")
-    }
-
     /// Queues to drive and the memory they work on.
     pub(crate) fn parts(&mut self) -> (&mut [RequestQueue], &SharedMemory) {
         (&mut self.queues, self.memory.as_ref().expect("a connection that was opened with memory"))

@@ -13,12 +13,13 @@ use virtio_driver::iovec;
 use crate::affinity::{bind_current_thread, thread_cpu_seconds};
 use crate::clock::Clock;
 use crate::config::{LoadConfig, Pattern, Wait};
-use crate::connection::{Connection, Request};
+use crate::connection::{Connection, Device, Request};
 use crate::memory::SharedMemory;
-use crate::queue::{kind, wait_for_calls, RequestQueue};
+use crate::queue::{kind, wait_for_calls, LoadQueue};
 use crate::random::Random;
 use crate::recorder::{QueueRecord, TurnRecord, Window};
 use crate::report::{LoadReport, MemoryReport, ThreadRecord};
+use crate::tracked::Tracked;
 use crate::LoadError;
 
 /// Empty turns between two looks at the clock.
@@ -26,27 +27,46 @@ const TURNS_PER_STALL_CHECK: u32 = 1 << 14;
 
 pub(crate) fn run(config: &LoadConfig) -> Result<LoadReport, LoadError> {
     config.check()?;
+    let payload = config.queues * config.depth * config.block_size;
+    let memory = SharedMemory::new(payload, config.hugepages)?;
+    if config.read_share < 100 {
+        fill(&memory, config.seed);
+    }
+    if config.needs_tracked() {
+        let mut connection = Tracked::open(config, memory)?;
+        let (device, connect_ns) = (connection.device.clone(), connection.connect_ns);
+        let (queues, memory) = connection.parts();
+        return measure(config, queues, memory, device, 1, connect_ns);
+    }
     let request = Request {
         socket: &config.socket,
         queues: config.queues,
         queue_size: config.ring_entries()?,
         event_idx: config.event_idx,
     };
-    let payload = config.queues * config.depth * config.block_size;
-    let memory = SharedMemory::new(payload, config.hugepages)?;
-    if config.read_share < 100 {
-        fill(&memory, config.seed);
-    }
     let mut connection = Connection::open(request, Some(memory), config.region_bytes)?;
-    let blocks = blocks_in_use(config, connection.device.capacity_bytes)?;
-    if connection.device.read_only && config.read_share < 100 {
+    let (device, regions, connect_ns) =
+        (connection.device.clone(), connection.regions, connection.connect_ns);
+    let (queues, memory) = connection.parts();
+    measure(config, queues, memory, device, regions, connect_ns)
+}
+
+/// Drives `queues` for the job's time. Compiled for each kind of queue, so that the loop has no indirect calls.
+fn measure<Q: LoadQueue>(
+    config: &LoadConfig,
+    queues: &mut [Q],
+    memory: &SharedMemory,
+    device: Device,
+    regions: usize,
+    connect_ns: u64,
+) -> Result<LoadReport, LoadError> {
+    let blocks = blocks_in_use(config, device.capacity_bytes)?;
+    if device.read_only && config.read_share < 100 {
         return Err(LoadError::config("read_share", "must be 100: the volume is read-only"));
     }
-
     let clock = Clock::calibrated();
     let window = Window::starting_now(&clock, config.warmup_seconds, config.seconds, config.stall_seconds);
-    let (queues, memory) = connection.parts();
-    let mut shares: Vec<Vec<Driver<'_>>> = (0..config.threads).map(|_| Vec::new()).collect();
+    let mut shares: Vec<Vec<Driver<'_, Q>>> = (0..config.threads).map(|_| Vec::new()).collect();
     for (index, queue) in queues.iter_mut().enumerate() {
         shares[index % config.threads].push(Driver::new(config, queue, memory, blocks));
     }
@@ -64,15 +84,12 @@ pub(crate) fn run(config: &LoadConfig) -> Result<LoadReport, LoadError> {
             .map(|thread| thread.join().expect("a client thread that does not panic"))
             .collect::<Result<_, LoadError>>()
     })?;
-
-    let memory = connection.memory();
-    let memory =
-        MemoryReport { bytes: memory.len(), hugepages: memory.is_huge(), regions: connection.regions };
+    let memory = MemoryReport { bytes: memory.len(), hugepages: memory.is_huge(), regions };
     let mut report = LoadReport::new("load", &clock, &records, config.block_size, memory);
     report.kicks = Some(records.iter().map(|record| record.kicks).sum());
     report.calls = Some(records.iter().map(|record| record.calls).sum());
-    report.connect_ns = Some(connection.connect_ns);
-    report.device = Some(connection.device.clone());
+    report.connect_ns = Some(connect_ns);
+    report.device = Some(device);
     Ok(report)
 }
 
@@ -109,8 +126,8 @@ struct Slot {
 }
 
 /// One queue with its slots and counters.
-struct Driver<'a> {
-    queue: &'a mut RequestQueue,
+struct Driver<'a, Q> {
+    queue: &'a mut Q,
     slots: Vec<Slot>,
     /// Slots whose completions this turn has reaped.
     reaped: Vec<u32>,
@@ -124,8 +141,8 @@ struct Driver<'a> {
     kicks_before: u64,
 }
 
-impl<'a> Driver<'a> {
-    fn new(config: &LoadConfig, queue: &'a mut RequestQueue, memory: &SharedMemory, blocks: u64) -> Self {
+impl<'a, Q: LoadQueue> Driver<'a, Q> {
+    fn new(config: &LoadConfig, queue: &'a mut Q, memory: &SharedMemory, blocks: u64) -> Self {
         let index = queue.index();
         let slots = (0..config.depth).map(|slot| {
             let offset = (index * config.depth + slot) * config.block_size;
@@ -202,12 +219,12 @@ impl<'a> Driver<'a> {
     }
 }
 
-fn drive(
+fn drive<Q: LoadQueue>(
     config: &LoadConfig,
     clock: &Clock,
     window: Window,
     core: Option<usize>,
-    mut drivers: Vec<Driver<'_>>,
+    mut drivers: Vec<Driver<'_, Q>>,
 ) -> Result<ThreadRecord, LoadError> {
     if let Some(core) = core {
         bind_current_thread(core)?;
@@ -281,7 +298,7 @@ struct Progress {
 
 impl Progress {
     /// Ends the warm-up: what was counted so far is dropped.
-    fn begin(&mut self, drivers: &mut [Driver<'_>]) {
+    fn begin<Q: LoadQueue>(&mut self, drivers: &mut [Driver<'_, Q>]) {
         for driver in drivers {
             driver.record.clear();
             driver.kicks_before = driver.queue.kicks();
@@ -292,7 +309,7 @@ impl Progress {
         self.began = Some(self.last);
     }
 
-    fn check_stall(&self, clock: &Clock, drivers: &[Driver<'_>]) -> Result<(), LoadError> {
+    fn check_stall<Q: LoadQueue>(&self, clock: &Clock, drivers: &[Driver<'_, Q>]) -> Result<(), LoadError> {
         let waited = clock.ticks().saturating_sub(self.last);
         if waited < self.window.stall_ticks {
             return Ok(());
@@ -305,7 +322,7 @@ impl Progress {
         })
     }
 
-    fn sleep(&mut self, clock: &Clock, drivers: &[Driver<'_>]) -> Result<(), LoadError> {
+    fn sleep<Q: LoadQueue>(&mut self, clock: &Clock, drivers: &[Driver<'_, Q>]) -> Result<(), LoadError> {
         let calls: Vec<_> = drivers.iter().map(|driver| driver.queue.call()).collect();
         if wait_for_calls(&calls, Duration::from_millis(100))? {
             self.calls += 1;
@@ -315,7 +332,11 @@ impl Progress {
     }
 
     /// Lets what is in flight complete, so that the backend is left without work, and hands the counters over.
-    fn finish(mut self, clock: &Clock, drivers: Vec<Driver<'_>>) -> Result<ThreadRecord, LoadError> {
+    fn finish<Q: LoadQueue>(
+        mut self,
+        clock: &Clock,
+        drivers: Vec<Driver<'_, Q>>,
+    ) -> Result<ThreadRecord, LoadError> {
         let cpu_seconds = thread_cpu_seconds() - self.cpu_before;
         let measured_ticks = self.last - self.began.unwrap_or(self.last);
         let mut queues = Vec::with_capacity(drivers.len());

@@ -2,7 +2,8 @@
 //!
 //! The virtio side (vhost-user messages, virtqueue layout and ring handling) comes from the crate `virtio-driver`,
 //! which shares nothing with this project's backend; so what passes here passes with somebody else's reading of the
-//! specification. The pattern job, which outlives its backend, takes the messages from rust-vmm's `vhost`. A job
+//! specification. The pattern job, which outlives its backend, and loads on rings that the former does not set up take the
+//! messages from rust-vmm's `vhost`. A job
 //! enters as JSON ([`run_json`], [`limit_json`]), runs on threads of its own that are bound to the cores it names, and
 //! leaves as JSON. All payload memory belongs to this side: the backend maps it, and it is unmapped only after the
 //! connection is closed.
@@ -23,6 +24,7 @@ mod random;
 mod recorder;
 mod report;
 mod script;
+mod tracked;
 mod verify;
 
 pub use config::{HoldConfig, Job, LimitConfig, LoadConfig, PatternConfig, ScriptConfig, VerifyConfig};

@@ -5,6 +5,7 @@
 //! own, as a guest kernel's request structures have.
 
 use std::io;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
 
@@ -75,6 +76,75 @@ pub(crate) struct Completed {
     pub status: u8,
 }
 
+/// What the load generator asks of a queue, whichever of the two clients it belongs to.
+pub(crate) trait LoadQueue: Send {
+    fn index(&self) -> usize;
+    fn in_flight(&self) -> usize;
+    fn kicks(&self) -> u64;
+    fn call(&self) -> RawFd;
+    fn submit(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        readable: &[iovec],
+        writable: &[iovec],
+        tag: u32,
+    ) -> Result<(), LoadError>;
+    fn kick_if_needed(&mut self) -> Result<(), LoadError>;
+    fn has_completed(&mut self) -> bool;
+    fn reap(&mut self) -> Result<Option<Completed>, LoadError>;
+    fn enable_calls(&mut self, enabled: bool);
+}
+
+impl LoadQueue for RequestQueue {
+    fn index(&self) -> usize {
+        self.index()
+    }
+
+    fn in_flight(&self) -> usize {
+        self.in_flight()
+    }
+
+    fn kicks(&self) -> u64 {
+        self.kicks()
+    }
+
+    fn call(&self) -> RawFd {
+        self.call()
+    }
+
+    #[inline(always)]
+    fn submit(
+        &mut self,
+        kind: u32,
+        sector: u64,
+        readable: &[iovec],
+        writable: &[iovec],
+        tag: u32,
+    ) -> Result<(), LoadError> {
+        self.submit(kind, sector, readable, writable, tag)
+    }
+
+    #[inline(always)]
+    fn kick_if_needed(&mut self) -> Result<(), LoadError> {
+        self.kick_if_needed()
+    }
+
+    #[inline(always)]
+    fn has_completed(&mut self) -> bool {
+        self.has_completed()
+    }
+
+    #[inline(always)]
+    fn reap(&mut self) -> Result<Option<Completed>, LoadError> {
+        self.reap()
+    }
+
+    fn enable_calls(&mut self, enabled: bool) {
+        self.enable_calls(enabled);
+    }
+}
+
 /// One virtqueue with its eventfds.
 pub(crate) struct RequestQueue {
     index: usize,
@@ -112,8 +182,9 @@ impl RequestQueue {
         self.kicks
     }
 
-    pub(crate) fn call(&self) -> &EventFd {
-        &self.call
+    /// The eventfd that the backend signals completions on.
+    pub(crate) fn call(&self) -> RawFd {
+        self.call.as_raw_fd()
     }
 
     /// Puts a request on the ring; [`Self::kick_if_needed`] tells the backend. `readable` is data the device reads,
@@ -184,13 +255,11 @@ pub(crate) fn status_name(status: u8) -> &'static str {
     }
 }
 
-/// Waits until one of `queues` was called or `timeout` passes; drains the eventfds that were. False after the timeout.
-pub(crate) fn wait_for_calls(queues: &[&EventFd], timeout: std::time::Duration) -> Result<bool, LoadError> {
-    use std::os::fd::AsRawFd;
-    let mut polled: Vec<libc::pollfd> = queues
-        .iter()
-        .map(|call| libc::pollfd { fd: call.as_raw_fd(), events: libc::POLLIN, revents: 0 })
-        .collect();
+/// Waits until one of the eventfds `calls` was signalled or `timeout` passes; drains those that were. False after the
+/// timeout.
+pub(crate) fn wait_for_calls(calls: &[RawFd], timeout: std::time::Duration) -> Result<bool, LoadError> {
+    let mut polled: Vec<libc::pollfd> =
+        calls.iter().map(|&fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 }).collect();
     let milliseconds = timeout.as_millis().clamp(1, i32::MAX as u128) as i32;
     // SAFETY: `polled` is a live array of as many entries as told.
     let ready = unsafe { libc::poll(polled.as_mut_ptr(), polled.len() as libc::nfds_t, milliseconds) };
@@ -201,9 +270,11 @@ pub(crate) fn wait_for_calls(queues: &[&EventFd], timeout: std::time::Duration) 
             _ => Err(LoadError::System { what: "waiting for a call", source }),
         };
     }
-    for (call, entry) in queues.iter().zip(&polled) {
-        if entry.revents & libc::POLLIN != 0 {
-            call.read().map_err(|source| LoadError::System { what: "reading a call", source })?;
+    for entry in polled.iter().filter(|entry| entry.revents & libc::POLLIN != 0) {
+        let mut count = 0u64;
+        // SAFETY: `count` has room for the 8 bytes that an eventfd gives.
+        if unsafe { libc::read(entry.fd, (&raw mut count).cast(), 8) } < 0 {
+            return Err(LoadError::System { what: "reading a call", source: io::Error::last_os_error() });
         }
     }
     Ok(ready > 0)

@@ -4,6 +4,7 @@
 //! that turns up in the wrong place, an old one, or a torn one is told apart from the right one. This mode drives the
 //! independent crate's own request layer (`VirtioBlkQueue`), not the one in `queue`.
 
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{fence, Ordering};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -381,7 +382,7 @@ impl<'a> Run<'a> {
                 });
             };
             if self.config.wait == Wait::Sleep {
-                let calls: Vec<&EventFd> = self.queues.iter().map(|queue| queue.call.as_ref()).collect();
+                let calls: Vec<RawFd> = self.queues.iter().map(|queue| queue.call.as_raw_fd()).collect();
                 wait_for_calls(&calls, left)?;
             }
         }

@@ -17,11 +17,24 @@ IDLE_US = 200
 class EngineProcess:
     """An engine that serves on `cores`. `directory` takes its sockets, log and stats page; tmpfs is best."""
 
-    def __init__(self, directory: Path, cores: list[int], *, idle_us: int = IDLE_US) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        cores: list[int],
+        *,
+        idle_us: int = IDLE_US,
+        balance: bool = True,
+        python_path: Path | None = None,
+    ) -> None:
+        """`python_path`: another Ringstone to run, as `pip install --target` makes it."""
         self._directory = directory
         stats = directory / "stats"
-        self._lines = LineProcess(module_command("server"), log=directory / "engine.log")
-        self._lines.send({"cores": cores, "idle_us": idle_us, "stats_path": str(stats)})
+        environment = {"PYTHONPATH": str(python_path)} if python_path is not None else {}
+        self._lines = LineProcess(
+            module_command("server"), log=directory / "engine.log", environment=environment
+        )
+        arguments = {"cores": cores, "idle_us": idle_us, "stats_path": str(stats), "balance": balance}
+        self._lines.send(arguments)
         try:
             self._take_answer()
             self._stats = StatsPage(stats)
@@ -87,10 +100,7 @@ class Gateway:
     engine: EngineProcess
     volume: str
     cores: Cores
-
-    @property
-    def name(self) -> str:
-        return "ringstone"
+    name: str = "ringstone"
 
     def measure(self, shape: Shape, window: Window) -> Measurement:
         before = self.engine.snapshot()

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -23,12 +23,20 @@ class LineProcess:
     """A child that reads and writes lines of JSON and ends when its input does. `log` takes its standard
     error and, by its stem, names it in errors."""
 
-    def __init__(self, command: Sequence[str], *, log: Path) -> None:
+    def __init__(
+        self, command: Sequence[str], *, log: Path, environment: Mapping[str, str] | None = None
+    ) -> None:
+        """`environment` is added to this process's own."""
         self._log = log
         self._name = log.stem
         with log.open("wb") as errors:
             self._child = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, text=True
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                text=True,
+                env=os.environ | (environment or {}),
             )
 
     @property
@@ -134,3 +142,10 @@ def cpu_seconds(pid: int) -> float:
             f"The CPU time of process {pid} cannot be read: {os.strerror(error)}. See whether it still runs."
         )
     return time.clock_gettime(clock.value)
+
+
+def cpu_share(pid: int, seconds: float) -> float:
+    """Share of one core that a process uses for so long."""
+    began, used = time.monotonic(), cpu_seconds(pid)
+    time.sleep(seconds)
+    return (cpu_seconds(pid) - used) / (time.monotonic() - began)

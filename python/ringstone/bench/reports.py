@@ -105,6 +105,7 @@ class PatternReport(BaseModel):
     latency: Latency
     longest_gap_ns: int
     queue_gaps_ns: list[int]
+    queue_latency: list[Latency]
     gaps: list[Gap]
     throughput_windows: list[int] | None = None
     cpu_seconds: float

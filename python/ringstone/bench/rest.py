@@ -3,14 +3,13 @@
 import json
 import os
 import subprocess
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
 from ringstone.bench.gateway import EngineProcess
-from ringstone.bench.process import cpu_seconds, job_answer, module_command, resident_bytes
+from ringstone.bench.process import cpu_share, job_answer, module_command, resident_bytes
 from ringstone.bench.reports import HoldReport
 from ringstone.bench.results import Results, Row
 from ringstone.bench.setting import Setting
@@ -72,13 +71,13 @@ def at_rest(setting: Setting, results: Results) -> None:
         engine = stack.enter_context(EngineProcess(directory, [setting.cores.server]))
         names = [f"idle{index}" for index in range(VOLUMES + 1)]
         # The first one pays for what all share; it is not counted.
-        _attach(engine, names[0], directory)
+        attach_idle(engine, names[0], directory)
         stack.enter_context(connected([engine.socket_of(names[0])]))
         before = resident_bytes(engine.pid)
-        attach_ns = [_attach(engine, name, directory) for name in names[1:]]
+        attach_ns = [attach_idle(engine, name, directory) for name in names[1:]]
         with connected([engine.socket_of(name) for name in names[1:]]) as held:
             grown = (resident_bytes(engine.pid) - before) / VOLUMES
-            idle = [_cpu_share(engine.pid, plan.window.seconds) for _ in range(plan.rounds)]
+            idle = [cpu_share(engine.pid, plan.window.seconds) for _ in range(plan.rounds)]
             states = {attachment["state"] for attachment in engine.call("attachments")}
         if states != {"running"}:
             raise RingstoneError(
@@ -115,16 +114,10 @@ def at_rest(setting: Setting, results: Results) -> None:
     ]
 
 
-def _attach(engine: EngineProcess, name: str, directory: Path) -> int:
-    """Nanoseconds that the attach call took."""
+def attach_idle(engine: EngineProcess, name: str, directory: Path) -> int:
+    """Serve a sparse file; nanoseconds that the attach call took."""
     file = directory / name
     with file.open("xb") as empty:
         empty.truncate(VOLUME_BYTES)
     engine.call("open", name=name, backend=json.dumps({"type": "file", "path": str(file)}), size=VOLUME_BYTES)
     return engine.timed_call("attach", name=name, socket_path=str(engine.socket_of(name)))[1]
-
-
-def _cpu_share(pid: int, seconds: float) -> float:
-    began, used = time.monotonic(), cpu_seconds(pid)
-    time.sleep(seconds)
-    return (cpu_seconds(pid) - used) / (time.monotonic() - began)

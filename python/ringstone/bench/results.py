@@ -1,19 +1,25 @@
 """Rows that are judged, raw figures beside them, and the files they are kept in."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 
 from ringstone.bench.compare import Rounds
 from ringstone.bench.machine import Machine
-from ringstone.bench.spread import Bar, Spread
+from ringstone.bench.spread import Bar, Spread, paired_ratios
+
+NO_BAR = "-"
+# Before the names of other suites.
+_FIRST = "gateway"
 
 
 class Row(BaseModel):
     """One line of the table: a figure, the reference it is judged by, and the verdict. `judged` is what the
-    bar was applied to: the median ratio, or the median figure where there is no reference."""
+    bar was applied to: the median ratio, or the median figure. Without a bar the figure is told and not judged, and
+    `passed` is None."""
 
     section: str
     what: str
@@ -24,7 +30,7 @@ class Row(BaseModel):
     ratio: Spread | None = None
     bar: str
     judged: float
-    passed: bool
+    passed: bool | None
     limited_by: str
 
     @classmethod
@@ -68,6 +74,54 @@ class Row(BaseModel):
             limited_by=limited_by,
         )
 
+    @classmethod
+    def beside(
+        cls,
+        section: str,
+        what: str,
+        unit: str,
+        values: Sequence[float],
+        reference: tuple[str, Sequence[float]],
+        limited_by: str,
+        bar: Bar | None = None,
+        *,
+        judge: Literal["ratio", "figure"] = "ratio",
+    ) -> "Row":
+        """Rounds beside the reference's rounds, judged by the median of the ratios or of the figure itself. Where the
+        figure is judged the reference may be 0, as of a process that used no CPU; there is no ratio then."""
+        value = Spread.of(values)
+        no_ratio = judge == "figure" and not all(figure > 0 for figure in reference[1])
+        ratio = None if no_ratio else Spread.of(paired_ratios(values, reference[1]))
+        judged = ratio.median if ratio is not None and judge == "ratio" else value.median
+        return cls(
+            section=section,
+            what=what,
+            unit=unit,
+            value=value,
+            reference=reference[0],
+            reference_value=Spread.of(reference[1]),
+            ratio=ratio,
+            bar=bar.text if bar is not None else NO_BAR,
+            judged=judged,
+            passed=bar.met(judged) if bar is not None else None,
+            limited_by=limited_by,
+        )
+
+    @classmethod
+    def told(cls, section: str, what: str, unit: str, values: Sequence[float], limited_by: str) -> "Row":
+        """A figure without a bar."""
+        value = Spread.of(values)
+        return cls(
+            section=section,
+            what=what,
+            unit=unit,
+            value=value,
+            bar=NO_BAR,
+            judged=value.median,
+            passed=None,
+            limited_by=limited_by,
+        )
+
 
 class Raw(BaseModel):
     """All rounds of one contender, as measured."""
@@ -97,6 +151,7 @@ class Results(BaseModel):
     """A whole run."""
 
     name: str
+    command: str = "ringstone bench suite"
     plan: str
     machine: Machine
     notes: list[str] = []
@@ -105,31 +160,71 @@ class Results(BaseModel):
 
     @property
     def passed(self) -> bool:
-        return bool(self.rows) and all(row.passed for row in self.rows)
+        return bool(self.rows) and all(row.passed is not False for row in self.rows)
+
+    @property
+    def verdict(self) -> str:
+        judged = [row.passed for row in self.rows if row.passed is not None]
+        return f"{sum(judged)} of {len(judged)} bars met"
 
     def keep(self, section: str, *rounds: Rounds) -> None:
         self.raw.extend(Raw.of(section, one) for one in rounds)
 
+    def keep_raw(
+        self, section: str, contender: str, shape: dict[str, Any], rounds: Sequence[dict[str, Any]]
+    ) -> None:
+        """Of what is not a load of one shape."""
+        self.raw.append(Raw(section=section, contender=contender, shape=shape, rounds=list(rounds)))
+
     def write(self, directory: Path) -> Path:
-        """Write <day>-<name>.json and make README.md anew from it; the path of the former."""
+        """Write <day>-<name>.json and make README.md anew from it and the latest of each other suite; the path of the
+        former."""
         directory.mkdir(parents=True, exist_ok=True)
         path = directory / f"{self.machine.at[:10]}-{self.name}.json"
         path.write_text(json.dumps(self.model_dump(mode="json"), indent=1) + "\n")
-        others = sorted(other.name for other in directory.glob("*.json") if other != path)
-        (directory / "README.md").write_text(markdown(self, path.name, others))
+        runs = [(self, path.name), *_latest_others(directory, self.name)]
+        runs.sort(key=lambda run: (run[0].name != _FIRST, run[0].name))
+        shown = {name for _, name in runs}
+        others = sorted(other.name for other in directory.glob("*.json") if other.name not in shown)
+        (directory / "README.md").write_text(markdown(runs, others))
         return path
 
 
-def markdown(results: Results, raw: str, others: list[str]) -> str:
-    """The table with what it was measured on, for people."""
-    machine = results.machine
+def _latest_others(directory: Path, name: str) -> list[tuple[Results, str]]:
+    """The newest run of each suite but `name`, with its file. One that this version cannot read is left out."""
+    latest: dict[str, tuple[Results, str]] = {}
+    for path in sorted(directory.glob("*.json")):
+        try:
+            results = Results.model_validate_json(path.read_text())
+        except ValidationError:
+            continue
+        if results.name != name:
+            latest[results.name] = (results, path.name)
+    return list(latest.values())
+
+
+def markdown(runs: Sequence[tuple[Results, str]], others: list[str]) -> str:
+    """The tables with what they were measured on, for people. `runs`: results with the file that holds them."""
     lines = [
         "# Results",
         "",
-        f"Measured {machine.at} with `ringstone bench suite`: {results.plan}.",
-        f"Raw figures: [{raw}]({raw});",
-        "the method: [docs/benchmarks.md](../../docs/benchmarks.md). A figure is its median with least and",
-        "greatest of the rounds in brackets; a ratio is taken round by round.",
+        "The method: [docs/benchmarks.md](../../docs/benchmarks.md). A figure is its median with least and greatest",
+        "of the rounds in brackets; a ratio is taken round by round.",
+        "",
+    ]
+    for results, raw in runs:
+        lines += _tables(results, raw)
+    if others:
+        lines += ["## Earlier runs", "", *(f"- [{other}]({other})" for other in others), ""]
+    return "\n".join(lines)
+
+
+def _tables(results: Results, raw: str) -> list[str]:
+    machine = results.machine
+    lines = [
+        f"## `{results.command}`",
+        "",
+        f"Measured {machine.at}: {results.plan}. Raw figures: [{raw}]({raw}).",
         "",
         f"- CPU: {machine.cpu}, {machine.cores} cores{', virtualised' if machine.virtualised else ''}; "
         f"{machine.memory_bytes / (1 << 30):.0f} GiB of memory; "
@@ -142,16 +237,18 @@ def markdown(results: Results, raw: str, others: list[str]) -> str:
     ]
     for section in dict.fromkeys(row.section for row in results.rows):
         lines += [
-            f"## {section[:1].upper()}{section[1:]}",
+            f"### {section[:1].upper()}{section[1:]}",
             "",
             "| what | Ringstone | beside | ratio | bar | met | what the limit was |",
             "|---|---|---|---|---|---|---|",
             *(_line(row) for row in results.rows if row.section == section),
             "",
         ]
-    if others:
-        lines += ["## Earlier runs", "", *(f"- [{other}]({other})" for other in others), ""]
-    return "\n".join(lines)
+    return lines
+
+
+def _met(row: Row, missed: str) -> str:
+    return {True: "yes", False: missed, None: "-"}[row.passed]
 
 
 def _line(row: Row) -> str:
@@ -165,7 +262,7 @@ def _line(row: Row) -> str:
         beside,
         ratio,
         row.bar,
-        "yes" if row.passed else "**no**",
+        _met(row, "**no**"),
         row.limited_by,
     )
     return "| " + " | ".join(cells) + " |"

@@ -21,6 +21,7 @@ def _calls(engine: _engine.Engine) -> dict[str, Callable[..., Any]]:
         "volumes": engine.volumes,
         "attachments": engine.attachments,
         "events": engine.drain_events,
+        "move_queue": engine.move_queue,
     }
 
 
@@ -29,7 +30,10 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     arguments = json.loads(sys.stdin.readline())
     engine = _engine.Engine(
-        arguments["cores"], idle_us=arguments["idle_us"], stats_path=arguments["stats_path"]
+        arguments["cores"],
+        idle_us=arguments["idle_us"],
+        stats_path=arguments["stats_path"],
+        balance=arguments["balance"],
     )
     try:
         calls = _calls(engine)

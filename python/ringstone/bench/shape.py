@@ -14,7 +14,8 @@ Wait = Literal["poll", "sleep"]
 class Shape:
     """A load: `depth` requests in flight in each of `queues` queues, `read_share` percent of them reads.
     `span_bytes` is how much of the volume is touched, 0 for all of it. `wait`: the client polls its used rings, or
-    sleeps until the call, as a guest does."""
+    sleeps until the call, as a guest does. `packed`, `inflight` and `dirty_log` are for our own client alone; with any
+    of them said it comes over another connection, so what is compared must all say one."""
 
     depth: int = 1
     queues: int = 1
@@ -23,6 +24,9 @@ class Shape:
     pattern: Pattern = "random"
     span_bytes: int = 0
     wait: Wait = "poll"
+    packed: bool = False
+    inflight: bool | None = None
+    dirty_log: bool = False
 
     def __str__(self) -> str:
         kind = {100: "read", 0: "write"}.get(self.read_share, f"{self.read_share} % read")

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ringstone.bench import compare as figures
+from ringstone.bench import resilience as recovery
 from ringstone.bench import rest, single, suite
 from ringstone.bench.compare import Plan, Progress, Rounds, limited_by
 from ringstone.bench.machine import describe
@@ -160,8 +161,7 @@ def whole_suite(
 ) -> None:
     """Measure the whole table, judge it, and write it down."""
     cli = context_of(context, json_output)
-    if "/" in name or not name:
-        raise InvalidError(f"{name!r} cannot be part of a file name. Use letters, digits and dashes.")
+    _check_name(name)
     plan = Plan(rounds, Window(seconds, warmup))
     results = Results(name=name, plan=plan.text, machine=describe())
     if realtime:
@@ -172,14 +172,63 @@ def whole_suite(
     ) as setting:
         for section in only or list(Section):
             _SECTIONS[section](setting, results)
+    _write(results, output, as_json=cli.json)
+
+
+@app.command("resilience")
+def resilience(
+    context: typer.Context,
+    only: Annotated[
+        list[recovery.Part] | None, typer.Option(help="Parts to run; default: all there is something for.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Directory of another build of Ringstone, as `pip install --target` makes it, to run beside this one."
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Part of the result's file name.")] = "resilience",
+    output: Annotated[Path, typer.Option(help="Directory for the table and the raw figures.")] = Path(
+        "bench/results"
+    ),
+    disk: Annotated[Path, typer.Option(help="Directory on the drive to measure.")] = Path("/var/tmp"),
+    size: Size = "1G",  # type: ignore[assignment]
+    seconds: Seconds = 1.0,
+    warmup: Warmup = 0.2,
+    rounds: RoundCount = 5,
+    server_core: ServerCore = 0,
+    client_core: ClientCore = 1,
+    realtime: Realtime = False,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure how long guests wait when the gateway crashes, is upgraded or moves their queues, what hostile
+    neighbours cost them, and what one disk on many cores, packed rings and the in-flight region do."""
+    cli = context_of(context, json_output)
+    _check_name(name)
+    parts = recovery.chosen(only, against)
+    plan = Plan(rounds, Window(seconds, warmup))
+    results = Results(name=name, command=recovery.COMMAND, plan=plan.text, machine=describe())
+    cores = Cores(server_core, client_core)
+    with prepared(
+        cores=cores, plan=plan, progress=_progress(cli.json), size=size, disk=disk, realtime=realtime
+    ) as setting:
+        recovery.run(parts, against, setting, results)
+    _write(results, output, as_json=cli.json)
+
+
+def _check_name(name: str) -> None:
+    if "/" in name or not name:
+        raise InvalidError(f"{name!r} cannot be part of a file name. Use letters, digits and dashes.")
+
+
+def _write(results: Results, output: Path, *, as_json: bool) -> None:
     written = results.write(output)
-    if cli.json:
+    if as_json:
         print_json(results)
         return
     for section_name in dict.fromkeys(row.section for row in results.rows):
         print_table(_section_table(results, section_name))
-    met = sum(row.passed for row in results.rows)
-    print(f"{met} of {len(results.rows)} bars met; written to {output / 'README.md'} and {written}.")
+    print(f"{results.verdict}; written to {output / 'README.md'} and {written}.")
 
 
 _SECTIONS = {
@@ -258,6 +307,6 @@ def _section_table(results: Results, section: str) -> Table:
             beside,
             ratio_text(row.ratio) if row.ratio is not None else "-",
             row.bar,
-            "yes" if row.passed else "no",
+            {True: "yes", False: "no", None: "-"}[row.passed],
         )
     return table

@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{Read, Write};
-use std::os::fd::{AsRawFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -16,16 +16,32 @@ use vhost::vhost_user::message::{
 use vhost::vhost_user::{Frontend, VhostUserFrontend};
 use vhost::{VhostBackend, VhostUserMemoryRegionInfo, VringConfigData};
 use vmm_sys_util::eventfd::EventFd;
+use vmm_sys_util::sock_ctrl_msg::ScmSocket;
 
 use crate::memory::SharedMemory;
 use crate::pattern::ring::{kick, Addresses, Ring};
 use crate::LoadError;
 
+const SET_LOG_BASE: u32 = 6;
 const SET_VRING_BASE: u32 = 10;
+const HEADER_BYTES: usize = 12;
 /// Version 1, "need reply" (vhost-user, "Header").
 const NEED_REPLY: u32 = 1 | 1 << 3;
 /// Both indexes 0 with their wrap counters 1 (vhost-user, "A vring state description" for packed virtqueues).
 const PACKED_START: u32 = 0x8000_8000;
+
+/// A bit for each page of 4096 bytes of all addresses that a process can have, as the addresses that the backend is told
+/// are this process's own. Only the parts that it writes to take memory.
+const LOG_BYTES: u64 = (1 << 47) / 4096 / 8;
+
+/// What a frontend may leave out.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Choices {
+    /// Ask for an in-flight region where the backend has one.
+    pub inflight: bool,
+    /// Have it log the pages it writes to.
+    pub dirty_log: bool,
+}
 
 /// What a queue shows the backend.
 struct Vring {
@@ -42,7 +58,7 @@ struct Link {
 }
 
 /// The backend behind a socket path, connected or not.
-pub(super) struct Backend {
+pub(crate) struct Backend {
     socket: String,
     /// Longest wait for an answer.
     patience: Duration,
@@ -50,6 +66,7 @@ pub(super) struct Backend {
     features: u64,
     regions: Vec<VhostUserMemoryRegionInfo>,
     vrings: Vec<Vring>,
+    choices: Choices,
     /// The region as the first backend described it; None until then, or when that keeps none.
     inflight: Option<(VhostUserInflight, File)>,
     connected_before: bool,
@@ -64,6 +81,7 @@ impl Backend {
         features: u64,
         memory: &[&SharedMemory],
         rings: &[Ring],
+        choices: Choices,
     ) -> Result<Self, LoadError> {
         let regions = memory.iter().map(|memory| VhostUserMemoryRegionInfo {
             guest_phys_addr: memory.base() as u64,
@@ -81,6 +99,7 @@ impl Backend {
             features: features | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits(),
             regions: regions.collect(),
             vrings: vrings.collect::<Result<_, LoadError>>()?,
+            choices,
             inflight: None,
             connected_before: false,
             link: None,
@@ -140,8 +159,15 @@ impl Backend {
         }
         let wanted = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIG
-            | VhostUserProtocolFeatures::INFLIGHT_SHMFD;
+            | VhostUserProtocolFeatures::CONFIG;
+        let wanted = match self.choices.inflight {
+            true => wanted | VhostUserProtocolFeatures::INFLIGHT_SHMFD,
+            false => wanted,
+        };
+        let wanted = match self.choices.dirty_log {
+            true => wanted | VhostUserProtocolFeatures::LOG_SHMFD,
+            false => wanted,
+        };
         let protocol =
             wanted & frontend.get_protocol_features().map_err(self.refused("GET_PROTOCOL_FEATURES"))?;
         frontend.set_protocol_features(protocol).map_err(self.refused("SET_PROTOCOL_FEATURES"))?;
@@ -178,6 +204,11 @@ impl Backend {
     fn start(&self, link: &Link) -> Result<(), LoadError> {
         let mut frontend = link.frontend.clone();
         frontend.set_mem_table(&self.regions).map_err(self.refused("SET_MEM_TABLE"))?;
+        if self.choices.dirty_log {
+            self.give_log(link)?;
+            let features = self.features | VhostUserVirtioFeatures::LOG_ALL.bits();
+            frontend.set_features(features).map_err(self.refused("SET_FEATURES"))?;
+        }
         for (index, Vring { addresses, kick, call }) in self.vrings.iter().enumerate() {
             frontend.set_vring_num(index, addresses.size).map_err(self.refused("SET_VRING_NUM"))?;
             if addresses.packed {
@@ -205,6 +236,33 @@ impl Backend {
             frontend.set_vring_enable(index, true).map_err(self.refused("SET_VRING_ENABLE"))?;
         }
         Ok(())
+    }
+
+    /// By hand, as the library wants an answer of a length that the specification does not say.
+    fn give_log(&self, link: &Link) -> Result<(), LoadError> {
+        let failed = |source| LoadError::Setup { socket: self.socket.clone(), what: "SET_LOG_BASE", source };
+        // SAFETY: the name is a NUL-terminated literal.
+        let fd = unsafe { libc::memfd_create(c"ringstone-log".as_ptr(), libc::MFD_CLOEXEC) };
+        if fd < 0 {
+            return Err(failed(std::io::Error::last_os_error()));
+        }
+        // SAFETY: `fd` was just made and has no other owner.
+        let file = unsafe { File::from_raw_fd(fd) };
+        file.set_len(LOG_BYTES).map_err(failed)?;
+        let mut message: Vec<u8> =
+            [SET_LOG_BASE, 1, 16].iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
+        message.extend(LOG_BYTES.to_le_bytes());
+        message.extend(0u64.to_le_bytes());
+        link.stream
+            .send_with_fd(message.as_slice(), file.as_raw_fd())
+            .map_err(|error| failed(std::io::Error::from_raw_os_error(error.errno())))?;
+        let mut header = [0; HEADER_BYTES];
+        (&link.stream).read_exact(&mut header).map_err(failed)?;
+        let length = u32::from_le_bytes([header[8], header[9], header[10], header[11]]) as usize;
+        if header[..4] != SET_LOG_BASE.to_le_bytes() || length > 64 {
+            return Err(failed(std::io::ErrorKind::InvalidData.into()));
+        }
+        (&link.stream).read_exact(&mut vec![0; length]).map_err(failed)
     }
 
     /// The library's frontend takes 16 bits, which hold the available half of a packed ring's state only.

@@ -7,11 +7,11 @@
 //! reckoned in [`blocks`], times without a completion in [`gaps`].
 
 mod blocks;
-mod connection;
+pub(crate) mod connection;
 mod driver;
 mod gaps;
 mod report;
-mod ring;
+pub(crate) mod ring;
 mod worker;
 
 use std::fs::File;
@@ -22,7 +22,6 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
 use virtio_driver::{IovaTranslator, VirtioFeatureFlags, VirtioTransport};
 use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC, EFD_NONBLOCK};
 
@@ -35,44 +34,41 @@ use crate::random::Random;
 use crate::LoadError;
 
 use blocks::{Blocks, Stamp};
-use connection::Backend;
+use connection::{Backend, Choices};
 use driver::{Common, Driver};
 use gaps::{Gap, Pulse};
 use report::{Circumstances, PatternReport};
-use ring::Ring;
+use ring::Layout;
 use worker::{Shared, ThreadRecord};
 
 /// Each block in use costs 16 bytes here.
 const MAX_BLOCKS: u64 = 1 << 27;
-const PAGE: usize = 4096;
 
 pub(crate) fn run(config: &PatternConfig) -> Result<PatternReport, LoadError> {
     config.check()?;
-    let (device, translators) = probe(config)?;
+    let Probed { device, translators } = probe(Probe {
+        socket: &config.socket,
+        queues: config.queues,
+        packed: config.packed,
+        event_idx: config.event_idx,
+    })?;
+    if device.read_only {
+        return Err(LoadError::config("socket", "leads to a read-only volume; a pattern has to be written"));
+    }
     let total = blocks_in_use(config, &device)?;
-    let features = VirtioFeatureFlags::from_bits_truncate(device.features);
-    let entries = config.ring_entries()?;
-    let layout = VirtqueueLayout::new::<RequestArea>(1, usize::from(entries), features)
-        .map_err(|_| LoadError::config("queue_size", "must be a power of two of at most 32768"))?;
-    let ring_bytes = layout.end_offset.next_multiple_of(PAGE);
+    let layout = Layout {
+        socket: &config.socket,
+        entries: config.ring_entries()?,
+        features: device.features,
+        packed: config.packed,
+    };
     // Dropped in reverse order: the rings, then the connection, and the memory when nobody writes to it any more.
     let payload = SharedMemory::new(config.queues * config.depth * config.block_size, Hugepages::Off)?;
-    let ring_memory = SharedMemory::new(config.queues * ring_bytes, Hugepages::Off)?;
-    let mut rings = Vec::with_capacity(config.queues);
-    for (index, translator) in translators.into_iter().enumerate() {
-        let base = ring_memory.at(index * ring_bytes, ring_bytes);
-        // SAFETY: the parts are disjoint and page-aligned, nothing else refers to them in this process, and
-        // `ring_memory` outlives the rings, which end with the threads' scope below.
-        let part: &'static mut [u8] = unsafe { std::slice::from_raw_parts_mut(base, ring_bytes) };
-        let ring = Virtqueue::new(translator, part, entries, features).map_err(|source| {
-            LoadError::Setup { socket: config.socket.clone(), what: "a ring's layout", source }
-        })?;
-        let event_idx = features.contains(VirtioFeatureFlags::RING_EVENT_IDX);
-        rings.push(Ring::new(index, ring, config.packed, event_idx)?);
-    }
+    let (ring_memory, rings) = layout.make(translators)?;
     let patience = Duration::from_secs_f64(config.stall_seconds);
     let memory = [&payload, &ring_memory];
-    let mut backend = Backend::new(&config.socket, patience, device.features, &memory, &rings)?;
+    let choices = Choices { inflight: true, dirty_log: false };
+    let mut backend = Backend::new(&config.socket, patience, device.features, &memory, &rings, choices)?;
     backend.connect()?;
 
     let started = kernel_nanoseconds();
@@ -128,31 +124,42 @@ pub(crate) fn run(config: &PatternConfig) -> Result<PatternReport, LoadError> {
     Ok(PatternReport::new(queues.into_iter().map(|(_, record)| record).collect(), circumstances))
 }
 
+/// What a device must offer.
+pub(crate) struct Probe<'a> {
+    pub socket: &'a str,
+    pub queues: usize,
+    pub packed: bool,
+    pub event_idx: bool,
+}
+
+/// What a device offers, with an address translator for each queue.
+pub(crate) struct Probed {
+    pub device: Device,
+    pub translators: Vec<Box<dyn IovaTranslator>>,
+}
+
 /// Asks what the device is on a connection of its own, made by the independent crate; that also gives the address
 /// translators its virtqueues want, which it lets nobody else make.
-fn probe(config: &PatternConfig) -> Result<(Device, Vec<Box<dyn IovaTranslator>>), LoadError> {
-    let mut wanted = understood(config.event_idx);
-    if config.packed {
-        wanted |= VirtioFeatureFlags::RING_PACKED.bits();
+pub(crate) fn probe(wanted: Probe<'_>) -> Result<Probed, LoadError> {
+    let mut features = understood(wanted.event_idx);
+    if wanted.packed {
+        features |= VirtioFeatureFlags::RING_PACKED.bits();
     }
-    let transport = connect_for::<RequestArea>(&config.socket, wanted)?;
-    let device = describe(&transport, &config.socket)?;
-    if config.packed && device.features & VirtioFeatureFlags::RING_PACKED.bits() == 0 {
+    let transport = connect_for::<RequestArea>(wanted.socket, features)?;
+    let device = describe(&transport, wanted.socket)?;
+    let socket = || wanted.socket.to_owned();
+    if wanted.packed && device.features & VirtioFeatureFlags::RING_PACKED.bits() == 0 {
         return Err(LoadError::Feature {
-            socket: config.socket.clone(),
+            socket: socket(),
             feature: "RING_PACKED".into(),
             fix: "set `packed` to false",
         });
     }
-    if device.queues < config.queues {
-        let socket = config.socket.clone();
-        return Err(LoadError::Queues { socket, offered: device.queues, asked: config.queues });
+    if device.queues < wanted.queues {
+        return Err(LoadError::Queues { socket: socket(), offered: device.queues, asked: wanted.queues });
     }
-    if device.read_only {
-        return Err(LoadError::config("socket", "leads to a read-only volume; a pattern has to be written"));
-    }
-    let translators = (0..config.queues).map(|_| transport.iova_translator()).collect();
-    Ok((device, translators))
+    let translators = (0..wanted.queues).map(|_| transport.iova_translator()).collect();
+    Ok(Probed { device, translators })
 }
 
 /// Blocks of `block_size` the job may touch.

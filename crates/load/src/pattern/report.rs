@@ -131,6 +131,8 @@ pub(crate) struct PatternReport {
     pub longest_gap_ns: u64,
     /// The same for each queue.
     pub queue_gaps_ns: Vec<u64>,
+    /// And the latency of each queue's requests.
+    pub queue_latency: Vec<Latency>,
     /// The longest gaps of the whole job above 2 ms, by their start.
     pub gaps: Vec<Gap>,
     /// Completions of every 10 ms.
@@ -163,6 +165,7 @@ impl PatternReport {
         let mut throughput = Vec::new();
         let (mut reads_checked, mut mixed, mut blocks_written, mut blocks_checked) = (0, 0, 0, 0);
         let queue_gaps_ns = queues.iter().map(|queue| queue.longest_gap).collect();
+        let queue_latency = queues.iter().map(|queue| Latency::from(&queue.latency)).collect();
         let last = queues.iter().map(|queue| queue.last_completion).max().unwrap_or(started);
         for queue in queues {
             operations.read += queue.counts.read;
@@ -200,6 +203,7 @@ impl PatternReport {
             latency: Latency::from(&latency),
             longest_gap_ns: gaps.longest(),
             queue_gaps_ns,
+            queue_latency,
             gaps: gaps.into_listed(),
             throughput_windows: windows.then_some(throughput),
             cpu_seconds,

@@ -5,13 +5,16 @@
 use std::io;
 use std::sync::atomic::{fence, AtomicU16, Ordering};
 
-use virtio_driver::iovec;
-use virtio_driver::virtqueue::Virtqueue;
+use virtio_driver::virtqueue::{Virtqueue, VirtqueueLayout};
+use virtio_driver::{iovec, IovaTranslator, VirtioFeatureFlags};
 use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC, EFD_NONBLOCK};
 
+use crate::config::Hugepages;
+use crate::memory::SharedMemory;
 use crate::queue::RequestArea;
 use crate::LoadError;
 
+const PAGE: usize = 4096;
 /// VIRTIO 1.2, 2.8.1: bits of a packed descriptor's flags.
 const PACKED_AVAIL: u16 = 1 << 7;
 const PACKED_USED: u16 = 1 << 15;
@@ -20,7 +23,7 @@ const EVENTS_DISABLED: u16 = 1;
 
 /// Where a ring lies in this process; its addresses are those that the backend is told.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Addresses {
+pub(crate) struct Addresses {
     pub descriptors: usize,
     pub driver: usize,
     pub device: usize,
@@ -105,7 +108,7 @@ struct Head {
 
 /// What came off the ring.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reaped {
+pub(crate) enum Reaped {
     Done {
         tag: u32,
         status: u8,
@@ -116,7 +119,7 @@ pub(super) enum Reaped {
     },
 }
 
-pub(super) struct Ring {
+pub(crate) struct Ring {
     index: usize,
     ring: Virtqueue<'static, RequestArea>,
     view: View,
@@ -125,6 +128,43 @@ pub(super) struct Ring {
     event_idx: bool,
     kick: EventFd,
     call: EventFd,
+    kicks: u64,
+}
+
+/// How the rings of a connection are made.
+pub(crate) struct Layout<'a> {
+    pub socket: &'a str,
+    pub entries: u16,
+    /// Negotiated feature bits.
+    pub features: u64,
+    pub packed: bool,
+}
+
+impl Layout<'_> {
+    /// One ring for each translator, in shared memory that must outlive them.
+    pub fn make(
+        &self,
+        translators: Vec<Box<dyn IovaTranslator>>,
+    ) -> Result<(SharedMemory, Vec<Ring>), LoadError> {
+        let features = VirtioFeatureFlags::from_bits_truncate(self.features);
+        let layout = VirtqueueLayout::new::<RequestArea>(1, usize::from(self.entries), features)
+            .map_err(|_| LoadError::config("queue_size", "must be a power of two of at most 32768"))?;
+        let ring_bytes = layout.end_offset.next_multiple_of(PAGE);
+        let memory = SharedMemory::new(translators.len() * ring_bytes, Hugepages::Off)?;
+        let mut rings = Vec::with_capacity(translators.len());
+        for (index, translator) in translators.into_iter().enumerate() {
+            let base = memory.at(index * ring_bytes, ring_bytes);
+            // SAFETY: the parts are disjoint and page-aligned, nothing else refers to them in this process, and the
+            // caller keeps `memory` for longer than the rings.
+            let part: &'static mut [u8] = unsafe { std::slice::from_raw_parts_mut(base, ring_bytes) };
+            let ring = Virtqueue::new(translator, part, self.entries, features).map_err(|source| {
+                LoadError::Setup { socket: self.socket.to_owned(), what: "a ring's layout", source }
+            })?;
+            let event_idx = features.contains(VirtioFeatureFlags::RING_EVENT_IDX);
+            rings.push(Ring::new(index, ring, self.packed, event_idx)?);
+        }
+        Ok((memory, rings))
+    }
 }
 
 impl Ring {
@@ -148,7 +188,8 @@ impl Ring {
         };
         let heads = vec![None; usize::from(ring.queue_size())].into_boxed_slice();
         let view = View { ring: addresses, next: 0, wrap: true };
-        Ok(Self { index, ring, view, heads, in_flight: 0, event_idx, kick: eventfd()?, call: eventfd()? })
+        let (kick, call) = (eventfd()?, eventfd()?);
+        Ok(Self { index, ring, view, heads, in_flight: 0, event_idx, kick, call, kicks: 0 })
     }
 
     pub fn index(&self) -> usize {
@@ -161,6 +202,10 @@ impl Ring {
 
     pub fn in_flight(&self) -> usize {
         self.in_flight
+    }
+
+    pub fn kicks(&self) -> u64 {
+        self.kicks
     }
 
     pub fn kick(&self) -> &EventFd {
@@ -208,6 +253,7 @@ impl Ring {
         };
         if needed {
             kick(&self.kick)?;
+            self.kicks += 1;
         }
         Ok(())
     }
@@ -246,7 +292,7 @@ impl Ring {
 }
 
 /// Signals a kick or call eventfd.
-pub(super) fn kick(eventfd: &EventFd) -> Result<(), LoadError> {
+pub(crate) fn kick(eventfd: &EventFd) -> Result<(), LoadError> {
     match eventfd.write(1) {
         // The counter is full: whoever waits for it is awake.
         Err(source) if source.kind() == io::ErrorKind::WouldBlock => Ok(()),
