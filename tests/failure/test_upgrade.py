@@ -3,6 +3,8 @@ fails the old one goes on."""
 
 import contextlib
 import json
+import os
+import signal
 import socket
 import sqlite3
 import subprocess
@@ -166,3 +168,31 @@ def test_an_upgrade_tells_of_itself(gateway: GatewayProcess) -> None:
         gateway.follow(client.info().pid)
     status = json.loads(gateway.cli("status", "--json").stdout)
     assert status["gateway"]["upgrade"]["volumes"] == 1
+
+
+def served_by(gateway: GatewayProcess) -> int:
+    with gateway.client() as client:
+        return client.info().pid
+
+
+def test_a_supervisor_follows_its_gateway_through_upgrades() -> None:
+    """SIGHUP from `ringstone gateway upgrade`; the supervisor stays, and watches over the new process from then on."""
+    with GatewayProcess("--supervise") as gateway:
+        gateway.start()
+        volume = gateway.serve("disk", queues=2)
+        pids: list[int] = []
+        with running_pattern(volume.socket, queues=2) as load:
+            for _ in range(2):
+                pids.append(served_by(gateway))
+                done = json.loads(gateway.cli("gateway", "upgrade", "--json").stdout)
+                assert done["volumes"] == 1
+                gateway.wait_ready()
+            pids.append(served_by(gateway))
+            os.kill(pids[-1], signal.SIGKILL)
+            gateway.wait_ready()
+            pids.append(served_by(gateway))
+            assert len({*pids, gateway.pid}) == 5
+            gateway.wait_for("the load to run on", lambda c: c.attachments()[0].state == "running")
+        assert load.report.passed, load.report.findings
+        assert load.report.reconnects == 1
+        gateway.stop()

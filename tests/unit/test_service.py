@@ -2,11 +2,8 @@
 made."""
 
 import os
-import shutil
-import tempfile
 import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,64 +19,11 @@ from ringstone.errors import (
     RingstoneError,
     StorageError,
 )
-from ringstone.gateway.events import EventLog
-from ringstone.gateway.service import Service
-from ringstone.store import PoolRecord, SqliteStore, VolumeState
-from tests.framework.engine import FakeEngine
+from ringstone.store import PoolRecord, VolumeState
+from tests.framework.service import Host
+from tests.framework.service import host as host
 
 MIB = 1 << 20
-
-
-@dataclass
-class Host:
-    """One machine: directories that stay, and a gateway that can be started anew."""
-
-    root: Path
-    memory: Path
-    store: SqliteStore
-    engine: FakeEngine
-    events: EventLog
-    service: Service
-
-    @classmethod
-    def boot(cls, root: Path, memory: Path) -> "Host":
-        store, engine, events = SqliteStore(root / "ringstone.db"), FakeEngine(), EventLog()
-        service = Service(store, engine, events, run_dir=root / "run", state_dir=root, reactors=2)
-        return cls(root, memory, store, engine, events, service)
-
-    def crash_and_restart(self) -> None:
-        """The process is gone, with all that the engine had; the next one restores."""
-        self.store.close()
-        again = Host.boot(self.root, self.memory)
-        self.store, self.engine, self.events, self.service = (
-            again.store,
-            again.engine,
-            again.events,
-            again.service,
-        )
-        self.service.restore()
-
-    def pool(self, kind: str = "file", name: str = "p", capacity: int | None = None) -> PoolRecord:
-        path = str(self.memory / name) if kind == "memory" else None
-        return self.service.create_pool(PoolRecord(name, kind, path, capacity, 1))
-
-    def files(self) -> list[str]:
-        """Of all pools, by name."""
-        return sorted(path.name for top in (self.root, self.memory) for path in top.rglob("*.raw"))
-
-    def levels(self) -> list[tuple[str, str]]:
-        """Of what is not merely information."""
-        events = [event for event in self.events.latest(100) if event.level != "info"]
-        return [(event.level, event.volume) for event in events]
-
-
-@pytest.fixture
-def host(tmp_path: Path) -> Iterator[Host]:
-    memory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
-    host = Host.boot(tmp_path, memory)
-    yield host
-    host.store.close()
-    shutil.rmtree(memory)
 
 
 def interrupt() -> None:
@@ -566,143 +510,3 @@ def test_a_run_directory_that_cannot_be_made_is_told(host: Host) -> None:
     with pytest.raises(RingstoneError, match="run/vhost failed"):
         host.service.attach("v")
     assert host.store.attachments() == []
-
-
-# restart
-
-
-def test_everything_is_served_again_after_a_restart(host: Host) -> None:
-    host.pool("file")
-    host.pool("memory", "m")
-    for name, pool in (("a", "p"), ("b", "m"), ("c", "p")):
-        host.service.create_volume(name, pool, MIB, 512)
-    kept = [host.service.attach("a", queues=3, read_only=True), host.service.attach("b")]
-    host.crash_and_restart()
-    assert host.store.attachments() == kept
-    assert [(one.volume, one.socket, len(one.queues)) for one in host.engine.attachments()] == [
-        ("a", kept[0].socket, 3),
-        ("b", kept[1].socket, 2),
-    ]
-    assert [volume.read_only for volume in host.engine.volumes()] == [True, False]
-    assert host.levels() == []
-
-
-def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:
-    host.pool()
-    for name in ("a", "b", "c"):
-        host.service.create_volume(name, "p", MIB, 512)
-        host.service.attach(name)
-    lost = host.root / "pools/p/b.raw"
-    away = lost.rename(host.root / "away")
-    host.crash_and_restart()
-    assert [one.volume for one in host.engine.attachments()] == ["a", "c"]
-    reason = host.service.volume_failure(host.store.volume("b"))
-    assert reason is not None
-    assert str(lost) in reason
-    assert host.service.attachment_failure("b") is not None
-    assert ("error", "b") in host.levels()
-    # A retry fails as well and keeps what is known; with the backing back it succeeds.
-    before = host.store.attachment("b")
-    with pytest.raises(FailedError):
-        host.service.attach("b")
-    assert host.store.attachment("b") == before
-    assert host.service.attachment_failure("b") is not None
-    away.rename(lost)
-    host.service.attach("b")
-    assert host.service.attachment_failure("b") is None
-    assert len(host.engine.attachments()) == 3
-
-
-def test_a_failed_volume_can_be_detached_and_deleted(host: Host) -> None:
-    host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
-    host.service.attach("v")
-    os.unlink(host.root / "pools/p/v.raw")
-    host.crash_and_restart()
-    host.service.detach("v")
-    host.service.delete_volume("v")
-    host.service.delete_pool("p")
-    assert host.store.pools() == []
-
-
-def test_one_engine_failure_does_not_stop_the_restart(host: Host) -> None:
-    host.pool()
-    for name in ("a", "b"):
-        host.service.create_volume(name, "p", MIB, 512)
-        host.service.attach(name)
-    host.store.close()
-    again = Host.boot(host.root, host.memory)
-    again.engine.before = lambda call: 1 / 0 if call == "attach a" else None  # type: ignore[assignment]
-    again.service.restore()
-    assert [one.volume for one in again.engine.attachments()] == ["b"]
-    assert "ZeroDivisionError" in (again.service.attachment_failure("a") or "")
-    again.store.close()
-
-
-def test_memory_lost_with_the_host_is_made_anew_and_told(host: Host) -> None:
-    host.pool("memory")
-    host.service.create_volume("v", "p", MIB, 512)
-    host.service.attach("v")
-    shutil.rmtree(host.memory / "p")
-    host.crash_and_restart()
-    assert [one.volume for one in host.engine.attachments()] == ["v"]
-    assert host.levels() == [("warning", "v")]
-    assert "is gone" in host.events.latest(1)[0].message
-
-
-def test_a_backing_in_use_is_waited_for_and_holds_up_no_other(host: Host) -> None:
-    """A killed gateway's locks last until the kernel has finished its I/O; its successor gave such volumes up."""
-    host.pool()
-    for name in ("a", "b"):
-        host.service.create_volume(name, "p", MIB, 512)
-        host.service.attach(name)
-    host.store.close()
-    again = Host.boot(host.root, host.memory)
-    tries = []
-
-    def before(call: str) -> None:
-        if call == "open_volume a":
-            tries.append(call)
-            if len(tries) <= 3:
-                raise BusyError("a.raw is in use by another process.")
-
-    again.engine.before = before
-    again.service.restore()
-    assert [one.volume for one in again.engine.attachments()] == ["b"]
-    assert again.service.waits_for_backings
-    assert "in use" in (again.service.attachment_failure("a") or "")
-    again.service.wait_for_backings(60, threading.Event())
-    assert sorted(one.volume for one in again.engine.attachments()) == ["a", "b"]
-    assert again.service.attachment_failure("a") is None
-    assert again.levels() == [("warning", "a")]
-    assert "Served after" in again.events.latest(1)[0].message
-    again.store.close()
-
-
-@pytest.mark.parametrize("how", ["time is up", "the gateway stops", "a person detaches"])
-def test_a_backing_that_stays_in_use_ends_the_wait(host: Host, how: str) -> None:
-    host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
-    host.service.attach("v")
-    host.store.close()
-    again = Host.boot(host.root, host.memory)
-    stop = threading.Event()
-
-    def before(call: str) -> None:
-        if call == "open_volume v":
-            raise BusyError("v.raw is in use by another process.")
-
-    again.engine.before = before
-    again.service.restore()
-    if how == "the gateway stops":
-        stop.set()
-    if how == "a person detaches":
-        again.service.detach("v")
-    again.service.wait_for_backings(0 if how == "time is up" else 60, stop)
-    failed = again.service.attachment_failure("v")
-    assert (failed is None) == (how == "a person detaches")
-    errors = [event.message for event in again.events.latest(10) if event.level == "error"]
-    assert [message[:24] for message in errors] == (
-        ["The volume is not served"] if how == "time is up" else []
-    )
-    again.store.close()
