@@ -141,7 +141,7 @@ class Mover(threading.Thread):
 
 
 @RINGS
-@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.soak)])
 def test_an_upgrade_while_queues_move(chance: random.Random, ring: dict[str, Any], rounds: int) -> None:
     with two_reactors("--no-balance") as gateway:
         volume = gateway.serve("disk", queues=QUEUES)
@@ -157,7 +157,7 @@ def test_an_upgrade_while_queues_move(chance: random.Random, ring: dict[str, Any
 
 
 @RINGS
-@pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.soak)])
 def test_a_kill_while_queues_move(chance: random.Random, ring: dict[str, Any], rounds: int) -> None:
     with two_reactors("--no-balance") as gateway:
         volume = gateway.serve("disk", queues=QUEUES)

@@ -111,15 +111,21 @@ impl Live {
         at_rest
     }
 
-    /// Begin to move a running vring; false if it does not run or is there already.
+    /// Begin to move a running vring, or send one that is on its way elsewhere; false if it does not run, or is or will be
+    /// there already.
     pub fn begin_move(&mut self, vring: usize, to: usize, reactors: &mut Reactors) -> bool {
-        let Some(RingState::Running { reactor: from }) = self.rings.get(vring).copied() else { return false };
-        if from == to {
-            return false;
+        match self.rings.get(vring).copied() {
+            Some(RingState::Running { reactor: from }) if from != to => {
+                reactors.send(from, Command::Stop { key: self.key(vring), leave: false });
+                self.rings[vring] = RingState::Moving { from, to };
+                true
+            }
+            Some(RingState::Moving { from, to: before }) if before != to => {
+                self.rings[vring] = RingState::Moving { from, to };
+                true
+            }
+            _ => false,
         }
-        reactors.send(from, Command::Stop { key: self.key(vring), leave: false });
-        self.rings[vring] = RingState::Moving { from, to };
-        true
     }
 
     /// Tell the reactor of a running vring something about it.

@@ -92,7 +92,9 @@ impl Control {
     pub fn move_queue(&mut self, volume: &str, queue: usize, core: usize) -> Result<(), EngineError> {
         let to = self.reactors.on_core(core).ok_or(EngineError::NoReactor { core })?;
         let id = self.attachment_of(volume).ok_or_else(|| EngineError::NotAttached(volume.into()))?;
-        let running = |state: Option<&RingState>| matches!(state, Some(RingState::Running { .. }));
+        let running = |state: Option<&RingState>| {
+            matches!(state, Some(RingState::Running { .. } | RingState::Moving { .. }))
+        };
         let frontends = self.attachments.get(&id).map(|attachment| &attachment.frontends);
         let key = frontends
             .and_then(|frontends| frontends.iter().find(|live| running(live.rings.get(queue))))

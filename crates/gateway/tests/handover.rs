@@ -3,6 +3,8 @@
 
 mod common;
 
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -184,4 +186,59 @@ fn requests_that_take_too_long_stop_the_handover_and_not_the_guest() {
     assert!(arriving.join().unwrap().unwrap_err().to_string().contains("were not done"));
     assert_eq!(driver.wait_used().0, 0);
     assert_eq!((driver.status(0), driver.request(FLUSH, 0, None)), (0, 0));
+}
+
+/// An upgrade in the middle of a migration: what the guest is written to afterwards is in the bitmap too.
+#[test]
+fn a_dirty_log_goes_over() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_LOG_ALL);
+    let bitmap = tempfile::tempfile().unwrap();
+    let len = MEMORY / 4096 / 8;
+    bitmap.set_len(len).unwrap();
+    assert!(driver.frontend.ack(SET_LOG_BASE, &words(&[len, 0]), &[bitmap.as_raw_fd()]));
+    let marked = |address: u64| {
+        let page = address / 4096;
+        let mut byte = [0];
+        bitmap.read_exact_at(&mut byte, page / 8).unwrap();
+        bitmap.write_all_at(&[0], page / 8).unwrap();
+        byte[0] & 1 << (page % 8) != 0
+    };
+    assert_eq!(driver.request(IN, 0, Some((DATA, 512))), 0);
+    assert!(marked(DATA));
+    let engine = upgrade(&host, 0).unwrap();
+    assert_eq!(driver.request(IN, 0, Some((DATA, 512))), 0);
+    assert!(marked(DATA));
+    assert!(driver.frontend.ack(SET_FEATURES, &words(&[F_VERSION_1 | F_PROTOCOL]), &[]));
+    marked(DATA);
+    assert_eq!(driver.request(IN, 0, Some((DATA, 512))), 0);
+    assert!(!marked(DATA));
+    drop(engine);
+}
+
+/// Two frontends go over, and so does which of them may write.
+#[test]
+fn a_shared_volume_goes_over_with_both_frontends() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    host.engine.share("vol", true).unwrap();
+    let mut source = Driver::start(&socket, 64, F_VERSION_1);
+    assert_eq!(source.request(FLUSH, 0, None), 0);
+    let mut target = Driver::start(&socket, 64, F_VERSION_1);
+    target.lay(0, FLUSH, 0, None);
+    target.offer(0);
+    let engine = upgrade(&host, 0).unwrap();
+    let attachment = &engine.attachments().unwrap()[0];
+    assert_eq!((attachment.shared, attachment.frontends), (true, 2));
+    (0..50).for_each(|_| assert_eq!(source.request(FLUSH, 0, None), 0));
+    assert_eq!(target.used_index(), 0);
+    source.stop_vring();
+    assert_eq!(target.wait_used().0, 0);
+    let engine = Host { engine, dir: host.dir };
+    let engine = upgrade(&engine, 0).unwrap();
+    assert_eq!(target.request(FLUSH, 0, None), 0);
+    drop(source);
+    assert_eq!(target.request(FLUSH, 0, None), 0);
+    drop(engine);
 }

@@ -391,3 +391,29 @@ fn a_removed_reactor_says_so() {
         assert_eq!(state(), 3);
     }
 }
+
+/// A queue whose requests took long to finish could not be told to go elsewhere meanwhile: "it does not run".
+#[test]
+fn a_queue_on_its_way_can_be_sent_elsewhere() {
+    let host = Host::with(vec![0], 100);
+    let slow = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":100000}"#;
+    let socket = host.volume("vol", slow, 1 << 20, 1);
+    let mut driver = Driver::start(&socket, 16, F_VERSION_1);
+    if std::thread::available_parallelism().unwrap().get() < 2 {
+        eprintln!("skipped: a second reactor takes a second core");
+        return;
+    }
+    let there = host.engine.add_reactor(1).unwrap().index;
+    let reactor = || host.engine.attachments().unwrap()[0].queues[0].reactor;
+    for round in 0..6 {
+        driver.lay(0, FLUSH, 0, None);
+        driver.offer(0);
+        // There and back before the request is done, or back and there.
+        for core in [1, 0, 1].into_iter().take(2 + round % 2) {
+            host.engine.move_queue("vol", 0, core).unwrap();
+        }
+        assert_eq!(driver.wait_used().0, 0);
+        wait_for("the queue to arrive", || (reactor() == Some(there)) == (round % 2 == 1));
+        assert_eq!(driver.request(FLUSH, 0, None), 0);
+    }
+}
