@@ -1,6 +1,11 @@
-"""Hostile vhost-user frontends: each does one thing over and over on a volume's socket, on a thread of its own.
+"""Neighbours that do their worst: frontends that keep the control thread, not a reactor, busy with another volume.
 
-The messages are those of the vhost-user specification, made by hand: no library sends them so fast or so wrong.
+    with MemoryTables(socket) as storm:
+        ...  # measure what the neighbours of that volume notice
+    storm.count
+
+Each runs on a thread of this process until the `with` block is left; what is measured belongs into another process. The
+messages are those of the vhost-user specification, written by hand, as no library sends what these send.
 """
 
 import contextlib
@@ -8,69 +13,107 @@ import os
 import socket
 import struct
 import threading
-import time
 from abc import ABC, abstractmethod
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 from typing import Self
 
-from ringstone.errors import RingstoneError
+_GET_FEATURES = 1
+_SET_FEATURES = 2
+_SET_OWNER = 3
+_SET_MEM_TABLE = 5
+_SET_VRING_NUM = 8
+_SET_VRING_ADDR = 9
+_SET_VRING_BASE = 10
+_SET_VRING_KICK = 12
+_SET_VRING_CALL = 13
+_GET_PROTOCOL_FEATURES = 15
+_SET_PROTOCOL_FEATURES = 16
+_SET_VRING_ENABLE = 18
+_ADD_MEM_REG = 37
+_REM_MEM_REG = 38
 
-SPARSE_BYTES = 256 << 30
+_VERSION = 1
+_NEED_REPLY = 1 << 3
+_F_PROTOCOL_FEATURES = 1 << 30
+_F_VERSION_1 = 1 << 32
+_REPLY_ACK = 1 << 3
+_CONFIGURE_MEM_SLOTS = 1 << 15
 
-_GET_FEATURES, _SET_OWNER, _SET_MEM_TABLE = 1, 3, 5
-_GET_PROTOCOL_FEATURES, _SET_PROTOCOL_FEATURES = 15, 16
-_ADD_MEM_REG, _REM_MEM_REG = 37, 38
-_VERSION, _NEED_REPLY = 1, 8
-_REPLY_ACK, _CONFIGURE_MEM_SLOTS = 1 << 3, 1 << 15
 _HEADER = struct.Struct("<III")
+_U64 = struct.Struct("<Q")
+_PAIR = struct.Struct("<II")
+# Guest address, size, user address, offset into the descriptor.
 _REGION = struct.Struct("<QQQQ")
-_REGION_BYTES = 2 << 20
-_SECONDS = 5.0
-_JAM_SECONDS = 0.05
-_START_SECONDS = 30.0
+_RING = struct.Struct("<IIQQQQ")
+
+MIB = 1 << 20
+_USER = 0x7000_0000_0000
+_RING_ENTRIES = 128
+_ANSWER_SECONDS = 60.0
 
 
 class Frontend:
-    """A connection that has negotiated what a storm needs."""
+    """A connection on which one can say anything. ConnectionError when the backend closes it."""
 
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    def __init__(self, path: str) -> None:
+        self.stream = socket.socket(socket.AF_UNIX)
         try:
-            self.socket.settimeout(_SECONDS)
-            self.socket.connect(str(path))
-            self._tell(_SET_OWNER)
-            self._tell(_GET_FEATURES)
-            self._receive()
-            wanted = struct.pack("<Q", _REPLY_ACK | _CONFIGURE_MEM_SLOTS)
-            self._tell(_GET_PROTOCOL_FEATURES)
-            self._receive()
-            self._tell(_SET_PROTOCOL_FEATURES, wanted)
+            self.stream.settimeout(_ANSWER_SECONDS)
+            self.stream.connect(path)
         except BaseException:
-            self.socket.close()
+            self.stream.close()
             raise
 
-    def _tell(self, request: int, payload: bytes = b"") -> None:
-        self.socket.sendall(_HEADER.pack(request, _VERSION, len(payload)) + payload)
+    def send(self, request: int, payload: bytes = b"", fds: Sequence[int] = (), *, flags: int = 0) -> None:
+        message = _HEADER.pack(request, _VERSION | flags, len(payload)) + payload
+        socket.send_fds(self.stream, [message], list(fds))
 
-    def _receive(self) -> bytes:
-        header = self._exactly(_HEADER.size)
-        return self._exactly(_HEADER.unpack(header)[2])
+    def receive(self) -> bytes:
+        """The payload of the next reply."""
+        _, _, length = _HEADER.unpack(self._exactly(_HEADER.size))
+        return self._exactly(length)
 
-    def _exactly(self, size: int) -> bytes:
-        data = b""
-        while len(data) < size:
-            piece = self.socket.recv(size - len(data))
-            if not piece:
-                raise ConnectionResetError("the backend closed the connection")
-            data += piece
-        return data
+    def _exactly(self, length: int) -> bytes:
+        received = b""
+        while len(received) < length:
+            part = self.stream.recv(length - len(received))
+            if not part:
+                raise ConnectionResetError("The backend closed the connection.")
+            received += part
+        return received
 
-    def ask(self, request: int, payload: bytes, fd: int | None = None) -> None:
-        """Returns when the backend has done it, well or not."""
-        message = _HEADER.pack(request, _VERSION | _NEED_REPLY, len(payload)) + payload
-        socket.send_fds(self.socket, [message], [] if fd is None else [fd])
-        self._receive()
+    def ask(self, request: int) -> int:
+        self.send(request)
+        return int(_U64.unpack(self.receive())[0])
+
+    def do(self, request: int, payload: bytes = b"", fds: Sequence[int] = ()) -> None:
+        """Send, and wait until it is done; ConnectionError when the backend refuses."""
+        self.send(request, payload, fds, flags=_NEED_REPLY)
+        if _U64.unpack(self.receive())[0]:
+            raise ConnectionAbortedError(f"The backend refused message {request}.")
+
+    def negotiate(self) -> None:
+        assert self.ask(_GET_FEATURES) & _F_VERSION_1
+        wanted = _REPLY_ACK | _CONFIGURE_MEM_SLOTS
+        assert self.ask(_GET_PROTOCOL_FEATURES) & wanted == wanted
+        self.send(_SET_PROTOCOL_FEATURES, _U64.pack(wanted))
+        self.do(_SET_OWNER)
+        self.do(_SET_FEATURES, _U64.pack(_F_VERSION_1 | _F_PROTOCOL_FEATURES))
+
+    def start_ring(self, fds: Sequence[int]) -> None:
+        """Run vring 0, which lies at the begin of memory and stays empty. `fds`: its kick and its call."""
+        kick, call = fds
+        used = _USER + 4096
+        self.do(_SET_VRING_NUM, _PAIR.pack(0, _RING_ENTRIES))
+        self.do(_SET_VRING_BASE, _PAIR.pack(0, 0))
+        self.do(_SET_VRING_ADDR, _RING.pack(0, 0, _USER, used, _USER + 16 * _RING_ENTRIES, 0))
+        self.do(_SET_VRING_CALL, _U64.pack(0), [call])
+        self.do(_SET_VRING_KICK, _U64.pack(0), [kick])
+        self.do(_SET_VRING_ENABLE, _PAIR.pack(0, 1))
+
+    def close(self) -> None:
+        self.stream.close()
 
     def __enter__(self) -> Self:
         return self
@@ -78,107 +121,129 @@ class Frontend:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.socket.close()
+        self.close()
 
 
 class Storm(ABC):
-    """Rages while it is entered. `count`: how often it has done its thing. Enters when it has done it once."""
+    """One neighbour. `count` says how often it has done what it does, also while it runs. `cores`: the CPUs of its
+    thread. What ends it early, such as a backend that refuses it, is raised where the `with` block is left."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: str, *, cores: Sequence[int] = ()) -> None:
         self.count = 0
         self._path = path
-        self._calm = threading.Event()
-        self._thread = threading.Thread(name="storm", target=self._run, daemon=True)
+        self._cores = cores
+        self._enough = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name=type(self).__name__)
 
     @abstractmethod
-    def rage(self) -> None:
-        """Until the connection breaks or `over`."""
-
-    @property
-    def over(self) -> bool:
-        return self._calm.is_set()
+    def _blow(self) -> None:
+        """Go on until `_enough` is set."""
 
     def _run(self) -> None:
-        while not self.over:
-            # A backend that throws a hostile frontend out is right; it comes back.
-            with contextlib.suppress(OSError):
-                self.rage()
+        if self._cores:
+            # Of this thread only, as it is asked for with 0.
+            os.sched_setaffinity(0, self._cores)
+        try:
+            self._blow()
+        except BaseException as failure:
+            self._failure = failure
+
+    @property
+    def failed(self) -> bool:
+        """It has ended early."""
+        return self._failure is not None
 
     def __enter__(self) -> Self:
         self._thread.start()
-        deadline = time.monotonic() + _START_SECONDS
-        while not self.count:
-            if time.monotonic() > deadline:
-                self._end()
-                raise RingstoneError(f"A storm on {self._path} could not begin. See the gateway's log.")
-            time.sleep(0.001)
         return self
-
-    def _end(self) -> None:
-        self._calm.set()
-        self._thread.join()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._end()
+        self._enough.set()
+        self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
 
 
-class MemoryTableStorm(Storm):
-    """SET_MEM_TABLE of one sparse memory of 256 GiB, again and again."""
-
-    def rage(self) -> None:
-        fd = _sparse(SPARSE_BYTES)
-        try:
-            table = struct.pack("<II", 1, 0) + _REGION.pack(0, SPARSE_BYTES, 0x7000_0000_0000, 0)
-            with Frontend(self._path) as frontend:
-                while not self.over:
-                    frontend.ask(_SET_MEM_TABLE, table, fd)
-                    self.count += 1
-        finally:
+@contextlib.contextmanager
+def _descriptors(memory_bytes: int) -> Iterator[list[int]]:
+    """Sparse memory that takes no pages until somebody touches it, and two eventfds."""
+    fds = [os.memfd_create("storm"), os.eventfd(0, os.EFD_NONBLOCK), os.eventfd(0, os.EFD_NONBLOCK)]
+    try:
+        os.ftruncate(fds[0], memory_bytes)
+        yield fds
+    finally:
+        for fd in fds:
             os.close(fd)
 
 
-class MemoryRegionStorm(Storm):
-    """ADD_MEM_REG and REM_MEM_REG of the same region in turn."""
+class MemoryTables(Storm):
+    """SET_MEM_TABLE over and over, with a vring that has to rest for each. Counts tables."""
 
-    def rage(self) -> None:
-        fd = _sparse(_REGION_BYTES)
-        try:
-            region = struct.pack("<Q", 0) + _REGION.pack(0, _REGION_BYTES, 0x7000_0000_0000, 0)
-            with Frontend(self._path) as frontend:
-                while not self.over:
-                    frontend.ask(_ADD_MEM_REG, region, fd)
-                    frontend.ask(_REM_MEM_REG, region)
+    def __init__(self, path: str, *, memory_bytes: int = 256 << 30, cores: Sequence[int] = ()) -> None:
+        super().__init__(path, cores=cores)
+        self._memory_bytes = memory_bytes
+
+    def _blow(self) -> None:
+        table = _PAIR.pack(1, 0) + _REGION.pack(0, self._memory_bytes, _USER, 0)
+        with _descriptors(self._memory_bytes) as (memory, *ring), Frontend(self._path) as frontend:
+            frontend.negotiate()
+            frontend.do(_SET_MEM_TABLE, table, [memory])
+            frontend.start_ring(ring)
+            while not self._enough.is_set():
+                frontend.do(_SET_MEM_TABLE, table, [memory])
+                self.count += 1
+
+
+class MemorySlots(Storm):
+    """ADD_MEM_REG until `slots` are taken, then REM_MEM_REG of all, with a vring that has to rest for each. Counts
+    messages."""
+
+    def __init__(self, path: str, *, slots: int = 64, cores: Sequence[int] = ()) -> None:
+        super().__init__(path, cores=cores)
+        self._slots = slots
+
+    def _blow(self) -> None:
+        table = _PAIR.pack(1, 0) + _REGION.pack(0, MIB, _USER, 0)
+        with _descriptors((self._slots + 1) * MIB) as (memory, *ring), Frontend(self._path) as frontend:
+            frontend.negotiate()
+            frontend.do(_SET_MEM_TABLE, table, [memory])
+            frontend.start_ring(ring)
+            regions = [
+                _U64.pack(0) + _REGION.pack(at, MIB, _USER + at, at)
+                for at in range(MIB, (self._slots + 1) * MIB, MIB)
+            ]
+            while not self._enough.is_set():
+                for region in regions:
+                    frontend.do(_ADD_MEM_REG, region, [memory])
                     self.count += 1
-        finally:
-            os.close(fd)
+                for region in regions:
+                    frontend.do(_REM_MEM_REG, region)
+                    self.count += 1
 
 
-class ConnectStorm(Storm):
-    """Connects, negotiates and leaves."""
+class Connections(Storm):
+    """Connects, asks something, and is gone, as fast as the backend accepts. Counts connections."""
 
-    def rage(self) -> None:
-        while not self.over:
-            with Frontend(self._path):
+    def _blow(self) -> None:
+        while not self._enough.is_set():
+            # One that comes before its predecessor was seen off waits, or is turned away.
+            with contextlib.suppress(ConnectionError), Frontend(self._path) as frontend:
+                frontend.ask(_GET_FEATURES)
                 self.count += 1
 
 
-class DeafStorm(Storm):
-    """Asks without ever reading an answer, until the socket is full or the backend has enough of it."""
+class DeafFrontend(Storm):
+    """Asks and never reads an answer, until the backend has had enough; then it comes back. Counts questions."""
 
-    def rage(self) -> None:
-        question = _HEADER.pack(_GET_FEATURES, _VERSION, 0) * 64
-        while not self.over:
-            with Frontend(self._path) as frontend:
-                frontend.socket.settimeout(_JAM_SECONDS)
-                with contextlib.suppress(OSError):
-                    while not self.over:
-                        frontend.socket.sendall(question)
-                self.count += 1
-
-
-def _sparse(size: int) -> int:
-    fd = os.memfd_create("ringstone-storm", os.MFD_CLOEXEC)
-    os.ftruncate(fd, size)
-    return fd
+    def _blow(self) -> None:
+        while not self._enough.is_set():
+            with contextlib.suppress(ConnectionError), Frontend(self._path) as frontend:
+                # Its own questions may have to wait, and it for its end.
+                frontend.stream.settimeout(0.1)
+                while not self._enough.is_set():
+                    with contextlib.suppress(TimeoutError):
+                        frontend.send(_GET_FEATURES)
+                        self.count += 1
