@@ -7,15 +7,17 @@ from typing import Any
 
 import pytest
 
-from ringstone.bench.compare import Rounds
+from ringstone.bench import resilience
+from ringstone.bench.compare import Plan, Rounds
 from ringstone.bench.daemon import Start, drain_ms
 from ringstone.bench.neighbours import reactor_p99
-from ringstone.bench.reports import Latency, PatternReport
+from ringstone.bench.reports import PatternReport
 from ringstone.bench.resilience import Part, chosen
 from ringstone.bench.results import Results, Row
 from ringstone.bench.rings import cost_change, require_ringstone
 from ringstone.bench.scaling import ReactorShare, describe, iops_of_core, reactor_shares, running
-from ringstone.bench.shape import Measurement, ReactorUse, Shape
+from ringstone.bench.setting import Setting
+from ringstone.bench.shape import Cores, Measurement, ReactorUse, Shape
 from ringstone.bench.spread import Bar, Spread
 from ringstone.bench.stalls import QueuePause, Seen, crash_pause
 from ringstone.errors import InvalidError, RingstoneError, StateError
@@ -199,5 +201,20 @@ def test_an_earlier_release_is_asked_for_with_its_directory(tmp_path: Path) -> N
         require_ringstone(tmp_path)
 
 
-def test_latencies_are_read() -> None:
-    assert Latency.model_validate(latency(3)).p999_ns == 3
+def test_a_part_that_fails_does_not_cost_the_others_their_figures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def broken(setting: Setting, results: Results) -> None:
+        raise RingstoneError("It broke.")
+
+    def sound(setting: Setting, results: Results) -> None:
+        results.rows.append(Row.told("s", "w", "ms", [1], "l"))
+
+    monkeypatch.setattr(resilience, "_PARTS", {Part.CRASH: broken, Part.IDLE: sound})
+    setting = Setting(tmp_path, tmp_path, Cores(), Plan(), lambda text: None)
+    results = Results(name="resilience", plan="", machine=MACHINE)
+    resilience.run([Part.CRASH, Part.IDLE], None, setting, results)
+    assert len(results.rows) == 1
+    assert results.notes == ["**Not measured to its end: crash.** It broke."]
+    with pytest.raises(RingstoneError, match="It broke"):
+        resilience.run([Part.CRASH], None, setting, results)

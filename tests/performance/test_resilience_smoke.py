@@ -95,5 +95,7 @@ def test_the_command_writes_its_tables(tmp_path: Path) -> None:
     )
     assert done.exit_code == 0
     (raw,) = tmp_path.glob("*-resilience.json")
-    assert json.loads(raw.read_text()) == json.loads(done.stdout)
+    written = json.loads(raw.read_text())
+    assert written == json.loads(done.stdout)
+    assert [row["section"].split()[0] for row in written["rows"]] == ["the", "the", "idle,"]
     assert "`ringstone bench resilience`" in (tmp_path / "README.md").read_text()

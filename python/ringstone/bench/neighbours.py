@@ -14,6 +14,7 @@ from ringstone.bench.daemon import GatewayDaemon
 from ringstone.bench.pattern import running_pattern, sound
 from ringstone.bench.results import Results, Row
 from ringstone.bench.setting import Setting
+from ringstone.bench.shape import Cores
 from ringstone.bench.spread import Bar
 from ringstone.errors import RingstoneError
 from ringstone.stats import Histogram, Snapshot, StatsPage
@@ -22,6 +23,7 @@ VOLUME_BYTES = 64 << 20
 # Of the quiet volume: few, so that its latency is what the reactor makes of it.
 RATE = 4000
 DEPTH = 4
+_START_SECONDS = 60.0
 
 
 class Storm(Protocol):
@@ -36,7 +38,7 @@ class Storm(Protocol):
 
 
 # Makes a storm on the volume that listens at a socket.
-StormFactory = Callable[[Path], Storm]
+StormFactory = Callable[[str], Storm]
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,8 +79,8 @@ def neighbours(
         quiet = daemon.serve("quiet", "pool", size=VOLUME_BYTES, queues=1)
         noisy = daemon.serve("noisy", "pool", size=VOLUME_BYTES, queues=4)
         stats = stack.enter_context(StatsPage(daemon.stats_path))
-        for name, storm in default_storms() if named is None else named:
-            _beside(section, name, partial(storm, noisy), quiet, stats, setting, results)
+        for name, storm in default_storms(setting.cores) if named is None else named:
+            _beside(section, name, partial(storm, str(noisy)), quiet, stats, setting, results)
 
 
 def _beside(
@@ -96,12 +98,11 @@ def _beside(
     for turn in range(setting.plan.rounds):
         calm.append(_window(quiet, stats, setting))
         with storm() as raging:
+            _await_first(raging, name)
             before = raging.count
             stormy.append(_window(quiet, stats, setting))
             counts.append(raging.count - before)
         setting.progress(f"{name}: round {turn + 1}/{setting.plan.rounds}: {counts[-1]} times")
-    if not all(counts):
-        raise RingstoneError(f"The storm of {name} did nothing in a window, so it says nothing.")
     results.keep_raw(
         section,
         name,
@@ -156,15 +157,20 @@ def _window(socket: Path, stats: StatsPage, setting: Setting) -> Tail:
     return Tail(reactor_p99(before, after, "quiet"), report.latency.p99_ns, requests)
 
 
-def _on(storm: Callable[[str], Storm]) -> StormFactory:
-    return lambda path: storm(str(path))
-
-
-def default_storms() -> list[tuple[str, StormFactory]]:
-    """By what they do."""
+def default_storms(cores: Cores) -> list[tuple[str, StormFactory]]:
+    """By what they do. They share the client's core: the reactor has the other one."""
+    ours = [cores.client]
     return [
-        ("SET_MEM_TABLE of 256 GiB", _on(storms.MemoryTables)),
-        ("ADD_MEM_REG and REM_MEM_REG", _on(storms.MemorySlots)),
-        ("connect and disconnect", _on(storms.Connections)),
-        ("questions whose answers nobody reads", _on(storms.DeafFrontend)),
+        ("SET_MEM_TABLE of 256 GiB", partial(storms.MemoryTables, cores=ours)),
+        ("ADD_MEM_REG and REM_MEM_REG", partial(storms.MemorySlots, cores=ours)),
+        ("connect and disconnect", partial(storms.Connections, cores=ours)),
+        ("questions whose answers nobody reads", partial(storms.DeafFrontend, cores=ours)),
     ]
+
+
+def _await_first(raging: Storm, name: str) -> None:
+    deadline = time.monotonic() + _START_SECONDS
+    while not raging.count:
+        if time.monotonic() > deadline:
+            raise RingstoneError(f"The storm of {name} did not begin. See the gateway's log.")
+        time.sleep(0.001)

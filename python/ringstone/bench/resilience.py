@@ -7,7 +7,7 @@ from pathlib import Path
 from ringstone.bench import idle, neighbours, rings, scaling, stalls
 from ringstone.bench.results import Results
 from ringstone.bench.setting import Setting
-from ringstone.errors import InvalidError
+from ringstone.errors import InvalidError, RingstoneError
 
 COMMAND = "ringstone bench resilience"
 
@@ -48,11 +48,23 @@ def chosen(only: Sequence[Part] | None, against: Path | None) -> list[Part]:
 
 
 def run(parts: Sequence[Part], against: Path | None, setting: Setting, results: Results) -> None:
-    """Adds the rows of `parts` to `results`. InvalidError before anything runs when `against` holds no Ringstone."""
+    """Adds the rows of `parts` to `results`. InvalidError before anything runs when `against` holds no Ringstone. One
+    part of several that cannot be measured is noted, so that it does not cost the others their figures; a single one
+    raises its RingstoneError."""
     if Part.EARLIER in parts and against is not None:
         rings.require_ringstone(against)
     for part in parts:
-        if part is not Part.EARLIER:
-            _PARTS[part](setting, results)
-        elif against is not None:
-            rings.previous(setting, results, against)
+        try:
+            _run(part, against, setting, results)
+        except RingstoneError as error:
+            if len(parts) == 1:
+                raise
+            results.notes.append(f"**Not measured to its end: {part}.** {error}")
+            setting.progress(results.notes[-1])
+
+
+def _run(part: Part, against: Path | None, setting: Setting, results: Results) -> None:
+    if part is not Part.EARLIER:
+        _PARTS[part](setting, results)
+    elif against is not None:
+        rings.previous(setting, results, against)

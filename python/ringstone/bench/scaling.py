@@ -26,7 +26,8 @@ from ringstone.stats import Snapshot
 QUEUES = (1, 2, 4)
 DEPTH = 32
 MILLION = 1_000_000
-_LOOK_SECONDS = 0.1
+# Readings in a window: each takes milliseconds of a core, and two are needed.
+_LOOKS = 3
 _SHAPES = (Shape(depth=DEPTH), Shape(depth=DEPTH).writing())
 _VOLUMES = {"memory": {"type": "memory", "path": None}, "null": {"type": "null"}}
 
@@ -86,7 +87,7 @@ class SpreadVolume:
             load = pool.submit(drive, socket, shape, window, self.cores)
             while not load.done():
                 snapshots.append(self.engine.snapshot())
-                time.sleep(_LOOK_SECONDS)
+                time.sleep(window.seconds / _LOOKS)
         measured = Measurement.of(load.result())
         seen = running(snapshots, self.volume, shape.queues)
         if len(seen) < 2:
