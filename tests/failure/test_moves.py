@@ -69,7 +69,7 @@ def counted(client: GatewayClient) -> list[int]:
     return [queue.moves for queue in client.stats(volume="disk").of_volume("disk")]
 
 
-@pytest.mark.parametrize("rounds", [2, pytest.param(50, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(50, marks=pytest.mark.soak)])
 def test_reactors_come_and_go_under_load(rounds: int) -> None:
     first, second = map(str, CORES)
     with GatewayProcess("--no-balance", cores=CORES[:1]) as gateway:
