@@ -1,5 +1,7 @@
 """Markers shared by all tests."""
 
+import signal
+
 import pytest
 
 MARKERS = (
@@ -11,3 +13,5 @@ MARKERS = (
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
+    # A shell without job control has what it runs in the background ignore SIGINT, and so would all commands under test.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
