@@ -14,8 +14,11 @@ use crate::pattern::gaps::Pulse;
 use crate::pattern::ring::kick;
 use crate::LoadError;
 
-/// Longest sleep; a call that comes later than this was missed.
+/// Longest sleep without looking at the rings.
 const SLEEP_NS: u64 = 100_000_000;
+/// A call that comes later than this after its completion was missed. Long, as a busy host may take the core from the backend
+/// in between.
+const MISSED_NS: u64 = 2_000_000_000;
 
 /// What the threads and whoever started them tell each other.
 pub(super) struct Shared {
@@ -138,7 +141,7 @@ fn sleep(drivers: &[Driver<'_>]) -> Result<bool, LoadError> {
         return Ok(false);
     }
     // It may have completed at this very moment, with the call on its way.
-    Ok(!wait_for_call(&waiting, SLEEP_NS)?)
+    Ok(!wait_for_call(&waiting, MISSED_NS)?)
 }
 
 /// False when no call came in `nanoseconds`.
