@@ -215,7 +215,8 @@ class Supervisor:
     # Ends.
 
     def _take_ends(self) -> None:
-        for child in self._children():
+        # The main one last: a successor that ended before it changed nothing.
+        for child in reversed(self._children()):
             if not _readable(child.pidfd):
                 continue
             # Read again: it may have spoken between our reading and its end.
