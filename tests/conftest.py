@@ -13,5 +13,5 @@ MARKERS = (
 def pytest_configure(config: pytest.Config) -> None:
     for marker in MARKERS:
         config.addinivalue_line("markers", marker)
-    # A shell without job control has what it runs in the background ignore SIGINT, and so would all commands under test.
+    # A shell without job control has what it runs in the background ignore SIGINT, and so would what is tested.
     signal.signal(signal.SIGINT, signal.default_int_handler)
