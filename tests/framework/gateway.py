@@ -216,6 +216,7 @@ class GatewayProcess:
 
     def upgrade(self, *, environment: Mapping[str, str] | None = None) -> Any:
         """`ringstone gateway upgrade`; its report. The new process is the one under test from then on."""
+        self._listen()
         done = subprocess.run(
             [*RINGSTONE, "--socket", str(self.socket), "gateway", "upgrade", "--json"],
             stdin=subprocess.DEVNULL,
@@ -229,6 +230,13 @@ class GatewayProcess:
         with self.client() as client:
             self.follow(client.info().pid)
         return json.loads(done.stdout)
+
+    def _listen(self) -> None:
+        """Take what the gateway has said so far, as a service manager does all the time: a gateway waits for one whose
+        queue (ten messages by default) is full."""
+        assert self._manager is not None
+        while select.select([self._manager], [], [], 0)[0]:
+            self._manager.recv(256)
 
     def follow(self, pid: int) -> None:
         """Process `pid` has taken over: it is the one under test from now on. The former one must end by itself,
