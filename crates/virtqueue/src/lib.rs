@@ -22,6 +22,7 @@ mod prefetch;
 mod ring;
 mod shared;
 mod split;
+mod wide;
 
 pub use chain::{scatter, total_len, Chain, GuestByte, Segment, MAX_SEGMENTS};
 pub use dirty::DirtyLog;

@@ -12,6 +12,7 @@ use crate::memory::MemoryTable;
 use crate::prefetch::{prefetch, prefetch_for_write};
 use crate::ring::{check_size, locate, Notify, RingSetup, VirtRing};
 use crate::shared::{get_u16, put_u16, put_u32};
+use crate::wide::Wide;
 
 const AVAIL_NO_INTERRUPT: u16 = 1;
 const USED_NO_NOTIFY: u16 = 1;
@@ -31,16 +32,16 @@ pub struct SplitRing {
     available: *mut u8,
     used: *mut u8,
     /// Entries of the available ring taken so far (free running).
-    next_available: u16,
+    next_available: Wide,
     /// Entries of the used ring written so far (free running); what the driver sees is `published`.
-    next_used: u16,
-    published: u16,
+    next_used: Wide,
+    published: Wide,
     /// Value of `published` when the driver was last asked whether it wants a call.
-    asked: u16,
+    asked: Wide,
     /// The available index read last: spares a read of the driver's cache line while entries remain.
-    cached_available: u16,
+    cached_available: Wide,
     /// The head that was walked last.
-    walked: u16,
+    walked: Wide,
     inflight: Option<SplitInflight>,
     log: Option<Arc<DirtyLog>>,
     memory: Arc<MemoryTable>,
@@ -89,12 +90,12 @@ impl SplitRing {
             descriptors,
             available,
             used,
-            next_available,
-            next_used: published,
-            published,
-            asked: published,
-            cached_available: next_available,
-            walked: 0,
+            next_available: Wide::new(next_available),
+            next_used: Wide::new(published),
+            published: Wide::new(published),
+            asked: Wide::new(published),
+            cached_available: Wide::new(next_available),
+            walked: Wide::new(0),
             inflight: kept,
             log,
             memory,
@@ -144,7 +145,7 @@ impl SplitRing {
     /// Head of the chain `ahead` entries behind the next one, as good as it is: for hints only.
     #[inline(always)]
     fn peek(&self, ahead: u16) -> u16 {
-        self.available_entry(self.next_available.wrapping_add(ahead)) & self.mask
+        self.available_entry(self.next_available.get().wrapping_add(ahead)) & self.mask
     }
 
     #[inline(always)]
@@ -207,9 +208,14 @@ impl SplitRing {
     /// What of the process's own state decides what it does next.
     #[cfg(test)]
     pub(crate) fn state(&self) -> impl std::hash::Hash {
-        let positions =
-            (self.next_available, self.next_used, self.published, self.asked, self.cached_available);
-        (positions, self.walked, self.inflight.as_ref().map(SplitInflight::state))
+        let positions = (
+            self.next_available.get(),
+            self.next_used.get(),
+            self.published.get(),
+            self.asked.get(),
+            self.cached_available.get(),
+        );
+        (positions, self.walked.get(), self.inflight.as_ref().map(SplitInflight::state))
     }
 }
 
@@ -228,7 +234,7 @@ impl VirtRing for SplitRing {
     }
 
     fn base(&self) -> u32 {
-        self.next_available.into()
+        self.next_available.get().into()
     }
 
     #[inline(always)]
@@ -238,15 +244,15 @@ impl VirtRing for SplitRing {
 
     #[inline(always)]
     fn available(&mut self) -> Result<u16, RingError> {
-        if self.cached_available == self.next_available {
+        if self.cached_available.get() == self.next_available.get() {
             // Acquire: the entries and descriptors that the index covers are read after it.
-            self.cached_available = self.available_index().load(Ordering::Acquire);
+            self.cached_available.set(self.available_index().load(Ordering::Acquire));
         }
-        let waiting = self.cached_available.wrapping_sub(self.next_available);
+        let waiting = self.cached_available.get().wrapping_sub(self.next_available.get());
         if waiting > self.size {
             return Err(RingError::AvailableIndex {
-                index: self.cached_available,
-                seen: self.next_available,
+                index: self.cached_available.get(),
+                seen: self.next_available.get(),
                 size: self.size,
             });
         }
@@ -258,11 +264,11 @@ impl VirtRing for SplitRing {
         let again = self.inflight.as_ref().and_then(SplitInflight::resubmission);
         let head = match again {
             Some(head) => head,
-            None => self.available_entry(self.next_available),
+            None => self.available_entry(self.next_available.get()),
         };
         // `walk` refuses a head outside the table.
         self.walk(head, chain)?;
-        self.walked = head;
+        self.walked.set(head);
         Ok(head)
     }
 
@@ -272,14 +278,14 @@ impl VirtRing for SplitRing {
             if inflight.resubmitted() {
                 return;
             }
-            inflight.taken(self.walked);
+            inflight.taken(self.walked.get());
         }
-        self.next_available = self.next_available.wrapping_add(1);
+        self.next_available.set(self.next_available.get().wrapping_add(1));
     }
 
     #[inline(always)]
     fn push_used(&mut self, head: u16, written: u32) {
-        let at = self.used.wrapping_add(4 + 8 * usize::from(self.next_used & self.mask));
+        let at = self.used.wrapping_add(4 + 8 * usize::from(self.next_used.get() & self.mask));
         // SAFETY: the entry at `next_used & mask` lies inside the used ring, which is aligned to 4.
         unsafe {
             put_u32(at, u32::from(head));
@@ -289,36 +295,37 @@ impl VirtRing for SplitRing {
         if let Some(inflight) = &mut self.inflight {
             inflight.used(head);
         }
-        self.next_used = self.next_used.wrapping_add(1);
+        self.next_used.set(self.next_used.get().wrapping_add(1));
     }
 
     #[inline(always)]
     fn publish(&mut self) {
-        if self.published == self.next_used {
+        if self.published.get() == self.next_used.get() {
             return;
         }
         // Release, as every store: the entries, and the data and status bytes before them, are visible before the index.
         // SAFETY: offset 2 of the used ring.
-        unsafe { put_u16(self.used.add(2), self.next_used) };
+        unsafe { put_u16(self.used.add(2), self.next_used.get()) };
         self.mark(self.used, 4);
         if let Some(inflight) = &mut self.inflight {
-            inflight.published(self.next_used.wrapping_sub(self.published), self.next_used);
+            inflight.published(self.next_used.get().wrapping_sub(self.published.get()), self.next_used.get());
         }
-        self.published = self.next_used;
+        self.published.set(self.next_used.get());
     }
 
     /// virtio 1.2, 2.7.7.2.
     #[inline(always)]
     fn wants_call(&mut self) -> bool {
-        if self.asked == self.published {
+        if self.asked.get() == self.published.get() {
             return false;
         }
-        let old = std::mem::replace(&mut self.asked, self.published);
+        let old = self.asked.get();
+        self.asked = self.published;
         // The used index must be visible before we read whether the driver sleeps; it does the opposite.
         fence(Ordering::SeqCst);
         if self.event_idx {
             let event = self.used_event();
-            self.published.wrapping_sub(event).wrapping_sub(1) < self.published.wrapping_sub(old)
+            self.published.get().wrapping_sub(event).wrapping_sub(1) < self.published.get().wrapping_sub(old)
         } else {
             // SAFETY: offset 0 of the available ring.
             unsafe { get_u16(self.available) & AVAIL_NO_INTERRUPT == 0 }
@@ -328,7 +335,7 @@ impl VirtRing for SplitRing {
     /// virtio 1.2, 2.7.10.
     fn set_kicks(&mut self, notify: Notify) {
         let field = match (self.event_idx, notify) {
-            (true, Notify::Armed) => Some((self.available_event(), self.next_available)),
+            (true, Notify::Armed) => Some((self.available_event(), self.next_available.get())),
             // An event index that lies behind asks for nothing until the index wraps around.
             (true, Notify::Suppressed) => None,
             (false, Notify::Armed) => Some((self.used_flags(), 0)),
@@ -371,7 +378,7 @@ impl VirtRing for SplitRing {
     /// one after the other.
     #[inline(always)]
     fn prefetch_lone(&self, guess: u16, header: *const u8) {
-        prefetch(self.available.wrapping_add(4 + 2 * usize::from(self.next_available & self.mask)));
+        prefetch(self.available.wrapping_add(4 + 2 * usize::from(self.next_available.get() & self.mask)));
         self.prefetch_descriptors(guess);
         prefetch_for_write(header);
         self.prefetch_used();
@@ -379,6 +386,6 @@ impl VirtRing for SplitRing {
 
     #[inline(always)]
     fn prefetch_used(&self) {
-        prefetch_for_write(self.used.wrapping_add(4 + 8 * usize::from(self.next_used & self.mask)));
+        prefetch_for_write(self.used.wrapping_add(4 + 8 * usize::from(self.next_used.get() & self.mask)));
     }
 }
