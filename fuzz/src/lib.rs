@@ -112,8 +112,10 @@ fn check_inside(memory: &MemoryTable, chain: &Chain) {
 }
 
 fn check_request(request: &Request, chain: &Chain, geometry: &Geometry) {
-    let writes =
-        matches!(request.operation, Operation::Write | Operation::Discard | Operation::WriteZeroes { .. });
+    let writes = matches!(
+        request.operation,
+        Operation::Write | Operation::Discard | Operation::WriteZeroes | Operation::WriteZeroesUnmap
+    );
     assert!(!writes || !geometry.read_only, "a write to a read-only disk");
     assert!(request.offset + request.len <= geometry.size);
     if request.operation != Operation::GetId {
@@ -124,7 +126,9 @@ fn check_request(request: &Request, chain: &Chain, geometry: &Geometry) {
         Operation::Read => assert_eq!(total_len(chain.writable()), request.len),
         Operation::Write => assert_eq!(total_len(chain.readable()), request.len),
         Operation::Discard => assert!(request.len <= geometry.max_discard),
-        Operation::WriteZeroes { .. } => assert!(request.len <= geometry.max_write_zeroes),
+        Operation::WriteZeroes | Operation::WriteZeroesUnmap => {
+            assert!(request.len <= geometry.max_write_zeroes)
+        }
         Operation::Flush | Operation::GetId => {}
     }
 }

@@ -40,7 +40,10 @@ impl<R: VirtRing> RingQueue<R> {
             (Operation::Read | Operation::Write, Drive::File(drive)) => self.transfer(head, drive, shared),
             (Operation::Flush, Drive::Mapped(_)) => self.complete(head, true, shared),
             (Operation::Flush, Drive::File(drive)) => self.sync(head, drive.fd(), shared),
-            (Operation::Discard | Operation::WriteZeroes { .. }, Drive::Mapped(drive)) => {
+            (
+                Operation::Discard | Operation::WriteZeroes | Operation::WriteZeroesUnmap,
+                Drive::Mapped(drive),
+            ) => {
                 let (offset, len) = (slot.offset, slot.len);
                 match drive.begin_discard(offset, len) {
                     Ok(Some((from, len))) => self.fallocate(head, drive.fd(), PUNCH, from, len, shared),
@@ -52,7 +55,8 @@ impl<R: VirtRing> RingQueue<R> {
                 let (offset, len) = (slot.offset, slot.len);
                 self.fallocate(head, drive.fd(), PUNCH, offset, len, shared);
             }
-            (Operation::WriteZeroes { unmap }, Drive::File(drive)) => self.zero(head, unmap, drive, shared),
+            (Operation::WriteZeroes, Drive::File(drive)) => self.zero(head, false, drive, shared),
+            (Operation::WriteZeroesUnmap, Drive::File(drive)) => self.zero(head, true, drive, shared),
         }
     }
 
@@ -96,10 +100,12 @@ impl<R: VirtRing> RingQueue<R> {
                 self.execute(head, shared);
             }
             Operation::Flush => self.settled(head, result, shared),
-            Operation::Discard | Operation::WriteZeroes { .. } if slot.syncing => {
+            Operation::Discard | Operation::WriteZeroes | Operation::WriteZeroesUnmap if slot.syncing => {
                 self.settled(head, result, shared)
             }
-            Operation::Discard | Operation::WriteZeroes { .. } => self.range_done(head, result, shared),
+            Operation::Discard | Operation::WriteZeroes | Operation::WriteZeroesUnmap => {
+                self.range_done(head, result, shared)
+            }
             Operation::GetId => debug_assert!(false, "GET_ID never goes to the drive"),
         }
     }
@@ -292,7 +298,7 @@ impl<R: VirtRing> RingQueue<R> {
     fn range_done(&mut self, head: u16, result: i32, shared: &mut Shared) {
         let drive = self.drive();
         let slot = &mut self.slots[usize::from(head)];
-        let zeroing = matches!(slot.operation, Operation::WriteZeroes { .. });
+        let zeroing = matches!(slot.operation, Operation::WriteZeroes | Operation::WriteZeroesUnmap);
         if result == -libc::EOPNOTSUPP && !slot.zero_by_writing {
             if !zeroing {
                 // A discard is a hint (virtio 1.2, 5.2.6.2).
@@ -300,8 +306,8 @@ impl<R: VirtRing> RingQueue<R> {
             }
             match (slot.operation, drive) {
                 // The next attempt of this request tries ZERO_RANGE, then writing; later ones go straight there.
-                (Operation::WriteZeroes { unmap: true }, Drive::File(file)) if file.can_zero_range() => {
-                    slot.operation = Operation::WriteZeroes { unmap: false };
+                (Operation::WriteZeroesUnmap, Drive::File(file)) if file.can_zero_range() => {
+                    slot.operation = Operation::WriteZeroes;
                 }
                 (_, Drive::File(file)) => {
                     file.zero_range_refused();

@@ -36,7 +36,7 @@ impl Tally {
                 self.discards += 1;
                 self.bytes_discarded += bytes;
             }
-            Operation::WriteZeroes { .. } => {
+            Operation::WriteZeroes | Operation::WriteZeroesUnmap => {
                 self.zeroes += 1;
                 self.bytes_discarded += bytes;
             }

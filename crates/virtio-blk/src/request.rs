@@ -44,17 +44,20 @@ pub struct Geometry {
 }
 
 /// What a request asks for. Its data: the chain's writable segments for `Read` and `GetId`, the readable ones for `Write`.
+///
+/// As wide as its neighbours in [`Request`], as padding is copied in pieces that overlap, and the processor then waits for
+/// every store before them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u64)]
 pub enum Operation {
     Read,
     Write,
     Flush,
     GetId,
     Discard,
-    /// `unmap`: the range may be deallocated.
-    WriteZeroes {
-        unmap: bool,
-    },
+    WriteZeroes,
+    /// Zeroes, and the range may be deallocated.
+    WriteZeroesUnmap,
 }
 
 /// A request whose fields were all checked against the disk.
@@ -154,8 +157,11 @@ fn one_range(chain: &mut Chain, geometry: &Geometry, max: u64, zeroes: bool) -> 
     if flags & !allowed != 0 {
         return Err(Refusal::ReservedFlags(flags));
     }
-    let operation =
-        if zeroes { Operation::WriteZeroes { unmap: flags & RANGE_UNMAP != 0 } } else { Operation::Discard };
+    let operation = match (zeroes, flags & RANGE_UNMAP != 0) {
+        (false, _) => Operation::Discard,
+        (true, false) => Operation::WriteZeroes,
+        (true, true) => Operation::WriteZeroesUnmap,
+    };
     let request = range(operation, sector, len, geometry)?;
     if len > max {
         return Err(Refusal::OutOfRange { sector, len, size: geometry.size });

@@ -154,7 +154,7 @@ fn ranges_to_discard_or_zero_are_checked_too() {
         guest.parse(&[HEAD, (DATA, 16, false), TAIL], &GEOMETRY)
     };
     assert_eq!(range(DISCARD, 8, 16, 0), Ok((Operation::Discard, 4096, 8192)));
-    assert_eq!(range(WRITE_ZEROES, 8, 16, 1), Ok((Operation::WriteZeroes { unmap: true }, 4096, 8192)));
+    assert_eq!(range(WRITE_ZEROES, 8, 16, 1), Ok((Operation::WriteZeroesUnmap, 4096, 8192)));
     assert_eq!(range(DISCARD, 8, 16, 1), Err(Refusal::ReservedFlags(1)));
     assert_eq!(range(WRITE_ZEROES, 8, 16, 2), Err(Refusal::ReservedFlags(2)));
     assert!(matches!(range(DISCARD, DISK / 512 - 1, 2, 0), Err(Refusal::OutOfRange { .. })));

@@ -12,6 +12,7 @@ use crate::memory::MemoryTable;
 use crate::prefetch::prefetch_for_write;
 use crate::ring::{check_size, locate, Notify, RingSetup, VirtRing};
 use crate::shared::{get_u16, get_u32, put_u16, put_u32, put_u64};
+use crate::wide::Wide;
 
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
@@ -30,28 +31,41 @@ const EVENT_DESC: u32 = 2;
 /// Descriptors looked at to find out how many chains wait: a batch's worth, a few cache lines.
 const LOOK_AHEAD: u16 = 32;
 
-/// A place in the ring, and the wrap counter with which it is reached.
+/// A place in the ring, and the wrap counter with which it is reached: the index in the lower half, the counter above. In
+/// one word for the reason that [`Wide`] has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(crate) struct Position {
-    pub index: u16,
-    pub wrap: bool,
-}
+pub(crate) struct Position(u32);
 
 impl Position {
+    #[inline(always)]
+    pub fn new(index: u16, wrap: bool) -> Self {
+        Self(u32::from(index) | u32::from(wrap) << 16)
+    }
+
+    #[inline(always)]
+    pub fn index(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    pub fn wrap(self) -> bool {
+        self.0 >> 16 != 0
+    }
+
     /// `by` is at most `size`.
     #[inline(always)]
     fn advance(self, by: u16, size: u16) -> Self {
-        let index = u32::from(self.index) + u32::from(by);
+        let index = u32::from(self.index()) + u32::from(by);
         if index >= u32::from(size) {
-            return Self { index: (index - u32::from(size)) as u16, wrap: !self.wrap };
+            return Self::new((index - u32::from(size)) as u16, !self.wrap());
         }
-        Self { index: index as u16, wrap: self.wrap }
+        Self::new(index as u16, self.wrap())
     }
 
     /// The flags of a descriptor here that the driver made available.
     #[inline(always)]
     fn available(self) -> u16 {
-        if self.wrap {
+        if self.wrap() {
             AVAIL
         } else {
             USED
@@ -61,7 +75,7 @@ impl Position {
     /// The flags of a used descriptor here.
     #[inline(always)]
     fn used(self) -> u16 {
-        if self.wrap {
+        if self.wrap() {
             AVAIL | USED
         } else {
             0
@@ -70,11 +84,11 @@ impl Position {
 
     #[inline(always)]
     fn coded(self) -> u16 {
-        self.index | u16::from(self.wrap) << 15
+        self.index() | u16::from(self.wrap()) << 15
     }
 
     fn decode(coded: u16) -> Self {
-        Self { index: coded & 0x7fff, wrap: coded & 0x8000 != 0 }
+        Self::new(coded & 0x7fff, coded & 0x8000 != 0)
     }
 }
 
@@ -93,19 +107,19 @@ pub struct PackedRing {
     used: Position,
     published: Position,
     /// Flags of the first used descriptor since `published`. They are written last and show the whole batch.
-    first_flags: u16,
+    first_flags: Wide,
     /// Descriptors taken and not published as used.
-    in_use: u16,
+    in_use: Wide,
     /// Of these, how many were used.
-    unpublished: u16,
+    unpublished: Wide,
     /// Descriptors published since the driver was last asked whether it wants a call; at most 65535.
-    unasked: u16,
+    unasked: Wide,
     /// Chains that are known to wait.
-    waiting: u16,
+    waiting: Wide,
     /// The chain that was walked last: its id and its number of descriptors.
-    walked: (u16, u16),
+    walked: (Wide, Wide),
     /// Number of descriptors of the chain taken last, at most `MAX_SEGMENTS`.
-    last_len: u16,
+    last_len: Wide,
     /// Number of descriptors of the chain in flight, by buffer id; 0 if there is none.
     chains: Box<[u16]>,
     inflight: Option<PackedInflight>,
@@ -141,13 +155,13 @@ impl PackedRing {
             available,
             used,
             published: used,
-            first_flags: 0,
-            in_use: 0,
-            unpublished: 0,
-            unasked: 0,
-            waiting: 0,
-            walked: (0, 0),
-            last_len: 1,
+            first_flags: Wide::new(0),
+            in_use: Wide::new(0),
+            unpublished: Wide::new(0),
+            unasked: Wide::new(0),
+            waiting: Wide::new(0),
+            walked: (Wide::new(0), Wide::new(0)),
+            last_len: Wide::new(1),
             chains: vec![0; usize::from(size)].into(),
             inflight: None,
             log,
@@ -156,7 +170,7 @@ impl PackedRing {
         let between = ring.between(base);
         match inflight {
             Some(region) => ring.open(region, between)?,
-            None => ring.in_use = between?,
+            None => ring.in_use.set(between?),
         }
         if let Some(log) = &ring.log {
             // A process before this one may have been killed between a write and its mark.
@@ -170,12 +184,12 @@ impl PackedRing {
     fn between(&self, base: u32) -> Result<u16, RingError> {
         let (available, used) = (self.available, self.used);
         let fail = Err(RingError::Base { base, size: self.size });
-        if available.index >= self.size || used.index >= self.size {
+        if available.index() >= self.size || used.index() >= self.size {
             return fail;
         }
-        match available.wrap == used.wrap {
-            true if available.index >= used.index => Ok(available.index - used.index),
-            false if available.index <= used.index => Ok(self.size - used.index + available.index),
+        match available.wrap() == used.wrap() {
+            true if available.index() >= used.index() => Ok(available.index() - used.index()),
+            false if available.index() <= used.index() => Ok(self.size - used.index() + available.index()),
             _ => fail,
         }
     }
@@ -201,7 +215,7 @@ impl PackedRing {
 
     #[inline(always)]
     fn is_available(&self, at: Position) -> bool {
-        self.flags(at.index) & (AVAIL | USED) == at.available()
+        self.flags(at.index()) & (AVAIL | USED) == at.available()
     }
 
     /// The descriptor at `index`, read once.
@@ -227,7 +241,7 @@ impl PackedRing {
         let mut at = self.available;
         let mut chains = 0;
         for seen in 0..LOOK_AHEAD.min(self.size) {
-            let flags = self.flags(at.index);
+            let flags = self.flags(at.index());
             if flags & (AVAIL | USED) != at.available() {
                 return chains.max(u16::from(seen > 0));
             }
@@ -278,8 +292,8 @@ impl PackedRing {
     /// What of the process's own state decides what it does next.
     #[cfg(test)]
     pub(crate) fn state(&self) -> impl std::hash::Hash {
-        let positions = (self.available, self.used, self.published, self.first_flags);
-        let counts = (self.in_use, self.unpublished, self.waiting, self.walked);
+        let positions = (self.available, self.used, self.published, self.first_flags.get());
+        let counts = (self.in_use.get(), self.unpublished.get(), self.waiting.get(), self.walked);
         (positions, counts, self.chains.clone(), self.inflight.as_ref().map(PackedInflight::state))
     }
 }
@@ -294,7 +308,7 @@ impl PackedRing {
             self.used = opened.used;
             self.published = opened.used;
             self.available = opened.used.advance(opened.in_use, self.size);
-            self.in_use = opened.in_use;
+            self.in_use.set(opened.in_use);
             for again in inflight.all_resubmissions() {
                 self.chains[usize::from(again.id)] = again.num;
             }
@@ -308,11 +322,11 @@ impl PackedRing {
     /// would take them for used as soon as it comes to them, so they are made to look as it left them.
     fn take_back_flags(&self) {
         let mut at = self.used;
-        for _ in 0..self.in_use {
-            let flags = self.flags(at.index);
+        for _ in 0..self.in_use.get() {
+            let flags = self.flags(at.index());
             if flags & (AVAIL | USED) != at.available() {
                 // SAFETY: a field of a descriptor.
-                unsafe { put_u16(self.field(at.index, FLAGS), flags & !(AVAIL | USED) | at.available()) };
+                unsafe { put_u16(self.field(at.index(), FLAGS), flags & !(AVAIL | USED) | at.available()) };
             }
             at = at.advance(1, self.size);
         }
@@ -344,10 +358,10 @@ impl VirtRing for PackedRing {
 
     #[inline(always)]
     fn available(&mut self) -> Result<u16, RingError> {
-        if self.waiting == 0 {
-            self.waiting = self.look_ahead();
+        if self.waiting.get() == 0 {
+            self.waiting.set(self.look_ahead());
         }
-        Ok(self.waiting.saturating_add(self.resubmitting()).min(self.size))
+        Ok(self.waiting.get().saturating_add(self.resubmitting()).min(self.size))
     }
 
     #[inline(always)]
@@ -358,17 +372,17 @@ impl VirtRing for PackedRing {
             }
         }
         chain.clear();
-        let head = self.available.index;
-        let room = self.size - self.in_use;
+        let head = self.available.index();
+        let room = self.size - self.in_use.get();
         let mut at = self.available;
         let mut num = 0;
         loop {
-            let copied = self.descriptor(at.index);
+            let copied = self.descriptor(at.index());
             if num == 0 && copied.flags & (AVAIL | USED) != at.available() {
                 return Err(RingError::NotAvailable { index: head });
             }
             if num == room {
-                return Err(RingError::Overrun { index: head, size: self.in_use });
+                return Err(RingError::Overrun { index: head, size: self.in_use.get() });
             }
             // Also counts descriptors of no length, so that a chain of them cannot hold the reactor.
             if usize::from(num) == MAX_SEGMENTS {
@@ -387,7 +401,7 @@ impl VirtRing for PackedRing {
                     Some(0) => {}
                     Some(_) => return Err(RingError::HeadInFlight { head: id }),
                 }
-                self.walked = (id, num);
+                self.walked = (Wide::new(id), Wide::new(num));
                 return Ok(id);
             }
             at = at.advance(1, self.size);
@@ -399,7 +413,7 @@ impl VirtRing for PackedRing {
         if self.inflight.as_mut().is_some_and(PackedInflight::resubmitted) {
             return;
         }
-        let (id, num) = std::mem::take(&mut self.walked);
+        let (id, num) = (self.walked.0.take(), self.walked.1.take());
         debug_assert!(num > 0, "nothing was walked");
         if num == 0 {
             return;
@@ -408,10 +422,10 @@ impl VirtRing for PackedRing {
             inflight.taken(id, num);
         }
         self.chains[usize::from(id)] = num;
-        self.last_len = num;
-        self.in_use += num;
+        self.last_len.set(num);
+        self.in_use.set(self.in_use.get() + num);
         self.available = self.available.advance(num, self.size);
-        self.waiting = self.waiting.saturating_sub(1);
+        self.waiting.set(self.waiting.get().saturating_sub(1));
     }
 
     #[inline(always)]
@@ -423,13 +437,13 @@ impl VirtRing for PackedRing {
         }
         // 2.8.4: WRITE tells that the length means something.
         let flags = self.used.used() | if written > 0 { WRITE } else { 0 };
-        let at = self.field(self.used.index, LEN);
+        let at = self.field(self.used.index(), LEN);
         // SAFETY: the second word of a descriptor, or its parts. What `descriptor` read of it was copied where needed.
         unsafe {
-            if self.unpublished == 0 {
+            if self.unpublished.get() == 0 {
                 put_u32(at, written);
-                put_u16(self.field(self.used.index, ID), head);
-                self.first_flags = flags;
+                put_u16(self.field(self.used.index(), ID), head);
+                self.first_flags.set(flags);
             } else {
                 put_u64(at, u64::from(written) | u64::from(head) << 32 | u64::from(flags) << 48);
             }
@@ -438,40 +452,40 @@ impl VirtRing for PackedRing {
         if let Some(inflight) = &mut self.inflight {
             inflight.used(head);
         }
-        self.unpublished += num;
+        self.unpublished.set(self.unpublished.get() + num);
         self.used = self.used.advance(num, self.size);
     }
 
     #[inline(always)]
     fn publish(&mut self) {
-        if self.unpublished == 0 {
+        if self.unpublished.get() == 0 {
             return;
         }
         if let Some(inflight) = &mut self.inflight {
             inflight.publishing(self.published, self.used);
         }
-        let at = self.field(self.published.index, FLAGS);
+        let at = self.field(self.published.index(), FLAGS);
         // Release, as every store: the further descriptors, and the data and status bytes before them, are visible before
         // these flags, which the driver waits for.
         // SAFETY: a field of a descriptor.
-        unsafe { put_u16(at, self.first_flags) };
+        unsafe { put_u16(at, self.first_flags.get()) };
         self.mark(at, 2);
         if let Some(inflight) = &mut self.inflight {
             inflight.published(self.used);
         }
         self.published = self.used;
-        self.in_use -= self.unpublished;
-        self.unasked = self.unasked.saturating_add(self.unpublished);
-        self.unpublished = 0;
+        self.in_use.set(self.in_use.get() - self.unpublished.get());
+        self.unasked.set(self.unasked.get().saturating_add(self.unpublished.get()));
+        self.unpublished.set(0);
     }
 
     /// virtio 1.2, 2.8.10 and 2.8.14.
     #[inline(always)]
     fn wants_call(&mut self) -> bool {
-        if self.unasked == 0 {
+        if self.unasked.get() == 0 {
             return false;
         }
-        let since = std::mem::take(&mut self.unasked);
+        let since = self.unasked.take();
         // The used flags must be visible before we read whether the driver sleeps; it does the opposite.
         fence(Ordering::SeqCst);
         // SAFETY: the driver's event area.
@@ -481,9 +495,9 @@ impl VirtRing for PackedRing {
             EVENT_DESC if self.event_idx => {
                 let event = Position::decode(word as u16);
                 // Counted from the begin of this lap, an event of the lap before lies below zero.
-                let lap = if event.wrap == self.published.wrap { 0 } else { self.size };
-                let event = event.index.wrapping_sub(lap);
-                self.published.index.wrapping_sub(event).wrapping_sub(1) < since
+                let lap = if event.wrap() == self.published.wrap() { 0 } else { self.size };
+                let event = event.index().wrapping_sub(lap);
+                self.published.index().wrapping_sub(event).wrapping_sub(1) < since
             }
             _ => true,
         }
@@ -508,10 +522,10 @@ impl VirtRing for PackedRing {
         if self.resubmitting() > 0 {
             return None;
         }
-        let len = self.last_len;
+        let len = self.last_len.get();
         let first_buffer = |ahead: u16| {
             let at = self.available.advance((len * ahead).min(self.size), self.size);
-            let copied = self.descriptor(at.index);
+            let copied = self.descriptor(at.index());
             (copied.flags & (AVAIL | USED) == at.available()).then_some((copied.address, copied.len))
         };
         if done + 2 < batch {
@@ -528,13 +542,13 @@ impl VirtRing for PackedRing {
 
     #[inline(always)]
     fn prefetch_lone(&self, _guess: u16, header: *const u8) {
-        prefetch_for_write(self.field(self.available.index, 0));
+        prefetch_for_write(self.field(self.available.index(), 0));
         prefetch_for_write(header);
         self.prefetch_used();
     }
 
     #[inline(always)]
     fn prefetch_used(&self) {
-        prefetch_for_write(self.field(self.used.index, 0));
+        prefetch_for_write(self.field(self.used.index(), 0));
     }
 }

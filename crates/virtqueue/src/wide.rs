@@ -24,4 +24,10 @@ impl Wide {
     pub fn set(&mut self, value: u16) {
         *self = Self::new(value);
     }
+
+    /// Its value, and 0 from now on.
+    #[inline(always)]
+    pub fn take(&mut self) -> u16 {
+        std::mem::replace(self, Self::new(0)).get()
+    }
 }

@@ -41,11 +41,26 @@ pub(crate) struct Copied {
     pub id: u16,
 }
 
-/// A request in flight: its descriptors are entries `first` to `last` along `next`.
+/// A request in flight: its descriptors are entries `first` to `last` along `next`. In one word for the reason that
+/// [`Wide`](crate::wide::Wide) has.
 #[derive(Clone, Copy, Default, Hash)]
-struct Held {
-    first: u16,
-    last: u16,
+struct Held(u32);
+
+impl Held {
+    #[inline(always)]
+    fn new(first: u16, last: u16) -> Self {
+        Self(u32::from(first) | u32::from(last) << 16)
+    }
+
+    #[inline(always)]
+    fn first(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    fn last(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
 }
 
 /// A request to be done again.
@@ -139,10 +154,10 @@ impl PackedInflight {
 
     #[inline(always)]
     fn put_positions(&self, used: Position, old: Position) {
-        let word = u64::from(used.index)
-            | u64::from(old.index) << 16
-            | u64::from(used.wrap) << 32
-            | u64::from(old.wrap) << 40;
+        let word = u64::from(used.index())
+            | u64::from(old.index()) << 16
+            | u64::from(used.wrap()) << 32
+            | u64::from(old.wrap()) << 40;
         // SAFETY: fields of the header, aligned to 8.
         unsafe { put_u64(self.at.add(POSITIONS), word) };
     }
@@ -202,7 +217,7 @@ impl PackedInflight {
                 return Err(RingError::HeadInFlight { head: again.id });
             }
             in_use += again.num;
-            self.held[usize::from(again.id)] = Held { first, last };
+            self.held[usize::from(again.id)] = Held::new(first, last);
             // SAFETY: a field of an entry; see `entry`.
             found.push((unsafe { get_u64(self.entry(first, COUNTER)) }, again));
         }
@@ -220,12 +235,11 @@ impl PackedInflight {
         // SAFETY: fields of the header, aligned to their size.
         let (heads, positions) =
             unsafe { (get_u32(self.at.add(FREE_HEADS)), get_u64(self.at.add(POSITIONS))) };
-        let position = |index: u32, wrap: u32| Position {
-            index: (positions >> index) as u16,
-            wrap: (positions >> wrap) as u8 != 0,
+        let position = |index: u32, wrap: u32| {
+            Position::new((positions >> index) as u16, (positions >> wrap) as u8 != 0)
         };
         let (used, old) = (position(0, 32), position(16, 40));
-        if used.index >= self.size || old.index >= self.size {
+        if used.index() >= self.size || old.index() >= self.size {
             return Err(RingError::InflightContent { why: "a used index is outside the ring" });
         }
         // The flags of the batch's first descriptor are written last: they show whether the driver was shown the batch. It
@@ -233,7 +247,7 @@ impl PackedInflight {
         // batch fills the ring, or another backend that stores them by themselves was killed between index and counter,
         // in which case it had settled the free list before.
         let (free, old_free) = (heads as u16, (heads >> 16) as u16);
-        let half_settled = used.index == old.index && free == old_free;
+        let half_settled = used.index() == old.index() && free == old_free;
         let shown = used != old && (half_settled || !is_available(old));
         let (used, free) = if shown { (used, free) } else { (old, old_free) };
         // While the positions differ the next process decides again: it must do so in the same way. So what was shown settles
@@ -344,7 +358,7 @@ impl PackedInflight {
         self.put_free_heads(free, free);
         self.free_head = free;
         self.counter = self.counter.wrapping_add(1);
-        self.held[usize::from(id)] = Held { first, last };
+        self.held[usize::from(id)] = Held::new(first, last);
     }
 
     /// A used descriptor was written that the driver does not see yet.
@@ -358,10 +372,10 @@ impl PackedInflight {
     pub(crate) fn publishing(&mut self, old: Position, new: Position) {
         let old_head = self.free_head;
         for held in &self.batch {
-            self.next[usize::from(held.last)] = self.free_head;
+            self.next[usize::from(held.last())] = self.free_head;
             // SAFETY: a field of an entry; see `entry`.
-            unsafe { put_u16(self.entry(held.last, NEXT), self.free_head) };
-            self.free_head = held.first;
+            unsafe { put_u16(self.entry(held.last(), NEXT), self.free_head) };
+            self.free_head = held.first();
         }
         self.put_free_heads(self.free_head, old_head);
         self.put_positions(new, old);
@@ -372,7 +386,7 @@ impl PackedInflight {
     pub(crate) fn published(&mut self, new: Position) {
         for held in &self.batch {
             // `last` and `num` mean nothing any more.
-            self.put_state(held.first, false, self.next[usize::from(held.first)], 0, 0);
+            self.put_state(held.first(), false, self.next[usize::from(held.first())], 0, 0);
         }
         self.batch.clear();
         self.put_free_heads(self.free_head, self.free_head);
