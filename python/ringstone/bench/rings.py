@@ -97,7 +97,7 @@ def previous(setting: Setting, results: Results, path: Path, shapes: Sequence[Sh
     """This engine beside another build of Ringstone; `path` is what `pip install --target` made."""
     require_ringstone(path)
     section = "this release beside an earlier one"
-    results.notes.append(f"The earlier release is the one in {path}.")
+    results.notes.append(f"The earlier release is {path.absolute().name}.")
     with ExitStack() as stack:
         before = _serve(setting, results, stack, "earlier", path)
         now = _serve(setting, results, stack, "now", None)
