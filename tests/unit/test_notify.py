@@ -1,5 +1,6 @@
 """Talking to the service manager, without one."""
 
+import contextlib
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,19 @@ def test_a_manager_that_has_gone_is_no_error(
     manager.close()
     sd_notify("STOPPING=1")
     assert "does not take STOPPING=1" in caplog.text
+
+
+def test_a_manager_that_does_not_read_holds_nobody_up(
+    manager: socket.socket, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("ringstone.gateway.notify._PATIENCE_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as filler:
+        filler.connect(manager.getsockname())
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                filler.send(b"WATCHDOG=1")
+    sd_notify("READY=1")
+    assert "does not take READY=1: timed out" in caplog.text
 
 
 def test_the_watchdog_runs_at_half_the_allowed_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -103,6 +103,48 @@ def run_job(call: str, config: dict[str, Any]) -> Any:
         check=False,
     )
     return job_answer(child.stdout, child.stderr, child.returncode)
+
+
+class HeldJob:
+    """A load that goes on until it is released. `answer` is there from then on."""
+
+    answer: Any = None
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+
+
+@contextlib.contextmanager
+def held_job(config: dict[str, Any]) -> Iterator[HeldJob]:
+    """Run `_engine.load` in a child of its own. Entering returns when the load is ready; leaving releases it, and takes
+    its report, or raises its error as a RingstoneError."""
+    ready_read, ready_write = os.pipe()
+    release_read, release_write = os.pipe()
+    with os.fdopen(ready_read, "rb") as ready, os.fdopen(release_write, "wb") as release:
+        fds = {"ready_fd": ready_write, "release_fd": release_read}
+        with subprocess.Popen(
+            module_command("client"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            pass_fds=(ready_write, release_read),
+        ) as client:
+            os.close(ready_write)
+            os.close(release_read)
+            assert client.stdin is not None
+            client.stdin.write(json.dumps({"call": "load", "config": config | fds}))
+            client.stdin.close()
+            client.stdin = None
+            held = HeldJob(client.pid)
+            try:
+                # Nothing is read when the job ended before; its error is raised below.
+                if ready.read(1):
+                    yield held
+            finally:
+                release.close()
+                output, errors = client.communicate()
+                held.answer = job_answer(output, errors, client.returncode)
 
 
 def job_answer(output: str, errors: str, status: int) -> Any:

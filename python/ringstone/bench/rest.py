@@ -1,15 +1,13 @@
 """What a volume costs at rest: memory, the time to attach it, and the CPU of a gateway with nothing to do."""
 
 import json
-import os
-import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import cast
 
 from ringstone.bench.gateway import EngineProcess
-from ringstone.bench.process import cpu_share, job_answer, module_command, resident_bytes
+from ringstone.bench.process import cpu_share, held_job, resident_bytes
 from ringstone.bench.reports import HoldReport
 from ringstone.bench.results import Results, Row
 from ringstone.bench.setting import Setting
@@ -29,37 +27,10 @@ class Held:
 @contextmanager
 def connected(sockets: Sequence[Path]) -> Iterator[Held]:
     """Hold a connection to each socket with one idle queue; returns from entering when all are set up."""
-    ready_read, ready_write = os.pipe()
-    release_read, release_write = os.pipe()
-    with os.fdopen(ready_read, "rb") as ready, os.fdopen(release_write, "wb") as release:
-        config = {
-            "mode": "hold",
-            "sockets": [str(socket) for socket in sockets],
-            "ready_fd": ready_write,
-            "release_fd": release_read,
-        }
-        with subprocess.Popen(
-            module_command("client"),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=(ready_write, release_read),
-        ) as client:
-            os.close(ready_write)
-            os.close(release_read)
-            assert client.stdin is not None
-            client.stdin.write(json.dumps({"call": "load", "config": config}))
-            client.stdin.close()
-            client.stdin = None
-            held = Held()
-            try:
-                if ready.read(1):
-                    yield held
-            finally:
-                release.close()
-                output, errors = client.communicate()
-            held.report = HoldReport.model_validate(job_answer(output, errors, client.returncode))
+    held = Held()
+    with held_job({"mode": "hold", "sockets": [str(socket) for socket in sockets]}) as job:
+        yield held
+    held.report = HoldReport.model_validate(job.answer)
 
 
 def at_rest(setting: Setting, results: Results) -> None:

@@ -6,10 +6,13 @@ import socket
 
 log = logging.getLogger("ringstone.gateway")
 
+# A manager whose queue is full does not read; unix(7) would have us wait for it without end.
+_PATIENCE_SECONDS = 5.0
+
 
 def sd_notify(state: str) -> None:
-    """Send `state` ("READY=1") to the service manager, if there is one. One that does not listen is only
-    worth a line in the log: guests' disks do not depend on it."""
+    """Send `state` ("READY=1") to the service manager, if there is one. One that does not listen or
+    read is only worth a line in the log: guests' disks do not depend on it."""
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
@@ -17,6 +20,7 @@ def sd_notify(state: str) -> None:
         # The abstract namespace: unix(7).
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(_PATIENCE_SECONDS)
         try:
             sender.connect(address)
             sender.sendall(state.encode())
