@@ -128,7 +128,8 @@ GUEST_MEMORY, EVENTFD = 0x00, 0x10  # what the descriptors of a record are
 USER = 0x7F00_0000_0000
 NEED_REPLY = 8
 F_VERSION_1, F_PROTOCOL, F_EVENT_IDX, F_INDIRECT = 1 << 32, 1 << 30, 1 << 29, 1 << 28
-PROTOCOL_FEATURES = 1 << 0 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16
+F_PACKED, F_LOG_ALL = 1 << 34, 1 << 26
+PROTOCOL_FEATURES = 1 << 0 | 1 << 1 | 1 << 3 | 1 << 5 | 1 << 9 | 1 << 12 | 1 << 13 | 1 << 15 | 1 << 16
 
 
 def message(code: int, payload: bytes = b"", *, fds: int = 0, flags: int = 0, pause: int = 255) -> bytes:
@@ -148,9 +149,12 @@ def memory_records(content: bytes) -> bytes:
     return b"".join(bytes([MEMORY_RECORD, 0, at, 0, len(piece)]) + piece for at, piece in pieces)
 
 
-def negotiation(*, protocol: bool = True) -> bytes:
-    """What QEMU says first, up to the memory table."""
-    features = F_VERSION_1 | F_EVENT_IDX | F_INDIRECT | (F_PROTOCOL if protocol else 0)
+FEATURES = F_VERSION_1 | F_PROTOCOL | F_EVENT_IDX | F_INDIRECT
+
+
+def negotiation(*, protocol: bool = True, more: int = 0) -> bytes:
+    """What QEMU says first, up to the memory table; `more` are features beyond its usual ones."""
+    features = (FEATURES if protocol else FEATURES & ~F_PROTOCOL) | more
     region = struct.pack("<QQQQ", 0, 0x10000, USER, 0)
     negotiated = message(15) + message(16, u64(PROTOCOL_FEATURES)) + message(17) if protocol else b""
     return (
@@ -181,6 +185,7 @@ def control_seeds() -> dict[str, bytes]:
     read = memory_records(guest_memory(IN, 8, data_chain(WRITE, 4096)))
     running = negotiation() + read + vring(0)
     inflight = struct.pack("<QQHHI", 0, 0, 2, 128, 0)
+    log = message(6, struct.pack("<QQ", 4096, 0), fds=GUEST_MEMORY | 1, flags=NEED_REPLY)
     slot = struct.pack("<QQQQQ", 0, 0x2_0000, 0x1000, USER + 0x2_0000, 0x1000)
     return {
         "read": running + message(11, struct.pack("<II", 0, 0)),
@@ -195,6 +200,12 @@ def control_seeds() -> dict[str, bytes]:
         "truncated-memory": running
         + bytes([TRUNCATE_RECORD, 0, 0, 0, 0])
         + message(11, struct.pack("<II", 0, 0)),
+        "dirty-log": running
+        + log
+        + message(2, u64(FEATURES | F_LOG_ALL), flags=NEED_REPLY)
+        + message(11, struct.pack("<II", 0, 0))
+        + message(2, u64(FEATURES)),
+        "packed-and-log": negotiation(more=F_PACKED | F_LOG_ALL) + log + vring(0),
         "unmapped-while-running": running + message(5, struct.pack("<II", 0, 0)) + message(4),
     }
 

@@ -15,7 +15,10 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use ringstone_fuzz::{memory_file, serve};
-use ringstone_vhost_user::{Connection, DeviceModel, Incoming, Quiet, Session, SessionError, HEADER_LEN};
+use ringstone_vhost_user::{
+    Connection, DeviceModel, Incoming, Quiet, Session, SessionError, F_LOG_ALL, F_PROTOCOL_FEATURES,
+    HEADER_LEN,
+};
 use ringstone_virtio_blk::Geometry;
 use ringstone_virtqueue::{Chain, PackedRing, SplitRing, VirtRing};
 
@@ -116,7 +119,7 @@ impl DeviceModel for Disk {
     }
 
     fn set_features(&mut self, features: u64) {
-        assert_eq!(features & !(FEATURES | ringstone_vhost_user::F_PROTOCOL_FEATURES), 0);
+        assert_eq!(features & !(FEATURES | F_PROTOCOL_FEATURES | F_LOG_ALL), 0);
     }
 }
 
