@@ -7,6 +7,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -22,11 +23,13 @@ def temporary() -> Iterator[Path]:
 
 
 def _children(pid: int) -> set[int]:
-    """All processes below `pid`."""
+    """All processes below `pid`. Threads and processes may end while they are looked at."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in map(int, (task / "children").read_text().split()):
-            found |= {child} | _children(child)
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                for child in map(int, (task / "children").read_text().split()):
+                    found |= {child} | _children(child)
     return found
 
 
