@@ -61,7 +61,7 @@ class NoSpaceError(RingstoneError):
 
 
 class UnreachableError(RingstoneError):
-    """The gateway does not answer."""
+    """The gateway does not answer, or etcd does not."""
 
     code = "unreachable"
     http_status = 503
@@ -117,11 +117,19 @@ class FailedError(RingstoneError):
 
 
 class StateError(RingstoneError):
-    """The state database cannot be used: written by a newer version, or damaged."""
+    """The state cannot be used: written by a newer version, damaged, or not the one that it was."""
 
     code = "state"
     http_status = 500
     exit_code = 12
+
+
+class FencedError(RingstoneError):
+    """The volume has another owner now, or none; this one must not touch it any more."""
+
+    code = "fenced"
+    http_status = 409
+    exit_code = 13
 
 
 _BY_CODE: dict[str, type[RingstoneError]] = {
@@ -141,6 +149,7 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
         StorageError,
         FailedError,
         StateError,
+        FencedError,
     )
 }
 

@@ -1,4 +1,5 @@
-"""The SQLite store: what it keeps, what it refuses, and what a crash or an older version leaves."""
+"""The SQLite store by itself: its file, its schema, and what a crash or an older version leaves. What every store does
+is in tests/functional/test_store.py."""
 
 import sqlite3
 import threading
@@ -9,14 +10,15 @@ from typing import Any
 
 import pytest
 
-from ringstone.errors import BusyError, ExistsError, NotFoundError, StateError
+from ringstone.errors import StateError
 from ringstone.store import AttachmentRecord, PoolRecord, SqliteStore, VolumeRecord, VolumeState
 from ringstone.store import sqlite as sqlite_store
 from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
 
 POOL = PoolRecord("p", "file", "/pool", 1 << 30, 1, {"direct": "auto"})
 VOLUME = VolumeRecord("v", "0f0e0d0c-0b0a-4908-8706-050403020100", "p", 1 << 20, 512, VolumeState.READY, 2)
-ATTACHMENT = AttachmentRecord("v", "/run/v.sock", 4, True, 3)
+OWNED = replace(VOLUME, epoch=1)
+ATTACHMENT = AttachmentRecord("v", "/run/v.sock", 4, True, 3, epoch=1, client={"cookie": 7})
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def store(path: Path) -> Iterator[SqliteStore]:
 def filled(store: SqliteStore) -> None:
     store.add_pool(POOL)
     store.add_volume(VOLUME)
-    store.add_attachment(ATTACHMENT)
+    store.claim(ATTACHMENT)
 
 
 def test_everything_comes_back_after_reopening(path: Path) -> None:
@@ -42,8 +44,8 @@ def test_everything_comes_back_after_reopening(path: Path) -> None:
     filled(first)
     first.close()
     second = SqliteStore(path)
-    assert (second.pools(), second.volumes(), second.attachments()) == ([POOL], [VOLUME], [ATTACHMENT])
-    assert (second.pool("p"), second.volume("v"), second.attachment("v")) == (POOL, VOLUME, ATTACHMENT)
+    assert (second.pools(), second.volumes(), second.attachments()) == ([POOL], [OWNED], [ATTACHMENT])
+    assert (second.pool("p"), second.volume("v"), second.attachment("v")) == (POOL, OWNED, ATTACHMENT)
     second.close()
 
 
@@ -57,74 +59,6 @@ def test_the_serial_is_the_first_20_digits_of_the_id() -> None:
     assert VOLUME.serial == "0f0e0d0c0b0a49088706"
 
 
-def test_taken_names_are_refused(store: SqliteStore) -> None:
-    filled(store)
-    with pytest.raises(ExistsError, match="pool 'p' exists"):
-        store.add_pool(POOL)
-    with pytest.raises(ExistsError, match="volume 'v' exists"):
-        store.add_volume(replace(VOLUME, id="another"))
-    with pytest.raises(ExistsError, match=r"already attached at /run/v\.sock"):
-        store.add_attachment(replace(ATTACHMENT, socket="/run/w.sock"))
-    store.add_volume(replace(VOLUME, name="w", id="another"))
-    with pytest.raises(ExistsError, match=r"Another volume is attached at /run/v\.sock"):
-        store.add_attachment(replace(ATTACHMENT, volume="w"))
-
-
-def test_what_is_in_use_is_not_removed(store: SqliteStore) -> None:
-    filled(store)
-    with pytest.raises(BusyError, match="still has volumes"):
-        store.remove_pool("p")
-    with pytest.raises(BusyError, match="is attached"):
-        store.remove_volume("v")
-    store.remove_attachment("v")
-    store.remove_volume("v")
-    store.remove_pool("p")
-    assert (store.pools(), store.volumes(), store.attachments()) == ([], [], [])
-
-
-def test_what_is_not_there_is_not_found(store: SqliteStore) -> None:
-    for ask in (
-        lambda: store.pool("p"),
-        lambda: store.volume("v"),
-        lambda: store.remove_pool("p"),
-        lambda: store.remove_volume("v"),
-        lambda: store.set_volume_size("v", 512),
-        lambda: store.set_volume_state("v", VolumeState.READY),
-        lambda: store.add_volume(VOLUME),
-        lambda: store.add_attachment(ATTACHMENT),
-        lambda: store.remove_attachment("v"),
-    ):
-        with pytest.raises(NotFoundError):
-            ask()
-    assert store.attachment("v") is None
-
-
-def test_a_volume_that_is_not_attached_cannot_be_detached(store: SqliteStore) -> None:
-    filled(store)
-    store.remove_attachment("v")
-    with pytest.raises(NotFoundError, match="is not attached"):
-        store.remove_attachment("v")
-
-
-def test_volumes_change_and_are_listed_by_pool(store: SqliteStore) -> None:
-    filled(store)
-    store.add_pool(replace(POOL, name="q"))
-    store.add_volume(replace(VOLUME, name="a", id="another", pool="q"))
-    store.set_volume_size("v", 2 << 20)
-    store.set_volume_state("v", VolumeState.DELETING)
-    assert [volume.name for volume in store.volumes()] == ["a", "v"]
-    assert store.volumes("p") == [replace(VOLUME, size=2 << 20, state=VolumeState.DELETING)]
-
-
-def test_a_failed_transaction_leaves_nothing(store: SqliteStore) -> None:
-    with pytest.raises(ExistsError), store.transaction():  # noqa: PT012
-        store.add_pool(POOL)
-        store.add_volume(VOLUME)
-        store.add_pool(POOL)
-    assert (store.pools(), store.volumes()) == ([], [])
-    filled(store)
-
-
 def test_a_transaction_keeps_other_threads_out(store: SqliteStore) -> None:
     inside, done = threading.Event(), threading.Event()
     seen: list[int] = []
@@ -136,12 +70,15 @@ def test_a_transaction_keeps_other_threads_out(store: SqliteStore) -> None:
 
     thread = threading.Thread(target=other)
     thread.start()
-    with store.transaction():
+
+    def step() -> None:
         store.add_pool(POOL)
         inside.set()
         # The other thread cannot have read yet: it needs what this one holds.
         assert not seen
         store.add_pool(replace(POOL, name="q"))
+
+    store.transact(step)
     done.wait()
     thread.join()
     assert seen == [2]
@@ -210,7 +147,7 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("ringstone.store.sqlite.SCHEMA_VERSION", len(steps))
     for _ in range(2):
         store = SqliteStore(path)
-        assert store.volumes() == [VOLUME]
+        assert store.volumes() == [OWNED]
         assert store._db.execute("SELECT colour FROM pools").fetchone()["colour"] == "blue"
         store.close()
 
@@ -218,12 +155,12 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
 def test_an_interrupted_migration_leaves_the_old_schema(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SqliteStore(path).close()
     broken = ("CREATE TABLE half (x INTEGER)", "THIS IS NO SQL")
-    monkeypatch.setattr("ringstone.store.sqlite.MIGRATIONS", ((), broken))
-    monkeypatch.setattr("ringstone.store.sqlite.SCHEMA_VERSION", 2)
+    monkeypatch.setattr("ringstone.store.sqlite.MIGRATIONS", (*MIGRATIONS, broken))
+    monkeypatch.setattr("ringstone.store.sqlite.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     with pytest.raises(StateError):
         SqliteStore(path)
     reader = sqlite3.connect(path)
-    assert reader.execute("SELECT version FROM schema_version").fetchone() == (1,)
+    assert reader.execute("SELECT version FROM schema_version").fetchone() == (SCHEMA_VERSION,)
     assert reader.execute("SELECT count(*) FROM sqlite_master WHERE name = 'half'").fetchone() == (0,)
     reader.close()
 
@@ -259,5 +196,35 @@ def test_a_newer_schema_leaves_a_copy_for_the_release_before(
     copy = path.with_name(f"{path.name}.schema{SCHEMA_VERSION}")
     SqliteStore.check(copy)
     old = SqliteStore(copy)
-    assert (old.pools(), old.volumes(), old.attachments()) == ([POOL], [VOLUME], [ATTACHMENT])
+    assert (old.pools(), old.volumes(), old.attachments()) == ([POOL], [OWNED], [ATTACHMENT])
     old.close()
+
+
+def test_the_state_of_a_lone_machine_goes_on_with_owners(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Schema 1 knew neither hosts nor epochs."""
+    with monkeypatch.context() as past:
+        past.setattr(sqlite_store, "MIGRATIONS", MIGRATIONS[:1])
+        past.setattr(sqlite_store, "SCHEMA_VERSION", 1)
+        SqliteStore(path).close()
+    writer = sqlite3.connect(path)
+    writer.execute("INSERT INTO pools VALUES ('p', 'file', '/pool', NULL, '{}', 1)")
+    writer.execute("INSERT INTO volumes VALUES ('v', 'an id', 'p', 512, 512, 'ready', 2)")
+    writer.execute("INSERT INTO attachments VALUES ('v', '/run/v.sock', 4, 0, 3)")
+    writer.commit()
+    writer.close()
+    store = SqliteStore(path)
+    assert store.pools() == [PoolRecord("p", "file", "/pool", None, 1, host="localhost")]
+    assert store.attachments() == [AttachmentRecord("v", "/run/v.sock", 4, False, 3, "localhost", 0)]
+    store.remove_attachment("v", epoch=0)
+    assert store.claim(ATTACHMENT).attachment.epoch == 1
+    store.close()
+
+
+def test_a_lone_host_that_is_renamed_keeps_all_it_had(store: SqliteStore) -> None:
+    store.add_pool(replace(POOL, host="localhost"))
+    store.add_pool(replace(POOL, name="shared"))
+    store.add_volume(VOLUME)
+    store.claim(ATTACHMENT)
+    store.rename_host("alpha")
+    assert [pool.host for pool in store.pools()] == ["alpha", None]
+    assert [one.host for one in store.attachments()] == ["alpha"]

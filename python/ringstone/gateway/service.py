@@ -30,9 +30,16 @@ from ringstone.gateway.engine import EngineAttachment, EnginePort
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.undo import undoing
-from ringstone.pools import PUBLIC_TYPES, TEST_TYPES, Pool, open_pool
+from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, open_pool
 from ringstone.pools.memory import default_path
-from ringstone.store import AttachmentRecord, PoolRecord, Store, VolumeRecord, VolumeState
+from ringstone.store import (
+    LOCAL_HOST,
+    AttachmentRecord,
+    PoolRecord,
+    Store,
+    VolumeRecord,
+    VolumeState,
+)
 from ringstone.units import format_size
 
 _MOST_DEFAULT_QUEUES = 4
@@ -56,11 +63,14 @@ class Service:
         run_dir: Path,
         state_dir: Path,
         reactors: int,
+        host: str = LOCAL_HOST,
         allow_test_pools: bool = False,
     ) -> None:
+        """`host`: the name of this one; what belongs to another is left alone."""
         self.store = store
         self.engine = engine
         self.events = events
+        self.host = host
         self._sockets = run_dir / "vhost"
         self._pools = state_dir / "pools"
         self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
@@ -84,17 +94,21 @@ class Service:
                 "Only memory pools can be on hugepages; leave hugepages out or make a memory pool."
             )
         with self._locks.hold(f"pool {record.name}"):
-            record = self._placed(record, hugepages)
+            record = self._placed(
+                replace(record, host=None if record.type in SHARED_TYPES else self.host), hugepages
+            )
             pool = open_pool(record)
-            with self.store.transaction():
-                if any(known.name == record.name for known in self.store.pools()):
-                    raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
+            if any(known.name == record.name for known in self.store.pools()):
+                raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
+
+            def add() -> None:
+                self._refuse_shared_medium(pool)
+                self.store.add_pool(record)
+
             with undoing(self.events) as undo_later:
                 pool.prepare()
                 undo_later("preparing the pool", pool.discard)
-                with self.store.transaction():
-                    self._refuse_shared_medium(pool)
-                    self.store.add_pool(record)
+                self.store.transact(add)
             self.events.say("info", f"Made {record.type} pool {record.name}.")
             return record
 
@@ -122,7 +136,7 @@ class Service:
         if identity is None:
             return
         for other in self.store.pools():
-            if open_pool(other).identity() == identity:
+            if other.host == pool.record.host and open_pool(other).identity() == identity:
                 raise ExistsError(
                     f"{pool.record.path} already belongs to pool {other.name!r}; choose another path."
                 )
@@ -130,10 +144,23 @@ class Service:
     def delete_pool(self, name: str) -> None:
         """BusyError while it has volumes."""
         with self._locks.hold(f"pool {name}"):
-            pool = open_pool(self.store.pool(name))
+            pool = self._pool(name)
             self.store.remove_pool(name)
             pool.discard()
             self.events.say("info", f"Deleted pool {name}.")
+
+    def _reached(self, record: PoolRecord) -> bool:
+        """Whether this host reaches the pool."""
+        return record.host is None or record.host == self.host
+
+    def _pool(self, name: str) -> Pool:
+        """InvalidError for one of another host."""
+        record = self.store.pool(name)
+        if not self._reached(record):
+            raise InvalidError(
+                f"Pool {name!r} is on host {record.host!r} and this is {self.host!r}; do it on that host."
+            )
+        return open_pool(record)
 
     # volumes
 
@@ -141,7 +168,7 @@ class Service:
         checks.check_name("volume", name)
         checks.check_block_size(block_size)
         with self._locks.hold(f"volume {name}"):
-            pool = open_pool(self.store.pool(pool_name))
+            pool = self._pool(pool_name)
             pool.check()
             if size is None:
                 size = self._natural_size(pool, block_size)
@@ -159,13 +186,15 @@ class Service:
                     pool.remove_backing(volume)
                 self.store.remove_volume(name)
 
+            def add() -> None:
+                others = self.store.volumes(pool_name)
+                # The row comes first, so that a taken name is told before a full pool.
+                self.store.add_volume(volume)
+                pool.admit(volume.size, others, new=True)
+                pool.refuse_foreign(volume)
+
             with undoing(self.events, volume=name) as undo_later:
-                with self.store.transaction():
-                    others = self.store.volumes(pool_name)
-                    # The row comes first, so that a taken name is told before a full pool.
-                    self.store.add_volume(volume)
-                    pool.admit(size, others, new=True)
-                    pool.refuse_foreign(volume)
+                self.store.transact(add)
                 undo_later("making the volume", take_back)
                 pool.create_backing(volume)
                 made = True
@@ -204,12 +233,15 @@ class Service:
             volume = self._usable(name)
             checks.check_size(size, volume.block_size)
             checks.check_growth(name, volume.size, size)
-            pool = open_pool(self.store.pool(volume.pool))
+            pool = self._pool(volume.pool)
             pool.check_backing(volume)
+
+            def grow() -> None:
+                pool.admit(size - volume.size, self.store.volumes(volume.pool), new=False)
+                self.store.set_volume_size(name, size)
+
             with undoing(self.events, volume=name) as undo_later:
-                with self.store.transaction():
-                    pool.admit(size - volume.size, self.store.volumes(volume.pool), new=False)
-                    self.store.set_volume_size(name, size)
+                self.store.transact(grow)
                 undo_later("the volume's size", lambda: self.store.set_volume_size(name, volume.size))
                 pool.resize_backing(volume, size)
                 undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
@@ -222,14 +254,18 @@ class Service:
         """BusyError while attached. After a failure the volume stays in state `deleting`, and may be deleted
         again."""
         with self._locks.hold(f"volume {name}"):
-            with self.store.transaction():
-                volume = self.store.volume(name)
+            volume = self.store.volume(name)
+            pool = self._pool(volume.pool)
+
+            def mark() -> None:
                 if self.store.attachment(name) is not None:
                     raise BusyError(
                         f"Volume {name!r} is attached; run `ringstone volume detach {name}` first."
                     )
                 self.store.set_volume_state(name, VolumeState.DELETING)
-            open_pool(self.store.pool(volume.pool)).remove_backing(volume)
+
+            self.store.transact(mark)
+            pool.remove_backing(volume)
             self.store.remove_volume(name)
             self.events.say("info", "Deleted.", volume=name)
 
@@ -246,7 +282,9 @@ class Service:
         if volume.state is not VolumeState.READY:
             return None
         try:
-            open_pool(self.store.pool(volume.pool)).check_backing(volume)
+            record = self.store.pool(volume.pool)
+            if self._reached(record):
+                open_pool(record).check_backing(volume)
         except RingstoneError as error:
             return error.message
         return None
@@ -262,38 +300,46 @@ class Service:
         checks.check_socket(path)
         with self._locks.hold(f"volume {name}"):
             volume = self._usable(name)
+            self._pool(volume.pool)
             record = AttachmentRecord(
-                name, str(path), queues or self._default_queues, read_only, time.time_ns()
+                name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host
             )
             with undoing(self.events, volume=name) as undo_later:
-                undo_later("the attachment's row", self._record_attachment(record))
+                record, take_back = self._record_attachment(record)
+                undo_later("the attachment's row", take_back)
                 self._serve(volume, record)
             self.events.say("info", f"Attached at {record.socket}.", volume=name)
             return record
 
-    def _record_attachment(self, record: AttachmentRecord) -> Callable[[], None]:
-        """Write the row, in place of one that failed earlier. Returns what takes it back."""
+    def _record_attachment(self, record: AttachmentRecord) -> tuple[AttachmentRecord, Callable[[], None]]:
+        """Claim the volume, or change its attachment here where that failed earlier: that owner goes on. Returns the
+        record with its epoch, and what takes it back."""
         name = record.volume
-        with self.store.transaction():
-            reason = self._failed_attachments.get(name)
+        reason = self._failed_attachments.get(name)
+
+        def write() -> tuple[AttachmentRecord, AttachmentRecord | None]:
             failed = self.store.attachment(name) if reason is not None else None
-            if failed is not None:
-                self.store.remove_attachment(name)
-            self.store.add_attachment(record)
+            if failed is None or failed.host != self.host:
+                return self.store.claim(record).attachment, None
+            changed = replace(record, epoch=failed.epoch, client=failed.client)
+            self.store.set_attachment(changed)
+            return changed, failed
+
+        written, failed = self.store.transact(write)
         self._failed_attachments.pop(name, None)
 
         def take_back() -> None:
-            with self.store.transaction():
-                self.store.remove_attachment(name)
-                if failed is not None and reason is not None:
-                    self.store.add_attachment(failed)
-                    self._failed_attachments[name] = reason
+            if failed is None or reason is None:
+                self.store.remove_attachment(name, written.epoch)
+                return
+            self.store.set_attachment(failed)
+            self._failed_attachments[name] = reason
 
-        return take_back
+        return written, take_back
 
     def _serve(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
         """Open the volume in the engine and listen; all or nothing."""
-        pool = open_pool(self.store.pool(volume.pool))
+        pool = self._pool(volume.pool)
         pool.check_backing(volume)
         path = Path(record.socket)
         if path.parent == self._sockets:
@@ -317,12 +363,18 @@ class Service:
         """BusyError while a frontend is connected, unless `force`."""
         with self._locks.hold(f"volume {name}"):
             self.store.volume(name)
-            if self.store.attachment(name) is None:
+            record = self.store.attachment(name)
+            if record is None:
                 raise NotFoundError(f"Volume {name!r} is not attached; there is nothing to detach.")
+            if record.host != self.host:
+                raise InvalidError(
+                    f"Volume {name!r} is attached on host {record.host!r} and this is {self.host!r}; detach it on that "
+                    "host."
+                )
             if self._served(name):
                 self.engine.detach(name, force=force)
             self._close(name)
-            self.store.remove_attachment(name)
+            self.store.remove_attachment(name, record.epoch)
             self._failed_attachments.pop(name, None)
             self.events.say("info", "Detached.", volume=name)
 
@@ -389,7 +441,7 @@ class Service:
         anew."""
         served = {attachment.volume for attachment in self.engine.attachments()}
         volumes = {volume.name: volume for volume in self.store.volumes()}
-        for record in self.store.attachments():
+        for record in self._own_attachments():
             if record.volume not in served:
                 self._restore_attachment(volumes[record.volume], record)
 
@@ -398,11 +450,17 @@ class Service:
     def restore(self) -> None:
         """Bring back what the store knows. What cannot be brought back is reported as an event and left
         failed; a backing that somebody else has in use is left to wait_for_backings()."""
+        # Of what every host reaches, another one may be making or deleting a volume just now.
+        own = {pool.name for pool in self.store.pools() if pool.host == self.host}
         for volume in self.store.volumes():
-            self._attempt("The volume is not usable", volume.name, partial(self._restore_volume, volume))
+            if volume.pool in own:
+                self._attempt("The volume is not usable", volume.name, partial(self._restore_volume, volume))
         volumes = {volume.name: volume for volume in self.store.volumes()}
-        for record in self.store.attachments():
+        for record in self._own_attachments():
             self._restore_attachment(volumes[record.volume], record)
+
+    def _own_attachments(self) -> list[AttachmentRecord]:
+        return [record for record in self.store.attachments() if record.host == self.host]
 
     def _restore_attachment(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
         serve = partial(self._serve, volume, record)

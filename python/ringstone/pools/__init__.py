@@ -12,10 +12,12 @@ from ringstone.pools.memory import MemoryPool
 from ringstone.pools.null import NullPool
 from ringstone.store.records import PoolRecord
 
-__all__ = ["PUBLIC_TYPES", "TEST_TYPES", "Pool", "Usage", "open_pool"]
+__all__ = ["PUBLIC_TYPES", "SHARED_TYPES", "TEST_TYPES", "Pool", "Usage", "open_pool"]
 
 PUBLIC_TYPES = ("memory", "file", "null")
 TEST_TYPES = ("faulty",)
+# Types that every host reaches; a pool of any other belongs to one host.
+SHARED_TYPES: tuple[str, ...] = ()
 
 
 def open_pool(record: PoolRecord) -> Pool:

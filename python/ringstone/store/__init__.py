@@ -1,7 +1,41 @@
-"""What exists: pools, volumes and attachments, kept over restarts."""
+"""What exists: hosts, pools, volumes and attachments, kept over restarts. What keeps it in etcd is imported only where
+it is used."""
 
-from ringstone.store.base import Store
-from ringstone.store.records import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
+from ringstone.store.base import Store, Watch
+from ringstone.store.records import (
+    ALIVE,
+    ATTACHMENTS,
+    HOSTS,
+    LOCAL_HOST,
+    POOLS,
+    VOLUMES,
+    AliveRecord,
+    AttachmentRecord,
+    Change,
+    Claim,
+    HostRecord,
+    PoolRecord,
+    VolumeRecord,
+    VolumeState,
+)
 from ringstone.store.sqlite import SqliteStore
 
-__all__ = ["AttachmentRecord", "PoolRecord", "SqliteStore", "Store", "VolumeRecord", "VolumeState"]
+__all__ = [
+    "ALIVE",
+    "ATTACHMENTS",
+    "HOSTS",
+    "LOCAL_HOST",
+    "POOLS",
+    "VOLUMES",
+    "AliveRecord",
+    "AttachmentRecord",
+    "Change",
+    "Claim",
+    "HostRecord",
+    "PoolRecord",
+    "SqliteStore",
+    "Store",
+    "VolumeRecord",
+    "VolumeState",
+    "Watch",
+]

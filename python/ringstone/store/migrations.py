@@ -38,6 +38,45 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         ) STRICT
         """,
     ),
+    (
+        """
+        CREATE TABLE hosts (
+            name TEXT PRIMARY KEY,
+            id TEXT NOT NULL UNIQUE,
+            addresses TEXT NOT NULL,
+            version TEXT NOT NULL,
+            cores TEXT NOT NULL,
+            free_cores INTEGER NOT NULL,
+            seen_ns INTEGER NOT NULL,
+            created_ns INTEGER NOT NULL
+        ) STRICT
+        """,
+        # Every pool there was is on this machine, and every volume still has its first owner.
+        "ALTER TABLE pools ADD COLUMN host TEXT",
+        "UPDATE pools SET host = 'localhost'",
+        "ALTER TABLE volumes ADD COLUMN epoch INTEGER NOT NULL DEFAULT 0 CHECK (epoch >= 0)",
+        # Made anew, as a socket is one of its host.
+        """
+        CREATE TABLE attachments_2 (
+            volume TEXT PRIMARY KEY REFERENCES volumes (name) ON DELETE RESTRICT,
+            socket TEXT NOT NULL,
+            queues INTEGER NOT NULL CHECK (queues BETWEEN 1 AND 64),
+            read_only INTEGER NOT NULL CHECK (read_only IN (0, 1)),
+            created_ns INTEGER NOT NULL,
+            host TEXT NOT NULL,
+            epoch INTEGER NOT NULL CHECK (epoch >= 0),
+            ha INTEGER NOT NULL CHECK (ha IN (0, 1)),
+            client TEXT NOT NULL,
+            UNIQUE (host, socket)
+        ) STRICT
+        """,
+        """
+        INSERT INTO attachments_2
+        SELECT volume, socket, queues, read_only, created_ns, 'localhost', 0, 0, '{}' FROM attachments
+        """,
+        "DROP TABLE attachments",
+        "ALTER TABLE attachments_2 RENAME TO attachments",
+    ),
 )
 
 SCHEMA_VERSION = len(MIGRATIONS)

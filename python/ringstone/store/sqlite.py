@@ -5,15 +5,26 @@ import json
 import logging
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any, Generic, TypeVar
 
-from ringstone.errors import BusyError, ExistsError, NotFoundError, StateError
+from ringstone.errors import ExistsError, StateError
+from ringstone.store.codec import from_plain, to_plain
 from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
-from ringstone.store.records import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
+from ringstone.store.records import HOSTS, AliveRecord, Change, HostRecord, Kind, R, differences
+from ringstone.store.rules import Rules
 
 log = logging.getLogger("ringstone.gateway")
+
+T = TypeVar("T")
+
+# Columns whose values are JSON texts, and those whose 0 and 1 are booleans.
+_JSON = frozenset({"options", "client", "addresses", "cores"})
+_BOOLEAN = frozenset({"read_only", "ha"})
 
 
 def _refuse_newer(path: Path, schema: int) -> None:
@@ -24,7 +35,7 @@ def _refuse_newer(path: Path, schema: int) -> None:
         )
 
 
-class SqliteStore:
+class SqliteStore(Rules):
     """Implements ringstone.store.Store. One connection, used by one thread at a time under a lock."""
 
     def __init__(self, path: Path) -> None:
@@ -33,6 +44,8 @@ class SqliteStore:
         self._path = path
         self._lock = threading.RLock()
         self._depth = 0
+        self._changed = threading.Condition()
+        self._commits = 0
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
         except sqlite3.Error as error:
@@ -87,7 +100,7 @@ class SqliteStore:
 
     def _migrate(self) -> None:
         self._keep_a_copy()
-        with self.transaction():
+        with self._transaction():
             self._db.execute(
                 "CREATE TABLE IF NOT EXISTS schema_version (one INTEGER PRIMARY KEY CHECK (one = 1), version "
                 "INTEGER) STRICT"
@@ -101,7 +114,7 @@ class SqliteStore:
             self._db.execute("INSERT OR REPLACE INTO schema_version VALUES (1, ?)", (SCHEMA_VERSION,))
 
     @contextmanager
-    def transaction(self) -> Iterator[None]:
+    def _transaction(self) -> Iterator[None]:
         with self._lock:
             if self._depth == 0:
                 # IMMEDIATE: what is read inside stays true until the commit.
@@ -132,176 +145,129 @@ class SqliteStore:
             if self._db.in_transaction:
                 self._db.execute("ROLLBACK")
             raise self._unusable(error) from error
+        with self._changed:
+            self._commits += 1
+            self._changed.notify_all()
 
-    def _all(self, sql: str, *values: object) -> list[sqlite3.Row]:
-        with self._lock:
-            try:
-                return self._db.execute(sql, values).fetchall()
-            except sqlite3.Error as error:
-                raise self._unusable(error) from error
+    def transact(self, step: Callable[[], T]) -> T:
+        """Others wait meanwhile, so `step` is run once."""
+        with self._transaction():
+            return step()
 
-    def _change(self, sql: str, *values: object) -> int:
-        """Rows changed. Constraint violations pass to the caller, who knows what they mean."""
-        with self.transaction():
-            try:
-                return self._db.execute(sql, values).rowcount
-            except sqlite3.IntegrityError:
-                raise
-            except sqlite3.Error as error:
-                raise self._unusable(error) from error
-
-    def pools(self) -> list[PoolRecord]:
-        return [_pool(row) for row in self._all("SELECT * FROM pools ORDER BY name")]
-
-    def pool(self, name: str) -> PoolRecord:
-        rows = self._all("SELECT * FROM pools WHERE name = ?", name)
-        if not rows:
-            raise NotFoundError(f"There is no pool {name!r}; `ringstone pool list` shows those there are.")
-        return _pool(rows[0])
-
-    def add_pool(self, pool: PoolRecord) -> None:
+    def _execute(self, sql: str, *values: object) -> sqlite3.Cursor:
         try:
-            self._change(
-                "INSERT INTO pools (name, type, path, capacity, options, created_ns) VALUES (?, ?, ?, ?, ?, "
-                "?)",
-                pool.name,
-                pool.type,
-                pool.path,
-                pool.capacity,
-                json.dumps(pool.options),
-                pool.created_ns,
-            )
+            return self._db.execute(sql, values)
         except sqlite3.IntegrityError as error:
-            raise ExistsError(f"A pool {pool.name!r} exists already; choose another name.") from error
-
-    def remove_pool(self, name: str) -> None:
-        try:
-            removed = self._change("DELETE FROM pools WHERE name = ?", name)
-        except sqlite3.IntegrityError as error:
-            raise BusyError(f"Pool {name!r} still has volumes; delete them first.") from error
-        if not removed:
-            self.pool(name)
-
-    def volumes(self, pool: str | None = None) -> list[VolumeRecord]:
-        if pool is None:
-            rows = self._all("SELECT * FROM volumes ORDER BY name")
-        else:
-            rows = self._all("SELECT * FROM volumes WHERE pool = ? ORDER BY name", pool)
-        return [_volume(row) for row in rows]
-
-    def volume(self, name: str) -> VolumeRecord:
-        rows = self._all("SELECT * FROM volumes WHERE name = ?", name)
-        if not rows:
-            raise NotFoundError(
-                f"There is no volume {name!r}; `ringstone volume list` shows those there are."
-            )
-        return _volume(rows[0])
-
-    def add_volume(self, volume: VolumeRecord) -> None:
-        with self.transaction():
-            self.pool(volume.pool)
-            try:
-                self._change(
-                    "INSERT INTO volumes (name, id, pool, size, block_size, state, created_ns) "
-                    "VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    volume.name,
-                    volume.id,
-                    volume.pool,
-                    volume.size,
-                    volume.block_size,
-                    volume.state.value,
-                    volume.created_ns,
-                )
-            except sqlite3.IntegrityError as error:
-                raise ExistsError(f"A volume {volume.name!r} exists already; choose another name.") from error
-
-    def set_volume_state(self, name: str, state: VolumeState) -> None:
-        if not self._change("UPDATE volumes SET state = ? WHERE name = ?", state.value, name):
-            self.volume(name)
-
-    def set_volume_size(self, name: str, size: int) -> None:
-        if not self._change("UPDATE volumes SET size = ? WHERE name = ?", size, name):
-            self.volume(name)
-
-    def remove_volume(self, name: str) -> None:
-        try:
-            removed = self._change("DELETE FROM volumes WHERE name = ?", name)
-        except sqlite3.IntegrityError as error:
-            raise BusyError(
-                f"Volume {name!r} is attached; run `ringstone volume detach {name}` first."
+            # The rules have looked already; what is left is an id that is not unique.
+            raise ExistsError(
+                f"The state database refuses a record: {error}. Give it a name and an id of its own."
             ) from error
-        if not removed:
-            self.volume(name)
+        except sqlite3.Error as error:
+            raise self._unusable(error) from error
 
-    def attachments(self) -> list[AttachmentRecord]:
-        return [_attachment(row) for row in self._all("SELECT * FROM attachments ORDER BY volume")]
+    def _select(self, kind: Kind[R], where: str = "", *values: object) -> list[R]:
+        # A lone host needs no lease.
+        if kind.record is AliveRecord:
+            columns, table = "name AS host, id", HOSTS.name
+        else:
+            columns, table = ", ".join(field.name for field in fields(kind.record)), kind.name
+        with self._lock:
+            rows = self._execute(f"SELECT {columns} FROM {table} {where}", *values).fetchall()
+        return [_record(kind, row) for row in rows]
 
-    def attachment(self, volume: str) -> AttachmentRecord | None:
-        rows = self._all("SELECT * FROM attachments WHERE volume = ?", volume)
-        return _attachment(rows[0]) if rows else None
+    def _get(self, kind: Kind[R], key: str) -> R | None:
+        column = HOSTS.key if kind.record is AliveRecord else kind.key
+        found = self._select(kind, f"WHERE {column} = ?", key)
+        return found[0] if found else None
 
-    def add_attachment(self, attachment: AttachmentRecord) -> None:
-        with self.transaction():
-            self.volume(attachment.volume)
-            held = self.attachment(attachment.volume)
-            if held is not None:
-                raise ExistsError(
-                    f"Volume {held.volume!r} is already attached at {held.socket}; "
-                    f"run `ringstone volume detach {held.volume}` first to attach it elsewhere."
-                )
-            try:
-                self._change(
-                    "INSERT INTO attachments (volume, socket, queues, read_only, created_ns) VALUES (?, ?, "
-                    "?, ?, ?)",
-                    attachment.volume,
-                    attachment.socket,
-                    attachment.queues,
-                    int(attachment.read_only),
-                    attachment.created_ns,
-                )
-            except sqlite3.IntegrityError as error:
-                raise ExistsError(
-                    f"Another volume is attached at {attachment.socket}; choose another socket."
-                ) from error
+    def _list(self, kind: Kind[R]) -> list[R]:
+        return self._select(kind, f"ORDER BY {HOSTS.key if kind.record is AliveRecord else kind.key}")
 
-    def remove_attachment(self, volume: str) -> None:
-        if not self._change("DELETE FROM attachments WHERE volume = ?", volume):
-            self.volume(volume)
-            raise NotFoundError(f"Volume {volume!r} is not attached; there is nothing to detach.")
+    def _put(self, kind: Kind[R], record: R) -> None:
+        row = _row(record)
+        rest = ", ".join(f"{column} = excluded.{column}" for column in row if column != kind.key)
+        self._execute(
+            f"INSERT INTO {kind.name} ({', '.join(row)}) VALUES ({', '.join('?' * len(row))}) "
+            f"ON CONFLICT ({kind.key}) DO UPDATE SET {rest}",
+            *row.values(),
+        )
+
+    def _delete(self, kind: Kind[R], key: str) -> None:
+        self._execute(f"DELETE FROM {kind.name} WHERE {kind.key} = ?", key)
+
+    def _at_socket(self, host: str, socket: str) -> str | None:
+        with self._lock:
+            sql = "SELECT volume FROM attachments WHERE host = ? AND socket = ?"
+            row = self._execute(sql, host, socket).fetchone()
+        return str(row["volume"]) if row else None
+
+    def announce(self, host: HostRecord, ttl_s: int) -> None:
+        self.transact(partial(self._keep_host, host))
+
+    def rename_host(self, name: str) -> None:
+        """All that is here is the lone host's, whatever its name was."""
+
+        def step() -> None:
+            self._execute("UPDATE hosts SET name = ?1 WHERE name != ?1", name)
+            self._execute("UPDATE pools SET host = ?1 WHERE host != ?1", name)
+            self._execute("UPDATE attachments SET host = ?1 WHERE host != ?1", name)
+
+        self.transact(step)
+
+    def watch(self, kind: Kind[R]) -> "SqliteWatch[R]":
+        return SqliteWatch(self, kind)
 
     def close(self) -> None:
         with self._lock:
             self._db.close()
 
 
-def _pool(row: sqlite3.Row) -> PoolRecord:
-    return PoolRecord(
-        name=row["name"],
-        type=row["type"],
-        path=row["path"],
-        capacity=row["capacity"],
-        created_ns=row["created_ns"],
-        options=json.loads(row["options"]),
-    )
+class SqliteWatch(Generic[R]):
+    """Looks at all records of a kind whenever something was committed, and tells what is new."""
+
+    def __init__(self, store: SqliteStore, kind: Kind[R]) -> None:
+        self._store = store
+        self._kind: Kind[R] = kind
+        self._closed = False
+
+    def __iter__(self) -> Iterator[Change[R]]:
+        changed = self._store._changed
+        known: dict[str, R] = {}
+        seen = -1
+        while True:
+            with changed:
+                while not self._closed and self._store._commits == seen:
+                    changed.wait()
+                if self._closed:
+                    return
+                seen = self._store._commits
+            now = {self._kind.key_of(record): record for record in self._store._list(self._kind)}
+            yield from differences(known, now)
+            known = now
+
+    def close(self) -> None:
+        with self._store._changed:
+            self._closed = True
+            self._store._changed.notify_all()
 
 
-def _volume(row: sqlite3.Row) -> VolumeRecord:
-    return VolumeRecord(
-        name=row["name"],
-        id=row["id"],
-        pool=row["pool"],
-        size=row["size"],
-        block_size=row["block_size"],
-        state=VolumeState(row["state"]),
-        created_ns=row["created_ns"],
-    )
+def _row(record: Any) -> dict[str, object]:
+    values: dict[str, Any] = to_plain(record)
+    return {
+        name: json.dumps(value) if name in _JSON else int(value) if name in _BOOLEAN else value
+        for name, value in values.items()
+    }
 
 
-def _attachment(row: sqlite3.Row) -> AttachmentRecord:
-    return AttachmentRecord(
-        volume=row["volume"],
-        socket=row["socket"],
-        queues=row["queues"],
-        read_only=bool(row["read_only"]),
-        created_ns=row["created_ns"],
+def _record(kind: Kind[R], row: sqlite3.Row) -> R:
+    return from_plain(
+        kind,
+        {
+            name: json.loads(row[name])
+            if name in _JSON
+            else bool(row[name])
+            if name in _BOOLEAN
+            else row[name]
+            for name in row.keys()  # noqa: SIM118 (a row iterates over its values)
+        },
     )
