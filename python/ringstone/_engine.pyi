@@ -11,7 +11,8 @@ from typing import TypedDict
 __version__: str
 
 class EngineError(Exception):
-    """`code` is one of: exists, not_found, busy, invalid, no_device, no_space, unsupported, io, gone, stopped."""
+    """`code` is one of: exists, not_found, busy, invalid, no_device, no_space, unsupported, io, gone, stopped,
+    fenced, denied, unreachable."""
 
     code: str
 
@@ -52,9 +53,11 @@ class VolumeInfo(TypedDict):
     size: int
     block_size: int
     read_only: bool
-    backend: str  # "memory", "file", "null", "faulty"
+    backend: str  # "memory", "file", "rbd", "null", "faulty"
     detail: str  # e.g. "io_uring, O_DIRECT" or "memory, 2 MiB pages" or "mapped (tmpfs)"
     discard: bool
+    fenced: bool  # another host owns it: it is not served any more
+    client: str | None  # what storage across hosts knows this client by
     attached: bool
 
 class Takeover(TypedDict):
@@ -114,6 +117,10 @@ class Engine:
             path null: anonymous, content gone with the engine; a path on tmpfs or hugetlbfs: content stays in the file
         {"type": "file", "path": "...", "direct": "auto" | "on" | "off"}
             an existing regular file (at least `size` long) or block device; on tmpfs it is mapped instead of io_uring
+        {"type": "rbd", "conf": "/etc/ceph/ceph.conf", "user": "client.admin", "keyring": null | "...", "pool": "...",
+         "namespace": "", "image": "...", "epoch": 0, "predecessors": ["address", ...]}
+            an image of a Ceph cluster, with its exclusive lock unless read_only; every predecessor is on the cluster's
+            blocklist when this returns. Error fenced when the image knows a later epoch, busy when another has the lock
         {"type": "null"}
             reads leave the buffer as it is, writes are dropped
         {"type": "faulty", "inner": {...}, "seed": 0, "error_per_million": 0, "delay_us": 0, "torn_per_million": 0,
@@ -123,6 +130,8 @@ class Engine:
         """
     def close_volume(self, name: str) -> None:
         """Error busy while attached."""
+    def fence_volume(self, name: str) -> None:
+        """Stop its I/O at once and for good: another host owns it. Requests in flight are not answered."""
     def resize_volume(self, name: str, size: int) -> None:
         """Grow (the file must already be long enough). A running guest is told by a config-change message."""
     def volumes(self) -> list[VolumeInfo]: ...
@@ -151,6 +160,43 @@ class Engine:
     def drain_events(self) -> list[Event]: ...
     def stop(self) -> None:
         """Detach everything, drain and join all threads. Idempotent."""
+
+class ImageInfo(TypedDict):
+    size: int
+    owners: list[str]  # addresses of the clients that have its exclusive lock
+    parent: tuple[str, str, str] | None  # pool, image, snapshot
+
+class SnapshotInfo(TypedDict):
+    name: str
+    size: int
+    created_s: int  # seconds since 1970, as the cluster's clock has it
+
+class RbdImages:
+    """The images of a Ceph pool. Connections are shared in the process by (conf, user, keyring), with open volumes too.
+    Every method waits for the cluster. An image that is open for writing elsewhere is changed by that client, whom
+    librbd asks."""
+
+    def __init__(
+        self, *, conf: str, user: str, keyring: str | None = None, pool: str, namespace: str = ""
+    ) -> None: ...
+    def identity(self) -> str:
+        """The cluster's id and the pool's number in it."""
+    def usage(self) -> tuple[int, int]:
+        """Raw bytes of the cluster: total and free."""
+    def create(self, image: str, size: int, *, order: int | None = None, data_pool: str = "") -> None: ...
+    def remove(self, image: str) -> None:
+        """Error no_device when it is not there, busy while it is open somewhere or has snapshots."""
+    def resize(self, image: str, size: int) -> None: ...
+    def info(self, image: str) -> ImageInfo: ...
+    def snapshots(self, image: str) -> list[SnapshotInfo]:
+        """Oldest first."""
+    def create_snapshot(self, image: str, snapshot: str) -> None: ...
+    def remove_snapshot(self, image: str, snapshot: str) -> None: ...
+    def revert(self, image: str, snapshot: str) -> None: ...
+    def clone_image(
+        self, parent: str, snapshot: str, image: str, *, order: int | None = None, data_pool: str = ""
+    ) -> None: ...
+    def flatten(self, image: str) -> None: ...
 
 def load(config: str) -> str:
     """Drive a vhost-user-blk socket (crates/load). JSON in, JSON out; see ringstone.bench."""

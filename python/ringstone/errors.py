@@ -132,6 +132,14 @@ class FencedError(RingstoneError):
     exit_code = 13
 
 
+class DeniedError(RingstoneError):
+    """A cluster refuses the user or its key."""
+
+    code = "denied"
+    http_status = 403
+    exit_code = 14
+
+
 _BY_CODE: dict[str, type[RingstoneError]] = {
     kind.code: kind
     for kind in (
@@ -150,6 +158,7 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
         FailedError,
         StateError,
         FencedError,
+        DeniedError,
     )
 }
 

@@ -43,6 +43,20 @@ class Faults(_Request):
     lost_per_million: int = Field(default=0, ge=0, le=1_000_000)
 
 
+class RbdOptions(_Request):
+    """Where an rbd pool is. `ceph_pool`: the default is the pool's own name. `conf`: the cluster's ceph.conf, by
+    default /etc/ceph/ceph.conf; paths are those of every host. `user`: by default client.admin. `order`: log2 of
+    the objects' size. `data_pool`: a pool for the data, such as an erasure-coded one."""
+
+    ceph_pool: str | None = None
+    namespace: str | None = None
+    conf: str | None = None
+    user: str | None = None
+    keyring: str | None = None
+    order: int | None = Field(default=None, ge=12, le=25)
+    data_pool: str | None = None
+
+
 class PoolCreate(_Request):
     """`path`: a directory, or for a file pool also a block device; without it the gateway chooses.
     `capacity`: the most that the volumes' sizes may add up to. `hugepages`: a memory pool on hugetlbfs.
@@ -55,6 +69,7 @@ class PoolCreate(_Request):
     hugepages: bool = False
     direct: Literal["auto", "on", "off"] = "auto"
     faults: Faults | None = None
+    rbd: RbdOptions | None = None
 
 
 class Pool(_Answer):

@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ringstone_mapping::MappingError;
+use ringstone_rbd::RbdError;
 
 /// Why a drive could not be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -26,6 +27,8 @@ pub enum DriveError {
     NoMemory { want: u64, source: io::Error },
     #[error(transparent)]
     Mapping(#[from] MappingError),
+    #[error(transparent)]
+    Rbd(#[from] RbdError),
     #[error("the file behind the volume was cut while it was in use")]
     Poisoned,
 }

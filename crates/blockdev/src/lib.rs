@@ -1,4 +1,4 @@
-//! The drive under a volume: a file or block device, memory, nothing at all, or any of these made faulty for tests.
+//! The drive under a volume: a file or block device, memory, an image of a Ceph cluster, nothing at all, or any of these made faulty for tests.
 //!
 //! Enters: byte ranges that were checked against the volume, and buffers in guest memory. A [`MappedDrive`] copies at once;
 //! a [`FileDrive`] says how a request is to be put on the reactor's io_uring (descriptor, alignment, what the file system
@@ -6,6 +6,8 @@
 //! virtual call a request.
 
 use std::os::fd::BorrowedFd;
+
+use ringstone_rbd::{Image, RbdError};
 
 mod error;
 mod faulty;
@@ -22,6 +24,7 @@ pub use mapped::{HugePages, MappedDrive};
 pub enum Drive {
     Mapped(MappedDrive),
     File(FileDrive),
+    Rbd(Image),
     /// Reads leave the buffer as it is and writes are dropped: what remains is the cost of the path itself.
     Null,
 }
@@ -30,7 +33,7 @@ impl Drive {
     /// Ranges can be deallocated and read as zeroes afterwards.
     pub fn can_discard(&self) -> bool {
         match self {
-            Self::Mapped(_) | Self::Null => true,
+            Self::Mapped(_) | Self::Null | Self::Rbd(_) => true,
             Self::File(file) => file.can_punch(),
         }
     }
@@ -40,7 +43,15 @@ impl Drive {
         match self {
             Self::Mapped(mapped) => Some(mapped.file()),
             Self::File(file) => Some(file.file()),
-            Self::Null => None,
+            Self::Rbd(_) | Self::Null => None,
+        }
+    }
+
+    /// What storage across hosts knows this client by.
+    pub fn client(&self) -> Option<&str> {
+        match self {
+            Self::Rbd(image) => Some(image.client()),
+            Self::Mapped(_) | Self::File(_) | Self::Null => None,
         }
     }
 
@@ -49,6 +60,7 @@ impl Drive {
         match self {
             Self::Mapped(mapped) => mapped.describe(),
             Self::File(file) => file.describe(),
+            Self::Rbd(image) => format!("librbd, {}/{} as {}", image.pool(), image.name(), image.client()),
             Self::Null => "reads and writes do nothing".into(),
         }
     }
@@ -61,6 +73,12 @@ impl Drive {
         match self {
             Self::Mapped(mapped) => mapped.resize(size),
             Self::File(file) => file.check_len(size),
+            Self::Rbd(image) => match image.size()? {
+                have if have < size => {
+                    Err(RbdError::TooShort { image: image.name().into(), have, want: size }.into())
+                }
+                _ => Ok(()),
+            },
             Self::Null => Ok(()),
         }
     }

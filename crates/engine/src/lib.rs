@@ -11,9 +11,11 @@ use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
 use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, Takeover, VolumeSpec};
 
+mod rbd;
+
 create_exception!(_engine, EngineError, PyException);
 
-fn raise(py: Python<'_>, code: &str, message: String) -> PyErr {
+pub(crate) fn raise(py: Python<'_>, code: &str, message: String) -> PyErr {
     let error = EngineError::new_err(message);
     match error.value(py).setattr("code", code) {
         Ok(()) => error,
@@ -133,6 +135,10 @@ impl Engine {
         py.detach(|| self.0.close_volume(name)).map_err(|e| engine_error(py, &e))
     }
 
+    fn fence_volume(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.fence_volume(name)).map_err(|e| engine_error(py, &e))
+    }
+
     fn resize_volume(&self, py: Python<'_>, name: &str, size: u64) -> PyResult<()> {
         py.detach(|| self.0.resize_volume(name, size)).map_err(|e| engine_error(py, &e))
     }
@@ -149,6 +155,8 @@ impl Engine {
             row.set_item("backend", volume.backend)?;
             row.set_item("detail", volume.detail)?;
             row.set_item("discard", volume.discard)?;
+            row.set_item("fenced", volume.fenced)?;
+            row.set_item("client", volume.client)?;
             row.set_item("attached", volume.attached)?;
             list.append(row)?;
         }
@@ -260,6 +268,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("__version__", env!("CARGO_PKG_VERSION"))?;
     module.add("EngineError", module.py().get_type::<EngineError>())?;
     module.add_class::<Engine>()?;
+    module.add_class::<rbd::RbdImages>()?;
     module.add_function(wrap_pyfunction!(load, module)?)?;
     module.add_function(wrap_pyfunction!(limit, module)?)
 }

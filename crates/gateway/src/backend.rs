@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::PathBuf;
 
+use ringstone_rbd::{Cluster, ClusterSpec, Image, ImageSpec};
 use ringstone_blockdev::{
     lives_in_memory, Direct, Drive, DriveError, Faults, FileDrive, HugePages, MappedDrive,
 };
@@ -26,6 +27,23 @@ pub enum BackendSpec {
         #[serde(default)]
         direct: Choice,
     },
+    /// An image of a Ceph cluster.
+    Rbd {
+        conf: PathBuf,
+        #[serde(default = "admin")]
+        user: String,
+        #[serde(default)]
+        keyring: Option<PathBuf>,
+        pool: String,
+        #[serde(default)]
+        namespace: String,
+        image: String,
+        #[serde(default)]
+        epoch: u64,
+        /// Addresses of clients that are shut out before the first request.
+        #[serde(default)]
+        predecessors: Vec<String>,
+    },
     Null,
     Faulty {
         inner: Box<BackendSpec>,
@@ -40,6 +58,10 @@ pub enum BackendSpec {
         #[serde(default)]
         delay_us: u32,
     },
+}
+
+fn admin() -> String {
+    "client.admin".into()
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
@@ -60,6 +82,7 @@ impl BackendSpec {
         match self {
             Self::Memory { .. } => "memory",
             Self::File { .. } => "file",
+            Self::Rbd { .. } => "rbd",
             Self::Null => "null",
             Self::Faulty { .. } => "faulty",
         }
@@ -96,9 +119,10 @@ impl BackendSpec {
                     Drive::File(FileDrive::open(path, size, block_size, read_only, direct)?)
                 }
             }
+            Self::Rbd { .. } => Drive::Rbd(self.open_image(size, read_only)?),
             Self::Null => Drive::Null,
             Self::Faulty { inner, .. } => {
-                if matches!(**inner, Self::Null | Self::Faulty { .. }) {
+                if matches!(**inner, Self::Null | Self::Rbd { .. } | Self::Faulty { .. }) {
                     return Err(EngineError::FaultyInner(inner.kind().into()));
                 }
                 inner.open(size, block_size, read_only)?.0
@@ -117,6 +141,7 @@ impl BackendSpec {
         let path = self.path();
         let drive = match (state.drive.as_str(), file) {
             ("null", _) => Drive::Null,
+            ("rbd", _) => Drive::Rbd(self.open_image(state.size, state.read_only)?),
             ("mapped", Some(file)) => {
                 Drive::Mapped(MappedDrive::adopt(file, path.cloned(), state.size, presence)?)
             }
@@ -139,9 +164,25 @@ impl BackendSpec {
         match self {
             Self::Memory { path, .. } => path.as_ref(),
             Self::File { path, .. } => Some(path),
-            Self::Null => None,
+            Self::Rbd { .. } | Self::Null => None,
             Self::Faulty { inner, .. } => inner.path(),
         }
+    }
+
+    fn open_image(&self, size: u64, read_only: bool) -> Result<Image, EngineError> {
+        let Self::Rbd { conf, user, keyring, pool, namespace, image, epoch, predecessors } = self else {
+            return Err(EngineError::Handover(format!("a volume on {} is handed over as an image", self.kind())));
+        };
+        let cluster = ClusterSpec { conf: conf.clone(), user: user.clone(), keyring: keyring.clone() };
+        let spec = ImageSpec {
+            pool: pool.clone(),
+            namespace: namespace.clone(),
+            image: image.clone(),
+            epoch: *epoch,
+            predecessors: predecessors.clone(),
+        };
+        let open = || Image::open(&Cluster::shared(&cluster)?, &spec, size, read_only);
+        open().map_err(|error| DriveError::from(error).into())
     }
 
     fn faults(&self) -> Option<Faults> {

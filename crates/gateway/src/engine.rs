@@ -60,6 +60,10 @@ pub struct VolumeInfo {
     pub backend: &'static str,
     pub detail: String,
     pub discard: bool,
+    /// Another host owns it: it is not served any more.
+    pub fenced: bool,
+    /// What storage across hosts knows this client by; a successor shuts it out.
+    pub client: Option<String>,
     pub attached: bool,
 }
 
@@ -247,6 +251,16 @@ impl Engine {
         self.call(move |control| control.resized(&name))
     }
 
+    /// Stop a volume's I/O at once, as another host owns it now. Requests in flight are not answered; closing it is all that
+    /// can be done with it then.
+    ///
+    /// # Errors
+    /// It is not open.
+    pub fn fence_volume(&self, name: &str) -> Result<(), EngineError> {
+        self.volume(name)?.fence();
+        Ok(())
+    }
+
     fn volume(&self, name: &str) -> Result<Arc<Volume>, EngineError> {
         let name = name.to_owned();
         self.call(move |control| match control.volumes.get(&name) {
@@ -270,10 +284,13 @@ impl Engine {
                     (Some(_), _) => "faulty",
                     (None, ringstone_blockdev::Drive::Mapped(_)) => "memory",
                     (None, ringstone_blockdev::Drive::File(_)) => "file",
+                    (None, ringstone_blockdev::Drive::Rbd(_)) => "rbd",
                     (None, ringstone_blockdev::Drive::Null) => "null",
                 },
                 detail: volume.drive().describe(),
                 discard: !volume.read_only() && volume.drive().can_discard(),
+                fenced: volume.is_fenced(),
+                client: volume.drive().client().map(str::to_owned),
                 attached: control.attachment_of(volume.name()).is_some(),
             };
             control.volumes.values().map(|open| info(&open.volume)).collect::<Vec<_>>()

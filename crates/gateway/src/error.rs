@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ringstone_blockdev::DriveError;
+use ringstone_rbd::RbdError;
 use ringstone_reactor::ReactorError;
 use ringstone_telemetry::TelemetryError;
 use ringstone_volume::VolumeError;
@@ -19,6 +20,9 @@ pub enum Code {
     Io,
     Gone,
     Stopped,
+    Fenced,
+    Denied,
+    Unreachable,
 }
 
 impl Code {
@@ -34,6 +38,9 @@ impl Code {
             Self::Io => "io",
             Self::Gone => "gone",
             Self::Stopped => "stopped",
+            Self::Fenced => "fenced",
+            Self::Denied => "denied",
+            Self::Unreachable => "unreachable",
         }
     }
 }
@@ -136,7 +143,33 @@ fn volume_code(error: &VolumeError) -> Code {
                 Code::NoSpace
             }
             DriveError::NoDirect { .. } => Code::Unsupported,
+            DriveError::Rbd(error) => rbd_code(error),
         },
         _ => Code::Invalid,
+    }
+}
+
+/// The kind of an error of a Ceph cluster.
+pub fn rbd_code(error: &RbdError) -> Code {
+    match error {
+        RbdError::NoLibrary(_) | RbdError::Features { .. } | RbdError::NoExclusiveLock { .. } => Code::Unsupported,
+        RbdError::Nul(_) | RbdError::Setting { .. } => Code::Invalid,
+        RbdError::NoConf { .. }
+        | RbdError::NoKeyring { .. }
+        | RbdError::NoPool { .. }
+        | RbdError::NoImage { .. }
+        | RbdError::TooShort { .. } => Code::NoDevice,
+        RbdError::Refused { .. } | RbdError::NoCaps { .. } => Code::Denied,
+        RbdError::NoMonitor { .. } => Code::Unreachable,
+        RbdError::ImageExists { .. } | RbdError::SnapshotExists { .. } => Code::Exists,
+        RbdError::NoSnapshot { .. } => Code::NotFound,
+        RbdError::NoParent { .. } => Code::Invalid,
+        RbdError::Locked { .. }
+        | RbdError::InUse { .. }
+        | RbdError::HasSnapshots { .. }
+        | RbdError::HasClones { .. } => Code::Busy,
+        RbdError::Fenced { .. } => Code::Fenced,
+        RbdError::Full => Code::NoSpace,
+        RbdError::Ceph { .. } => Code::Io,
     }
 }

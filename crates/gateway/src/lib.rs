@@ -42,7 +42,7 @@ mod watchdog;
 
 pub use backend::BackendSpec;
 pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, ReactorInfo, VolumeInfo, VolumeSpec};
-pub use error::{Code, EngineError};
+pub use error::{rbd_code, Code, EngineError};
 pub use events::{Event, Level};
 pub use handover::{HandedOver, TakenOver, Takeover};
 pub use topology::Topology;

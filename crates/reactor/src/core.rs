@@ -3,7 +3,9 @@
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::Arc;
 
+use ringstone_rbd::Completions;
 use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{Chain, Notify};
@@ -37,6 +39,8 @@ pub struct Shared {
     pub quota: Quota,
     pub delayed: Delayed,
     pub outbox: Outbox,
+    /// What librbd's threads give back.
+    pub returned: Arc<Completions>,
 }
 
 /// Requests that a faulty drive holds back, by the tick at which they go on.
@@ -175,6 +179,10 @@ impl Reactor {
     fn turn(&mut self) -> bool {
         let mut work = self.mail();
         work |= self.reap();
+        if self.shared.returned.pending() {
+            work = true;
+            self.reap_returned();
+        }
         let mut stopping = false;
         for at in 0..self.active.len() {
             let place = usize::from(self.active[at]);
@@ -253,6 +261,27 @@ impl Reactor {
             self.shared.stats.add(ReactorCounter::Reaped, reaped as u64);
         }
         reaped > 0
+    }
+
+    /// What librbd has done.
+    fn reap_returned(&mut self) {
+        self.shared.work_found();
+        let mut reaped = 0;
+        let returned = self.shared.returned.clone();
+        returned.take(|tag, result| {
+            reaped += 1;
+            if let Tag::Request { place, generation, head } = Tag::decode(tag) {
+                if let Some(queue) = &mut self.places[usize::from(place)] {
+                    each!(&mut **queue, queue => {
+                        if queue.generation == generation {
+                            queue.returned(head, result, &mut self.shared);
+                        }
+                    });
+                }
+            }
+        });
+        self.flush_dirty();
+        self.shared.stats.add(ReactorCounter::Reaped, reaped);
     }
 
     #[inline(always)]
@@ -455,13 +484,14 @@ impl Reactor {
                 });
             }
         }
-        if !waiting {
+        if !waiting && self.shared.returned.may_sleep() {
             let before = self.shared.clock.now();
             let timeout =
                 self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
             self.publish_uring_counts();
             self.shared.stats.set_asleep(true);
             self.shared.uring.sleep(timeout);
+            self.shared.returned.awake();
             self.shared.stats.set_asleep(false);
             let asleep = self.shared.clock.ns(self.shared.clock.now() - before);
             self.shared.stats.add(ReactorCounter::AsleepNs, asleep);

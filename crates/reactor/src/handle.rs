@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 
 use ringstone_mapping::Mapping;
+use ringstone_rbd::Completions;
 use ringstone_telemetry::{Clock, ReactorStats};
 use ringstone_virtqueue::Chain;
 
@@ -112,12 +113,13 @@ impl ReactorHandle {
         let (replies, receiver) = mailbox(CAPACITY);
         let wake = Arc::new(eventfd().map_err(ReactorError::Spawn)?);
         let theirs = wake.try_clone().map_err(ReactorError::Spawn)?;
+        let returned = Arc::new(Completions::new(wake.try_clone().map_err(ReactorError::Spawn)?));
         let outbox = Outbox { sender: replies, wake: control, backlog: Vec::new() };
         let (ready, started) = std::sync::mpsc::channel();
         let (core, idle_ns) = (settings.core, settings.idle_ns);
         let thread = std::thread::Builder::new()
             .name(format!("reactor-{core}"))
-            .spawn(move || match prepare(&settings, clock, stats, outbox) {
+            .spawn(move || match prepare(&settings, clock, stats, outbox, returned) {
                 Ok(shared) => {
                     let idle = shared.clock.ticks(idle_ns);
                     let _ = ready.send(Ok(()));
@@ -168,6 +170,7 @@ fn prepare(
     clock: Clock,
     stats: ReactorStats,
     outbox: Outbox,
+    returned: Arc<Completions>,
 ) -> Result<Shared, ReactorError> {
     affinity::bind(settings.core).map_err(|source| ReactorError::Bind { core: settings.core, source })?;
     let mut uring = Uring::new().map_err(ReactorError::Uring)?;
@@ -185,6 +188,7 @@ fn prepare(
         quota: Quota::share(1),
         delayed: Delayed::default(),
         outbox,
+        returned,
     })
 }
 

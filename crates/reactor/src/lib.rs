@@ -14,7 +14,8 @@
 //! | `queue.rs` | one queue: taking requests from the ring, completing them |
 //! | `mover.rs` | requests that are done at once |
 //! | `tally.rs` | counting a batch |
-//! | `execute.rs` | carrying a request out on its drive, in steps where it must be |
+//! | `execute.rs` | carrying a request out, in steps where it must be |
+//! | `carrier/` | what a kind of drive does with a request: one small interface, a file for each kind |
 //! | `slots.rs` | requests in flight |
 //! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
 //! | `fixed.rs` | guest memory registered with the io_uring |
@@ -23,6 +24,7 @@
 //! | `mailbox.rs`, `handle.rs` | how the control thread and a reactor talk |
 
 mod affinity;
+mod carrier;
 mod core;
 mod error;
 mod execute;

@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use std::sync::Arc;
 
 use ringstone_blockdev::{Drive, Fault, FaultDice};
+use ringstone_rbd::Ticket;
 use ringstone_telemetry::{Latency, QueueCounter, QueueStats, ReactorCounter};
 use ringstone_virtio_blk::{parse, status, Geometry, Operation, Request};
 use ringstone_virtqueue::{GuestByte, Notify, PackedRing, RingError, RingSetup, SplitRing, VirtRing};
@@ -126,6 +127,8 @@ pub struct RingQueue<R> {
     pub(crate) ring: R,
     pub(crate) parts: QueueParts,
     pub(crate) slots: Box<[Slot]>,
+    /// A slot's request at librbd; none for other drives.
+    pub(crate) tickets: Box<[Ticket]>,
     pub(crate) in_flight: u32,
     /// Long copies, to go on one step a turn.
     pub(crate) partial: VecDeque<u16>,
@@ -161,9 +164,11 @@ unsafe impl<R: VirtRing> Send for RingQueue<R> {}
 impl<R: VirtRing> RingQueue<R> {
     fn new(ring: R, parts: QueueParts) -> Self {
         let size = usize::from(ring.size());
+        let at_librbd = if matches!(parts.volume.drive(), Drive::Rbd(_)) { size } else { 0 };
         let dice = parts.volume.faults().map(|faults| FaultDice::new(faults, usize::from(parts.key.vring)));
         Self {
             slots: (0..size).map(|_| Slot::default()).collect(),
+            tickets: (0..at_librbd).map(|_| Ticket::default()).collect(),
             in_flight: 0,
             partial: VecDeque::new(),
             starved: VecDeque::new(),
@@ -209,12 +214,8 @@ impl<R: VirtRing> RingQueue<R> {
     /// back when asked; the frontend takes the region along.
     pub(crate) fn leave(&mut self, shared: &mut Shared) {
         self.stopping = Stopping::Leave;
-        for head in self.partial.drain(..).chain(self.starved.drain(..)) {
-            self.in_flight -= 1;
-            let held = self.slots[usize::from(head)].release(&mut shared.pools);
-            self.blocks -= u32::from(held.block);
-            self.bounces -= u32::from(held.bounce);
-        }
+        let undone: Vec<u16> = self.partial.drain(..).chain(self.starved.drain(..)).collect();
+        undone.into_iter().for_each(|head| self.forget(head, shared));
         for (head, _) in self.slots.iter().enumerate().filter(|(_, slot)| slot.busy) {
             let tag = Tag::Request { place: self.place, generation: self.generation, head: head as u16 };
             shared.uring.cancel(tag);
@@ -226,11 +227,23 @@ impl<R: VirtRing> RingQueue<R> {
         if self.stopping != Stopping::Leave || result != -libc::ECANCELED {
             return false;
         }
+        self.forget(head, shared);
+        true
+    }
+
+    /// The volume has another owner now: what this request came to is not ours to say. It stays in the in-flight region, and
+    /// the queue takes nothing more.
+    #[cold]
+    pub(crate) fn disown(&mut self, head: u16, shared: &mut Shared) {
+        self.forget(head, shared);
+        self.fail_fenced();
+    }
+
+    fn forget(&mut self, head: u16, shared: &mut Shared) {
         let held = self.slots[usize::from(head)].release(&mut shared.pools);
         self.blocks -= u32::from(held.block);
         self.bounces -= u32::from(held.bounce);
         self.in_flight -= 1;
-        true
     }
 
     #[inline(always)]
@@ -247,6 +260,13 @@ impl<R: VirtRing> RingQueue<R> {
     fn fail(&mut self, why: String) {
         self.stop();
         self.failed = Some(why);
+    }
+
+    #[cold]
+    fn fail_fenced(&mut self) {
+        if !self.is_stopping() {
+            self.fail("another host owns the volume now; nothing is read or written here any more".into());
+        }
     }
 
     pub(crate) fn take_failure(&mut self) -> Option<String> {
@@ -271,6 +291,10 @@ impl<R: VirtRing> RingQueue<R> {
         if self.is_stopping() {
             return 0;
         }
+        if self.parts.volume.is_fenced() {
+            self.fail_fenced();
+            return 1;
+        }
         let waiting = match self.ring.available() {
             Ok(0) => return 0,
             Ok(waiting) => waiting,
@@ -283,7 +307,7 @@ impl<R: VirtRing> RingQueue<R> {
             _ if self.dice.is_some() => self.take(waiting.min(BATCH), &Submitted, shared),
             Drive::Mapped(drive) => self.take(waiting.min(BATCH), &Inline(drive), shared),
             Drive::Null => self.take(waiting.min(BATCH), &Nothing, shared),
-            Drive::File(_) => self.take(waiting.min(BATCH), &Submitted, shared),
+            Drive::File(_) | Drive::Rbd(_) => self.take(waiting.min(BATCH), &Submitted, shared),
         };
         if let Err(error) = result {
             self.fail(error.to_string());

@@ -29,7 +29,7 @@ pub enum Tag {
 }
 
 impl Tag {
-    fn encode(self) -> u64 {
+    pub fn encode(self) -> u64 {
         let pack = |kind: u64, place: u16, generation: u16, head: u16| {
             kind << 56 | u64::from(place) << 32 | u64::from(generation) << 16 | u64::from(head)
         };
@@ -42,7 +42,7 @@ impl Tag {
     }
 
     #[inline(always)]
-    fn decode(data: u64) -> Self {
+    pub fn decode(data: u64) -> Self {
         let (place, generation, head) = ((data >> 32) as u16, (data >> 16) as u16, data as u16);
         match data >> 56 {
             1 => Self::Request { place, generation, head },

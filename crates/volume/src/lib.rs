@@ -5,7 +5,7 @@ mod error;
 
 pub use error::VolumeError;
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use ringstone_blockdev::{Drive, Faults};
 
@@ -22,6 +22,8 @@ pub struct Volume {
     read_only: bool,
     drive: Drive,
     faults: Option<Faults>,
+    /// Another host owns it now.
+    fenced: AtomicBool,
 }
 
 impl Volume {
@@ -52,7 +54,7 @@ impl Volume {
         let mut bytes = [0u8; SERIAL_LEN];
         bytes[..serial.len()].copy_from_slice(serial.as_bytes());
         let size = AtomicU64::new(size);
-        Ok(Self { name: name.into(), serial: bytes, size, block_size, read_only, drive, faults })
+        Ok(Self { name: name.into(), serial: bytes, size, block_size, read_only, drive, faults, fenced: AtomicBool::new(false) })
     }
 
     pub fn name(&self) -> &str {
@@ -86,6 +88,17 @@ impl Volume {
     /// Faults to inject, for tests.
     pub fn faults(&self) -> Option<Faults> {
         self.faults
+    }
+
+    /// This host does not own the volume any more: from here on its queues take nothing, and answer nothing of what is on the
+    /// way. There is no way back but to open it anew.
+    pub fn fence(&self) {
+        self.fenced.store(true, Ordering::Release);
+    }
+
+    #[inline(always)]
+    pub fn is_fenced(&self) -> bool {
+        self.fenced.load(Ordering::Relaxed)
     }
 
     /// Grow to `size` bytes; queues see the new end with their next request.

@@ -24,9 +24,13 @@ def list_pools(service: ServiceDep) -> list[models.Pool]:
 def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
     if body.faults is not None and body.type != "faulty":
         raise InvalidError("Only faulty pools take faults; leave them out.")
+    if body.rbd is not None and body.type != "rbd":
+        raise InvalidError("Only rbd pools take the options of a Ceph cluster; leave them out.")
     options: dict[str, JsonValue] = {"direct": body.direct} if body.type in ("file", "faulty") else {}
     if body.type == "faulty":
         options |= (body.faults or models.Faults()).model_dump()
+    if body.rbd is not None:
+        options |= body.rbd.model_dump(exclude_none=True)
     record = PoolRecord(body.name, body.type, body.path, body.capacity, time.time_ns(), options)
     return pool_view(service, service.create_pool(record, hugepages=body.hugepages))
 

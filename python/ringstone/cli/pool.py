@@ -20,13 +20,15 @@ from ringstone.cli.context import (
 from ringstone.units import format_size
 
 app = typer.Typer(
-    help="Where volumes' blocks are kept: memory, a directory, a block device.", no_args_is_help=True
+    help="Where volumes' blocks are kept: memory, a directory, a block device, a Ceph cluster.",
+    no_args_is_help=True,
 )
 
 
 class PoolType(StrEnum):
     MEMORY = "memory"
     FILE = "file"
+    RBD = "rbd"
     NULL = "null"
 
 
@@ -44,7 +46,10 @@ def create(
         PoolType,
         typer.Option(
             "--type",
-            help="memory: gone with the host; file: a directory or block device; null: keeps nothing.",
+            help=(
+                "memory: gone with the host; file: a directory or block device; rbd: a pool of a Ceph cluster; "
+                "null: keeps nothing."
+            ),
         ),
     ],
     path: Annotated[
@@ -70,11 +75,37 @@ def create(
     direct: Annotated[
         Direct, typer.Option(help="File pool: bypass the page cache; auto does where the filesystem can.")
     ] = Direct.AUTO,
+    ceph_pool: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Rbd pool: its name in Ceph; default POOL.")
+    ] = None,
+    conf: Annotated[
+        Path | None, typer.Option(help="Rbd pool: the cluster's ceph.conf; default /etc/ceph/ceph.conf.")
+    ] = None,
+    user: Annotated[
+        str | None, typer.Option(metavar="client.NAME", help="Rbd pool: Ceph's user; default client.admin.")
+    ] = None,
+    keyring: Annotated[
+        Path | None, typer.Option(help="Rbd pool: the file with the user's key; default as ceph.conf says.")
+    ] = None,
+    namespace: Annotated[str | None, typer.Option(help="Rbd pool: a namespace in Ceph's pool.")] = None,
+    data_pool: Annotated[
+        str | None,
+        typer.Option(help="Rbd pool: another of Ceph's pools for the data, erasure-coded perhaps."),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Make a pool."""
     cli = context_of(context, json_output)
     mode: Literal["auto", "on", "off"] = direct.value
+    given = {
+        "ceph_pool": ceph_pool,
+        "conf": str(conf.absolute()) if conf else None,
+        "user": user,
+        "keyring": str(keyring.absolute()) if keyring else None,
+        "namespace": namespace,
+        "data_pool": data_pool,
+    }
+    given = {option: value for option, value in given.items() if value is not None}
     request = models.PoolCreate(
         name=name,
         type=kind.value,
@@ -82,6 +113,7 @@ def create(
         capacity=capacity,
         hugepages=hugepages,
         direct=mode,
+        rbd=models.RbdOptions(**given) if given else None,
     )
     with cli.client() as client:
         pool = client.create_pool(request)

@@ -56,6 +56,8 @@ class EngineVolume:
     detail: str
     discard: bool
     attached: bool
+    fenced: bool = False
+    client: str | None = None
 
 
 class EnginePort(Protocol):
@@ -73,6 +75,7 @@ class EnginePort(Protocol):
     ) -> None: ...
     def close_volume(self, name: str) -> None: ...
     def resize_volume(self, name: str, size: int) -> None: ...
+    def fence_volume(self, name: str) -> None: ...
     def volumes(self) -> list[EngineVolume]: ...
     def attach(self, name: str, socket_path: str, *, queues: int) -> None: ...
     def detach(self, name: str, *, force: bool) -> None: ...
@@ -190,6 +193,11 @@ class Engine:
     def close_volume(self, name: str) -> None:
         with _translated():
             self._engine.close_volume(name)
+
+    def fence_volume(self, name: str) -> None:
+        """Stop its I/O at once and for good, as another host owns it."""
+        with _translated():
+            self._engine.fence_volume(name)
 
     def resize_volume(self, name: str, size: int) -> None:
         with _translated():

@@ -114,9 +114,9 @@ class Service:
 
     def _placed(self, record: PoolRecord, hugepages: bool) -> PoolRecord:
         kind = record.options.get("inner", "memory") if record.type == "faulty" else record.type
-        if kind == "null":
+        if kind in ("null", "rbd"):
             if record.path is not None:
-                raise InvalidError("A null pool keeps nothing and takes no path; leave the path out.")
+                raise InvalidError(f"{kind} pools are in no directory; leave the path out.")
             return record
         ours = {**record.options, "managed": True}
         if record.path is not None:

@@ -4,7 +4,7 @@ import os
 import stat
 
 from ringstone.errors import InvalidError
-from ringstone.pools.base import Pool, Usage
+from ringstone.pools.base import Pool, Snapshot, SnapshotPool, Usage
 from ringstone.pools.device import DevicePool
 from ringstone.pools.faulty import FaultyPool
 from ringstone.pools.file import FilePool
@@ -12,12 +12,21 @@ from ringstone.pools.memory import MemoryPool
 from ringstone.pools.null import NullPool
 from ringstone.store.records import PoolRecord
 
-__all__ = ["PUBLIC_TYPES", "SHARED_TYPES", "TEST_TYPES", "Pool", "Usage", "open_pool"]
+__all__ = [
+    "PUBLIC_TYPES",
+    "SHARED_TYPES",
+    "TEST_TYPES",
+    "Pool",
+    "Snapshot",
+    "SnapshotPool",
+    "Usage",
+    "open_pool",
+]
 
-PUBLIC_TYPES = ("memory", "file", "null")
+PUBLIC_TYPES = ("memory", "file", "rbd", "null")
 TEST_TYPES = ("faulty",)
 # Types that every host reaches; a pool of any other belongs to one host.
-SHARED_TYPES: tuple[str, ...] = ()
+SHARED_TYPES = ("rbd",)
 
 
 def open_pool(record: PoolRecord) -> Pool:
@@ -28,6 +37,11 @@ def open_pool(record: PoolRecord) -> Pool:
             return MemoryPool(record)
         case "file":
             return DevicePool(record) if _is_block_device(record.path) else FilePool(record)
+        case "rbd":
+            # Only here, so that nobody without such a pool waits for the import.
+            from ringstone.pools.rbd import RbdPool
+
+            return RbdPool(record)
         case "null":
             return NullPool(record)
         case "faulty":

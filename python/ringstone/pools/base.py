@@ -3,7 +3,7 @@ what is there."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from ringstone.errors import NoSpaceError
 from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
@@ -17,6 +17,15 @@ class Usage:
 
     total: int | None
     free: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`size`: the volume's when it was made, in bytes. `created_s`: seconds since 1970."""
+
+    name: str
+    size: int
+    created_s: int
 
 
 class Pool(Protocol):
@@ -84,6 +93,40 @@ class Pool(Protocol):
 
     def backend(self, volume: VolumeRecord) -> dict[str, JsonValue]:
         """The engine's description of the backing (ringstone._engine.Engine.open_volume)."""
+        ...
+
+
+@runtime_checkable
+class SnapshotPool(Protocol):
+    """What a pool offers beside, if its medium has snapshots. A snapshot holds every write that was acknowledged
+    before it; the volume may be attached but for revert()."""
+
+    def snapshots(self, volume: VolumeRecord) -> list[Snapshot]:
+        """Oldest first."""
+        ...
+
+    def create_snapshot(self, volume: VolumeRecord, name: str) -> None:
+        """ExistsError when the name is taken."""
+        ...
+
+    def remove_snapshot(self, volume: VolumeRecord, name: str) -> None:
+        """BusyError when it has clones, NotFoundError when there is none."""
+        ...
+
+    def revert(self, volume: VolumeRecord, name: str) -> None:
+        """Give the volume the snapshot's content; what was written since is gone."""
+        ...
+
+    def clone_backing(self, parent: VolumeRecord, snapshot: str, volume: VolumeRecord) -> None:
+        """Make the backing of `volume` of a snapshot; its blocks are there at once."""
+        ...
+
+    def flatten(self, volume: VolumeRecord) -> None:
+        """Copy what a clone still reads from its parent, so that it has none. InvalidError when it has none."""
+        ...
+
+    def parent(self, volume: VolumeRecord) -> str | None:
+        """`volume@snapshot` that a clone still reads from."""
         ...
 
 

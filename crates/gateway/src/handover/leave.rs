@@ -7,6 +7,8 @@ use std::sync::mpsc::{channel, Sender};
 use std::time::Duration;
 
 use ringstone_blockdev::Drive;
+use ringstone_rbd::Image;
+use ringstone_volume::Volume;
 use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
 
 use super::format::{
@@ -18,6 +20,7 @@ use crate::control::{Control, OpenVolume};
 use crate::descriptors;
 use crate::engine::Engine;
 use crate::error::EngineError;
+use crate::events::Level;
 use crate::frontend::Live;
 
 /// How long the new process may take to start: Python, reactors, and the first look at its state.
@@ -155,6 +158,13 @@ impl Engine {
     }
 }
 
+fn image_of(volume: &Volume) -> Option<&Image> {
+    match volume.drive() {
+        Drive::Rbd(image) => Some(image),
+        _ => None,
+    }
+}
+
 fn refuse(link: &mut Link, reason: &str) {
     let body = serde_json::to_vec(&Refused { reason: reason.into() }).unwrap_or_default();
     // Whoever is refused may have gone.
@@ -207,6 +217,7 @@ impl Control {
     pub fn thaw(&mut self) {
         self.frozen = false;
         self.quiet = None;
+        self.retake_images();
         let ids: Vec<u64> = self.attachments.keys().copied().collect();
         for id in ids {
             self.start_rings(id);
@@ -222,6 +233,17 @@ impl Control {
         }
     }
 
+    /// Locks that were let go for a handover that did not come about. A volume whose lock is gone is served no more.
+    fn retake_images(&mut self) {
+        for open in self.volumes.values().filter(|open| !open.volume.is_fenced()) {
+            let Some(image) = image_of(&open.volume) else { continue };
+            if let Err(error) = image.retake() {
+                open.volume.fence();
+                self.events.log(Level::Error, open.volume.name(), format!("it is not served any more: {error}"));
+            }
+        }
+    }
+
     fn save(
         &mut self,
         version: String,
@@ -229,6 +251,9 @@ impl Control {
         extras: &[(String, OwnedFd)],
     ) -> Result<(HandoverState, Descriptors), EngineError> {
         let mut fds = Descriptors::default();
+        for image in self.volumes.values().filter_map(|open| image_of(&open.volume)) {
+            image.let_go().map_err(failed)?;
+        }
         let mut volumes =
             self.volumes.values().map(|v| save_volume(v, &mut fds)).collect::<Result<Vec<_>, _>>()?;
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -276,6 +301,7 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
         drive: match drive {
             Drive::Mapped(_) => "mapped",
             Drive::File(_) => "file",
+            Drive::Rbd(_) => "rbd",
             Drive::Null => "null",
         }
         .into(),
