@@ -181,6 +181,10 @@ class RbdImages:
     ) -> None: ...
     def identity(self) -> str:
         """The cluster's id and the pool's number in it."""
+    def client(self) -> str:
+        """What the cluster calls this connection; a blocklist names it."""
+    def retire(self) -> None:
+        """Nobody new shares this connection: the cluster has shut it out."""
     def usage(self) -> tuple[int, int]:
         """Raw bytes of the cluster: total and free."""
     def create(self, image: str, size: int, *, order: int | None = None, data_pool: str = "") -> None: ...

@@ -22,6 +22,8 @@ _POOL = TypeAdapter(models.Pool)
 _POOLS = TypeAdapter(list[models.Pool])
 _VOLUME = TypeAdapter(models.Volume)
 _VOLUMES = TypeAdapter(list[models.Volume])
+_SNAPSHOT_OF = TypeAdapter(models.Snapshot)
+_SNAPSHOTS = TypeAdapter(list[models.Snapshot])
 _ATTACHMENT = TypeAdapter(models.Attachment)
 _ATTACHMENTS = TypeAdapter(list[models.Attachment])
 _REACTOR = TypeAdapter(models.Reactor)
@@ -92,6 +94,28 @@ class GatewayClient:
     def delete_volume(self, name: str) -> None:
         self._call(_NOTHING, "DELETE", f"/volumes/{_name(name)}")
 
+    # snapshots
+
+    def snapshots(self, volume: str) -> list[models.Snapshot]:
+        """Oldest first."""
+        return self._get(_SNAPSHOTS, f"/volumes/{_name(volume)}/snapshots")
+
+    def create_snapshot(self, volume: str, name: str) -> models.Snapshot:
+        return self._call(_SNAPSHOT_OF, "POST", f"/volumes/{_name(volume)}/snapshots", body={"name": name})
+
+    def delete_snapshot(self, volume: str, name: str) -> None:
+        self._call(_NOTHING, "DELETE", f"/volumes/{_name(volume)}/snapshots/{_name(name)}")
+
+    def revert(self, volume: str, snapshot: str) -> None:
+        self._call(_NOTHING, "POST", f"/volumes/{_name(volume)}/snapshots/{_name(snapshot)}/revert")
+
+    def clone_snapshot(self, volume: str, snapshot: str, new: str) -> models.Volume:
+        path = f"/volumes/{_name(volume)}/snapshots/{_name(snapshot)}/clone"
+        return self._call(_VOLUME, "POST", path, body={"name": new})
+
+    def flatten(self, volume: str) -> None:
+        self._call(_NOTHING, "POST", f"/volumes/{_name(volume)}/flatten")
+
     # attachments
 
     def attachments(self) -> list[models.Attachment]:
@@ -107,9 +131,18 @@ class GatewayClient:
         socket: str | None = None,
         queues: int | None = None,
         read_only: bool = False,
+        ha: bool = False,
+        take_over: bool = False,
     ) -> models.Attachment:
         """Defaults as models.AttachmentCreate."""
-        body = {"volume": volume, "socket": socket, "queues": queues, "read_only": read_only}
+        body = {
+            "volume": volume,
+            "socket": socket,
+            "queues": queues,
+            "read_only": read_only,
+            "ha": ha,
+            "take_over": take_over,
+        }
         return self._call(_ATTACHMENT, "POST", "/attachments", body=body)
 
     def detach(self, volume: str, *, force: bool = False) -> None:

@@ -102,14 +102,27 @@ class VolumeResize(_Request):
     size: Size
 
 
+class SnapshotCreate(_Request):
+    name: str
+
+
+class SnapshotClone(_Request):
+    """`name`: the new volume's."""
+
+    name: str
+
+
 class AttachmentCreate(_Request):
     """`socket`: an absolute path; the default is <run dir>/vhost/<volume>.sock. `queues`: the most that the
-    frontend may use; the default is one per reactor, at most 4."""
+    frontend may use; the default is one per reactor, at most 4. `ha`: another host may take the volume over when this
+    one is dead. `take_over`: also from a host that has it attached, which is shut out first."""
 
     volume: str
     socket: str | None = None
     queues: int | None = Field(default=None, ge=1, le=MAX_QUEUES)
     read_only: bool = False
+    ha: bool = False
+    take_over: bool = False
 
 
 class Sharing(_Request):
@@ -135,6 +148,9 @@ class Attachment(_Answer):
     frontend may connect, for a migration; `frontends` are connected."""
 
     volume: str
+    host: str = "localhost"
+    epoch: int = 0
+    ha: bool = False
     socket: str
     queues: int
     read_only: bool
@@ -169,6 +185,15 @@ class Volume(_Answer):
     allocated: int | None
     detail: str | None
     attachment: Attachment | None
+    created_at: datetime
+
+
+class Snapshot(_Answer):
+    """`size`: the volume's when it was made."""
+
+    volume: str
+    name: str
+    size: int
     created_at: datetime
 
 

@@ -57,6 +57,10 @@ class FakeEngine:
         if self._volumes.pop(name, None) is None:
             raise NotFoundError(f"The engine has no volume {name!r}.")
 
+    def fence_volume(self, name: str) -> None:
+        self._enter("fence_volume", name)
+        self._volumes[name] = replace(self._volumes[name], fenced=True)
+
     def resize_volume(self, name: str, size: int) -> None:
         self._enter("resize_volume", name)
         self._volumes[name] = replace(self._volumes[name], size=size)

@@ -48,6 +48,14 @@ impl RbdImages {
         self.run(py, Admin::identity)
     }
 
+    fn client(&self) -> String {
+        self.0.cluster().address().into()
+    }
+
+    fn retire(&self) {
+        self.0.cluster().retire();
+    }
+
     fn usage(&self, py: Python<'_>) -> PyResult<(u64, u64)> {
         self.run(py, |admin| admin.usage().map(|usage| (usage.total, usage.free)))
     }

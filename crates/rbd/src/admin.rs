@@ -125,6 +125,10 @@ impl Admin {
         Ok(Self { cluster, pool: pool.into(), namespace: namespace.into() })
     }
 
+    pub fn cluster(&self) -> &Arc<Cluster> {
+        &self.cluster
+    }
+
     fn space(&self) -> Result<Space, RbdError> {
         self.cluster.space(&self.pool, &self.namespace)
     }

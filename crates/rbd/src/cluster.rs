@@ -22,6 +22,7 @@ const SETTINGS: &[(&str, &str)] = &[
     ("rbd_blocklist_expire_seconds", "31536000"),
     // Seconds; the default of five minutes is longer than a person waits for an error.
     ("client_mount_timeout", "30"),
+    ("rados_mon_op_timeout", "30"),
     // Operations wait for OSDs that are away, without end: a guest gets its answer late, never an error.
     ("rados_osd_op_timeout", "0"),
 ];

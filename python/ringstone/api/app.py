@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from ringstone.api import attachments, gateway, pools, reactors, stats, volumes
+from ringstone.api import attachments, gateway, pools, reactors, snapshots, stats, volumes
 from ringstone.api.context import ApiContext
 from ringstone.errors import InvalidError, RingstoneError
 from ringstone.models import ErrorBody
@@ -37,7 +37,7 @@ def build_app(context: ApiContext) -> FastAPI:
         responses=_ERRORS,
     )
     app.state.context = context
-    nouns = (pools, volumes, attachments, reactors, stats, gateway)
+    nouns = (pools, volumes, snapshots, attachments, reactors, stats, gateway)
     for router in (noun.router for noun in nouns):
         app.include_router(router, prefix="/v1")
     app.add_exception_handler(RingstoneError, _known)

@@ -19,7 +19,14 @@ def list_attachments(service: ServiceDep) -> list[models.Attachment]:
 @router.post("", status_code=status.HTTP_201_CREATED)
 def attach_volume(body: models.AttachmentCreate, service: ServiceDep) -> models.Attachment:
     """Listen on the socket for a frontend. Comes back after a restart of the gateway or the host."""
-    record = service.attach(body.volume, socket=body.socket, queues=body.queues, read_only=body.read_only)
+    record = service.attach(
+        body.volume,
+        socket=body.socket,
+        queues=body.queues,
+        read_only=body.read_only,
+        ha=body.ha,
+        take_over=body.take_over,
+    )
     return attachment_views(service, [record])[0]
 
 

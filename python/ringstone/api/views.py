@@ -85,6 +85,9 @@ def _attachment_view(
 ) -> models.Attachment:
     base = models.Attachment(
         volume=record.volume,
+        host=record.host,
+        epoch=record.epoch,
+        ha=record.ha,
         socket=record.socket,
         queues=record.queues,
         read_only=record.read_only,

@@ -14,6 +14,7 @@ _COMMANDS: dict[str, tuple[str, str | None]] = {
     "gateway": ("gateway", None),
     "pool": ("pool", None),
     "volume": ("volume", None),
+    "snapshot": ("snapshot", None),
     "reactor": ("reactor", None),
     "vm": ("vm", None),
     "bench": ("bench", None),

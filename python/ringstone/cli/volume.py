@@ -183,13 +183,25 @@ def attach(
         ),
     ] = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="The guest may not write.")] = False,
+    ha: Annotated[
+        bool, typer.Option("--ha", help="Another host may take the volume over when this one is dead.")
+    ] = False,
+    take_over: Annotated[
+        bool,
+        typer.Option("--take-over", help="Also from a host that has it attached, which is shut out first."),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Serve a volume on a vhost-user socket, also after a restart, until it is detached."""
     cli = context_of(context, json_output)
     with cli.client() as client:
         attachment = client.attach(
-            name, socket=str(at.absolute()) if at else None, queues=queues, read_only=read_only
+            name,
+            socket=str(at.absolute()) if at else None,
+            queues=queues,
+            read_only=read_only,
+            ha=ha,
+            take_over=take_over,
         )
     if cli.json:
         print_json(attachment)

@@ -25,12 +25,12 @@ from ringstone.errors import (
     RingstoneError,
     error_of_os,
 )
-from ringstone.gateway import checks
+from ringstone.gateway import checks, ownership
 from ringstone.gateway.engine import EngineAttachment, EnginePort
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.undo import undoing
-from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, open_pool
+from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, SharedPool, open_pool
 from ringstone.pools.memory import default_path
 from ringstone.store import (
     LOCAL_HOST,
@@ -40,6 +40,7 @@ from ringstone.store import (
     VolumeRecord,
     VolumeState,
 )
+from ringstone.store.records import JsonValue
 from ringstone.units import format_size
 
 _MOST_DEFAULT_QUEUES = 4
@@ -75,7 +76,9 @@ class Service:
         self._pools = state_dir / "pools"
         self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
         self._types = PUBLIC_TYPES + TEST_TYPES if allow_test_pools else PUBLIC_TYPES
-        self._locks = NamedLocks()
+        self.locks = NamedLocks()
+        # Of the volumes that the engine serves, the epoch in which this host owns them.
+        self._epochs: dict[str, int] = {}
         # Attachments of the store that the engine does not serve, with the reason.
         self._failed_attachments: dict[str, str] = {}
         # Of them, those whose backing was in use.
@@ -93,7 +96,7 @@ class Service:
             raise InvalidError(
                 "Only memory pools can be on hugepages; leave hugepages out or make a memory pool."
             )
-        with self._locks.hold(f"pool {record.name}"):
+        with self.locks.hold(f"pool {record.name}"):
             record = self._placed(
                 replace(record, host=None if record.type in SHARED_TYPES else self.host), hugepages
             )
@@ -138,13 +141,13 @@ class Service:
         for other in self.store.pools():
             if other.host == pool.record.host and open_pool(other).identity() == identity:
                 raise ExistsError(
-                    f"{pool.record.path} already belongs to pool {other.name!r}; choose another path."
+                    f"{pool.record.path or 'That pool of Ceph'} already belongs to pool {other.name!r}; choose another."
                 )
 
     def delete_pool(self, name: str) -> None:
         """BusyError while it has volumes."""
-        with self._locks.hold(f"pool {name}"):
-            pool = self._pool(name)
+        with self.locks.hold(f"pool {name}"):
+            pool = self.reach(name)
             self.store.remove_pool(name)
             pool.discard()
             self.events.say("info", f"Deleted pool {name}.")
@@ -153,7 +156,7 @@ class Service:
         """Whether this host reaches the pool."""
         return record.host is None or record.host == self.host
 
-    def _pool(self, name: str) -> Pool:
+    def reach(self, name: str) -> Pool:
         """InvalidError for one of another host."""
         record = self.store.pool(name)
         if not self._reached(record):
@@ -167,8 +170,8 @@ class Service:
     def create_volume(self, name: str, pool_name: str, size: int | None, block_size: int) -> VolumeRecord:
         checks.check_name("volume", name)
         checks.check_block_size(block_size)
-        with self._locks.hold(f"volume {name}"):
-            pool = self._pool(pool_name)
+        with self.locks.hold(f"volume {name}"):
+            pool = self.reach(pool_name)
             pool.check()
             if size is None:
                 size = self._natural_size(pool, block_size)
@@ -198,7 +201,7 @@ class Service:
                 undo_later("making the volume", take_back)
                 pool.create_backing(volume)
                 made = True
-                self._open(volume, pool, read_only=False)
+                self._open(volume, pool.backend(volume), read_only=False)
                 self.engine.close_volume(name)
                 self.store.set_volume_state(name, VolumeState.READY)
             self.events.say("info", f"Made in pool {pool_name} with {format_size(size)}.", volume=name)
@@ -212,10 +215,10 @@ class Service:
             )
         return size // block_size * block_size
 
-    def _open(self, volume: VolumeRecord, pool: Pool, *, read_only: bool) -> None:
+    def _open(self, volume: VolumeRecord, backend: dict[str, JsonValue], *, read_only: bool) -> None:
         self.engine.open_volume(
             volume.name,
-            pool.backend(volume),
+            backend,
             size=volume.size,
             block_size=volume.block_size,
             read_only=read_only,
@@ -229,11 +232,11 @@ class Service:
 
     def resize_volume(self, name: str, size: int) -> VolumeRecord:
         """Grow a volume, attached or not; a running guest is told."""
-        with self._locks.hold(f"volume {name}"):
-            volume = self._usable(name)
+        with self.locks.hold(f"volume {name}"):
+            volume = self.usable(name)
             checks.check_size(size, volume.block_size)
             checks.check_growth(name, volume.size, size)
-            pool = self._pool(volume.pool)
+            pool = self.reach(volume.pool)
             pool.check_backing(volume)
 
             def grow() -> None:
@@ -253,9 +256,9 @@ class Service:
     def delete_volume(self, name: str) -> None:
         """BusyError while attached. After a failure the volume stays in state `deleting`, and may be deleted
         again."""
-        with self._locks.hold(f"volume {name}"):
+        with self.locks.hold(f"volume {name}"):
             volume = self.store.volume(name)
-            pool = self._pool(volume.pool)
+            pool = self.reach(volume.pool)
 
             def mark() -> None:
                 if self.store.attachment(name) is not None:
@@ -269,7 +272,7 @@ class Service:
             self.store.remove_volume(name)
             self.events.say("info", "Deleted.", volume=name)
 
-    def _usable(self, name: str) -> VolumeRecord:
+    def usable(self, name: str) -> VolumeRecord:
         volume = self.store.volume(name)
         if volume.state is VolumeState.DELETING:
             raise BusyError(f"Volume {name!r} is half deleted; run `ringstone volume delete {name}` again.")
@@ -283,7 +286,8 @@ class Service:
             return None
         try:
             record = self.store.pool(volume.pool)
-            if self._reached(record):
+            # What is in a cluster is not asked for at every look: it takes long, and for ever when OSDs are away.
+            if record.host == self.host:
                 open_pool(record).check_backing(volume)
         except RingstoneError as error:
             return error.message
@@ -292,35 +296,48 @@ class Service:
     # attachments
 
     def attach(
-        self, name: str, *, socket: str | None = None, queues: int | None = None, read_only: bool = False
+        self,
+        name: str,
+        *,
+        socket: str | None = None,
+        queues: int | None = None,
+        read_only: bool = False,
+        ha: bool = False,
+        take_over: bool = False,
     ) -> AttachmentRecord:
-        """Serve a volume at `socket`. An attachment that failed earlier is replaced."""
+        """Serve a volume at `socket`. An attachment that failed earlier is replaced. With `take_over`, also one of
+        another host, which is shut out first. `ha`: another host may take it over when this one is dead."""
         path = Path(socket) if socket is not None else self._sockets / f"{name}.sock"
         checks.check_name("volume", name)
         checks.check_socket(path)
-        with self._locks.hold(f"volume {name}"):
-            volume = self._usable(name)
-            self._pool(volume.pool)
+        with self.locks.hold(f"volume {name}"):
+            volume = self.usable(name)
+            self.reach(volume.pool)
             record = AttachmentRecord(
-                name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host
+                name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host, ha=ha
             )
             with undoing(self.events, volume=name) as undo_later:
-                record, take_back = self._record_attachment(record)
+                record, take_back = self._record_attachment(record, take_over=take_over)
                 undo_later("the attachment's row", take_back)
                 self._serve(volume, record)
             self.events.say("info", f"Attached at {record.socket}.", volume=name)
             return record
 
-    def _record_attachment(self, record: AttachmentRecord) -> tuple[AttachmentRecord, Callable[[], None]]:
+    def _record_attachment(
+        self, record: AttachmentRecord, *, take_over: bool
+    ) -> tuple[AttachmentRecord, Callable[[], None]]:
         """Claim the volume, or change its attachment here where that failed earlier: that owner goes on. Returns the
         record with its epoch, and what takes it back."""
         name = record.volume
         reason = self._failed_attachments.get(name)
 
         def write() -> tuple[AttachmentRecord, AttachmentRecord | None]:
-            failed = self.store.attachment(name) if reason is not None else None
+            held = self.store.attachment(name)
+            failed = held if reason is not None else None
             if failed is None or failed.host != self.host:
-                return self.store.claim(record).attachment, None
+                taken = take_over and held is not None and held.host != self.host
+                client = ownership.successor_of(held) if taken and held is not None else {}
+                return self.store.claim(replace(record, client=client), take_over=taken).attachment, None
             changed = replace(record, epoch=failed.epoch, client=failed.client)
             self.store.set_attachment(changed)
             return changed, failed
@@ -339,7 +356,7 @@ class Service:
 
     def _serve(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
         """Open the volume in the engine and listen; all or nothing."""
-        pool = self._pool(volume.pool)
+        pool = self.reach(volume.pool)
         pool.check_backing(volume)
         path = Path(record.socket)
         if path.parent == self._sockets:
@@ -348,10 +365,19 @@ class Service:
             raise InvalidError(
                 f"The directory of the socket {path} does not exist; create it or choose another."
             )
-        self._open(volume, pool, read_only=record.read_only)
+        owned = isinstance(pool, SharedPool) and not record.read_only
+        backend = (
+            ownership.owned_backend(self.store, pool, volume, record)
+            if isinstance(pool, SharedPool) and owned
+            else pool.backend(volume)
+        )
+        self._open(volume, backend, read_only=record.read_only)
         with undoing(self.events, volume=volume.name) as undo_later:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
+            if isinstance(pool, SharedPool) and owned:
+                ownership.note_owner(self.store, pool, record)
             self.engine.attach(volume.name, record.socket, queues=record.queues)
+            self._epochs[volume.name] = record.epoch
 
     def _make_socket_directory(self) -> None:
         try:
@@ -361,7 +387,7 @@ class Service:
 
     def detach(self, name: str, *, force: bool = False) -> None:
         """BusyError while a frontend is connected, unless `force`."""
-        with self._locks.hold(f"volume {name}"):
+        with self.locks.hold(f"volume {name}"):
             self.store.volume(name)
             record = self.store.attachment(name)
             if record is None:
@@ -371,17 +397,42 @@ class Service:
                     f"Volume {name!r} is attached on host {record.host!r} and this is {self.host!r}; detach it on that "
                     "host."
                 )
-            if self._served(name):
-                self.engine.detach(name, force=force)
+            epoch = self._epochs.pop(name, None)
+            try:
+                if self._served(name):
+                    self.engine.detach(name, force=force)
+            except RingstoneError:
+                if epoch is not None:
+                    self._epochs[name] = epoch
+                raise
             self._close(name)
             self.store.remove_attachment(name, record.epoch)
             self._failed_attachments.pop(name, None)
             self.events.say("info", "Detached.", volume=name)
 
+    def give_up(self, name: str, record: AttachmentRecord | None) -> None:
+        """The attachment of a volume is `record` now. If that is not ours any more, its I/O stops at once, before
+        anything that might wait, and then everything of it is let go of."""
+        epoch = self._epochs.get(name)
+        if epoch is None or (record is not None and (record.host, record.epoch) == (self.host, epoch)):
+            return
+        owner = f"host {record.host!r} owns it since epoch {record.epoch}" if record else "nobody owns it"
+        self.engine.fence_volume(name)
+        self.events.say(
+            "error", f"It is not served here any more: {owner}, and this host had epoch {epoch}.", volume=name
+        )
+        with self.locks.hold(f"volume {name}"):
+            if self._epochs.get(name) != epoch:
+                return
+            del self._epochs[name]
+            if self._served(name):
+                self.engine.detach(name, force=True)
+            self._close(name)
+
     def share(self, name: str, shared: bool) -> AttachmentRecord:
         """Let a second frontend connect beside the first, for a live migration, or end that; it does not outlive
         the gateway. BusyError when it is to end while two are connected."""
-        with self._locks.hold(f"volume {name}"):
+        with self.locks.hold(f"volume {name}"):
             self.store.volume(name)
             record = self.store.attachment(name)
             if record is None:
@@ -414,19 +465,19 @@ class Service:
 
     def add_reactor(self, core: int) -> None:
         """Until the gateway ends; its configuration says what it starts with."""
-        with self._locks.hold("reactors"):
+        with self.locks.hold("reactors"):
             self.engine.add_reactor(core)
             self.events.say("info", f"Added a reactor on CPU {core}.")
 
     def remove_reactor(self, core: int) -> None:
         """Its queues move to the others first. BusyError for the last one."""
-        with self._locks.hold("reactors"):
+        with self.locks.hold("reactors"):
             self.engine.remove_reactor(core)
             self.events.say("info", f"Removed the reactor on CPU {core}.")
 
     def move_queue(self, name: str, queue: int, core: int) -> None:
         """It arrives when its requests in flight are done."""
-        with self._locks.hold(f"volume {name}"):
+        with self.locks.hold(f"volume {name}"):
             self.store.volume(name)
             self.engine.move_queue(name, queue, core)
 
@@ -434,7 +485,7 @@ class Service:
 
     def frozen(self) -> AbstractContextManager[None]:
         """Nothing of this is changed inside; whoever tries gets a BusyError."""
-        return self._locks.frozen("The gateway is being upgraded; try again in a moment.")
+        return self.locks.frozen("The gateway is being upgraded; try again in a moment.")
 
     def adopt(self) -> None:
         """After a takeover the engine serves already: what it does not, though the store wants it, is tried
@@ -444,6 +495,11 @@ class Service:
         for record in self._own_attachments():
             if record.volume not in served:
                 self._restore_attachment(volumes[record.volume], record)
+                continue
+            self._epochs[record.volume] = record.epoch
+            pool = self.reach(volumes[record.volume].pool)
+            if isinstance(pool, SharedPool) and not record.read_only:
+                ownership.note_owner(self.store, pool, record)
 
     # start
 
@@ -498,7 +554,7 @@ class Service:
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
     def _retry(self, name: str, record: AttachmentRecord, begun: float, *, last: bool) -> None:
-        with self._locks.hold(f"volume {name}"):
+        with self.locks.hold(f"volume {name}"):
             if name not in self._failed_attachments or self.store.attachment(name) != record:
                 # A person has attached it anew or detached it meanwhile.
                 self._waiting.pop(name, None)

@@ -4,7 +4,7 @@ import os
 import stat
 
 from ringstone.errors import InvalidError
-from ringstone.pools.base import Pool, Snapshot, SnapshotPool, Usage
+from ringstone.pools.base import Pool, SharedPool, Snapshot, SnapshotPool, Usage
 from ringstone.pools.device import DevicePool
 from ringstone.pools.faulty import FaultyPool
 from ringstone.pools.file import FilePool
@@ -17,6 +17,7 @@ __all__ = [
     "SHARED_TYPES",
     "TEST_TYPES",
     "Pool",
+    "SharedPool",
     "Snapshot",
     "SnapshotPool",
     "Usage",

@@ -97,6 +97,27 @@ class Pool(Protocol):
 
 
 @runtime_checkable
+class SharedPool(Protocol):
+    """What a pool offers beside, if several hosts reach it: a volume of it has one owner at a time, and whoever was it
+    before is shut out by the storage itself."""
+
+    def client(self) -> str:
+        """What the storage calls this process."""
+        ...
+
+    def owners(self, volume: VolumeRecord) -> tuple[str, ...]:
+        """The clients that may write the volume now."""
+        ...
+
+    def owned_backend(
+        self, volume: VolumeRecord, *, epoch: int, predecessors: Sequence[str]
+    ) -> dict[str, JsonValue]:
+        """As backend(), for the owner: opening it shuts every predecessor out, and fails with FencedError when the
+        storage has seen a later epoch."""
+        ...
+
+
+@runtime_checkable
 class SnapshotPool(Protocol):
     """What a pool offers beside, if its medium has snapshots. A snapshot holds every write that was acknowledged
     before it; the volume may be attached but for revert()."""

@@ -42,6 +42,11 @@ class Images:
         with _translated():
             return self._images.identity()
 
+    def client(self) -> str:
+        """What the cluster calls this connection; a blocklist names it."""
+        with _translated():
+            return self._images.client()
+
     def usage(self) -> tuple[int, int]:
         """Raw bytes of the cluster: total and free."""
         with _translated():

@@ -18,9 +18,9 @@ _SMALLEST_ORDER, _LARGEST_ORDER = 12, 25
 
 
 class RbdPool:
-    """Implements ringstone.pools.Pool and SnapshotPool. Options: `ceph_pool` (default: the pool's name), `namespace`,
-    `conf`, `user`, `keyring`, `order` (log2 of the objects' size), `data_pool` (for data, such as an erasure-coded
-    one)."""
+    """Implements ringstone.pools.Pool, SharedPool and SnapshotPool. Options: `ceph_pool` (by default the pool's name),
+    `namespace`, `conf`, `user`, `keyring`, `order` (log2 of the objects' size), `data_pool` (for the data, such as an
+    erasure-coded one)."""
 
     def __init__(self, record: PoolRecord) -> None:
         self.record = record
@@ -38,8 +38,15 @@ class RbdPool:
                 f"{_LARGEST_ORDER} (32 MiB)."
             )
         self._order = order
+        self._opened: Images | None = None
 
     def _images(self) -> Images:
+        # Kept as long as the pool, so that what client() tells stays true until the volume is open.
+        if self._opened is None:
+            self._opened = self._connect()
+        return self._opened
+
+    def _connect(self) -> Images:
         return Images(
             conf=self._conf,
             user=self._user,
@@ -117,6 +124,19 @@ class RbdPool:
             "namespace": self._namespace,
             "image": volume.name,
         }
+
+    # ownership
+
+    def client(self) -> str:
+        return self._images().client()
+
+    def owners(self, volume: VolumeRecord) -> tuple[str, ...]:
+        return self._images().info(volume.name).owners
+
+    def owned_backend(
+        self, volume: VolumeRecord, *, epoch: int, predecessors: Sequence[str]
+    ) -> dict[str, JsonValue]:
+        return {**self.backend(volume), "epoch": epoch, "predecessors": list(predecessors)}
 
     # snapshots
 

@@ -1,0 +1,55 @@
+"""/v1/volumes/VOLUME/snapshots, and what is made of them"""
+
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, status
+
+from ringstone import models
+from ringstone.api.context import ServiceDep
+from ringstone.api.views import volume_views
+from ringstone.gateway.snapshots import Snapshots
+from ringstone.pools import Snapshot
+
+router = APIRouter(prefix="/volumes/{volume}", tags=["snapshots"])
+
+
+def _view(volume: str, snapshot: Snapshot) -> models.Snapshot:
+    created = datetime.fromtimestamp(snapshot.created_s, UTC)
+    return models.Snapshot(volume=volume, name=snapshot.name, size=snapshot.size, created_at=created)
+
+
+@router.get("/snapshots")
+def list_snapshots(volume: str, service: ServiceDep) -> list[models.Snapshot]:
+    """Oldest first."""
+    return [_view(volume, snapshot) for snapshot in Snapshots(service).list(volume)]
+
+
+@router.post("/snapshots", status_code=status.HTTP_201_CREATED)
+def create_snapshot(volume: str, body: models.SnapshotCreate, service: ServiceDep) -> models.Snapshot:
+    """Holds every write that was acknowledged before; the volume may be attached."""
+    return _view(volume, Snapshots(service).create(volume, body.name))
+
+
+@router.delete("/snapshots/{name}", status_code=status.HTTP_204_NO_CONTENT)
+def delete_snapshot(volume: str, name: str, service: ServiceDep) -> None:
+    """Busy while it has clones."""
+    Snapshots(service).delete(volume, name)
+
+
+@router.post("/snapshots/{name}/revert", status_code=status.HTTP_204_NO_CONTENT)
+def revert_volume(volume: str, name: str, service: ServiceDep) -> None:
+    """Give the volume the snapshot's content; it must not be attached. What was written since is gone."""
+    Snapshots(service).revert(volume, name)
+
+
+@router.post("/snapshots/{name}/clone", status_code=status.HTTP_201_CREATED)
+def clone_snapshot(volume: str, name: str, body: models.SnapshotClone, service: ServiceDep) -> models.Volume:
+    """Make a volume of it, in the same pool."""
+    record = Snapshots(service).clone(volume, name, body.name)
+    return volume_views(service, [record])[0]
+
+
+@router.post("/flatten", status_code=status.HTTP_204_NO_CONTENT)
+def flatten_volume(volume: str, service: ServiceDep) -> None:
+    """Copy what a clone still reads from its parent, so that it stands alone."""
+    Snapshots(service).flatten(volume)

@@ -1,0 +1,109 @@
+"""`ringstone snapshot`"""
+
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from ringstone.cli.context import JsonOption, VolumeName, add_row, context_of, print_json, print_table
+from ringstone.units import format_size
+
+app = typer.Typer(
+    help="Snapshots of volumes in pools that have them (rbd), and clones of those.", no_args_is_help=True
+)
+
+SnapshotName = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name.")]
+
+
+@app.command("create")
+def create(
+    context: typer.Context, volume: VolumeName, name: SnapshotName, json_output: JsonOption = False
+) -> None:
+    """Make a snapshot; a running guest may write on."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        snapshot = client.create_snapshot(volume, name)
+    if cli.json:
+        print_json(snapshot)
+    else:
+        print(f"Made snapshot {name} of volume {volume}.")
+
+
+@app.command("list")
+def list_(context: typer.Context, volume: VolumeName, json_output: JsonOption = False) -> None:
+    """List a volume's snapshots, oldest first."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        snapshots = client.snapshots(volume)
+    if cli.json:
+        print_json(snapshots)
+        return
+    table = Table("snapshot", box=None, header_style="bold")
+    table.add_column("size", justify="right")
+    table.add_column("made")
+    for snapshot in snapshots:
+        add_row(
+            table,
+            snapshot.name,
+            format_size(snapshot.size),
+            snapshot.created_at.isoformat(timespec="seconds"),
+        )
+    print_table(table)
+
+
+@app.command("delete")
+def delete(
+    context: typer.Context, volume: VolumeName, name: SnapshotName, json_output: JsonOption = False
+) -> None:
+    """Delete a snapshot that has no clones."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        client.delete_snapshot(volume, name)
+    if cli.json:
+        print_json({"deleted": f"{volume}@{name}"})
+    else:
+        print(f"Deleted snapshot {name} of volume {volume}.")
+
+
+@app.command("revert")
+def revert(
+    context: typer.Context, volume: VolumeName, name: SnapshotName, json_output: JsonOption = False
+) -> None:
+    """Give a detached volume the snapshot's content. What was written since is gone for good."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        client.revert(volume, name)
+    if cli.json:
+        print_json({"volume": volume, "reverted_to": name})
+    else:
+        print(f"Volume {volume} has the content of snapshot {name}.")
+
+
+@app.command("clone")
+def clone(
+    context: typer.Context,
+    volume: VolumeName,
+    name: SnapshotName,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="A name for the new volume.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Make a volume of a snapshot. It is there at once and shares blocks with it until they are written."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        made = client.clone_snapshot(volume, name, new)
+    if cli.json:
+        print_json(made)
+    else:
+        print(f"Made volume {made.name}, {format_size(made.size)}, of {volume}@{name}.")
+
+
+@app.command("flatten")
+def flatten(context: typer.Context, volume: VolumeName, json_output: JsonOption = False) -> None:
+    """Copy what a clone still shares with its parent, so that it stands alone."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        client.flatten(volume)
+    if cli.json:
+        print_json({"flattened": volume})
+    else:
+        print(f"Volume {volume} has no parent any more.")
