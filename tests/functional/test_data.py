@@ -1,33 +1,14 @@
 """Data through a real gateway, checked by a client that shares no code with it."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
-from ringstone.bench.process import run_job
 from ringstone.models import Faults, PoolCreate
 from tests.framework.gateway import GatewayProcess
+from tests.framework.load import script, verify
 
 MIB = 1 << 20
-
-
-def verify(socket: str, *, queues: int = 1, operations: int = 2_000, **more: Any) -> dict[str, Any]:
-    """Writes, reads, discards, zeroes and flushes at random, each answer held against a model of the volume."""
-    job = {"mode": "verify", "socket": socket, "operations": operations, "queues": queues, **more}
-    report: dict[str, Any] = run_job("load", job)
-    return report
-
-
-@pytest.mark.parametrize("kind", ["memory", "file"])
-@pytest.mark.parametrize(("queues", "block_size"), [(1, 512), (4, 4096)])
-def test_what_was_written_is_what_is_read(
-    gateway: GatewayProcess, kind: str, queues: int, block_size: int
-) -> None:
-    volume = gateway.serve("disk", kind=kind, queues=queues, block_size=block_size)
-    report = verify(volume.socket, queues=queues, depth=8)
-    assert report["passed"], report["findings"]
-    assert report["blocks_checked"] > 0
 
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
@@ -40,13 +21,6 @@ def test_content_stays_over_a_restart_of_the_gateway(gateway: GatewayProcess, ki
     after = script(volume.socket, [read])
     assert after[-1]["crc32"] == before[-1]["crc32"]
     assert not after[-1]["zero"]
-
-
-def script(socket: str, operations: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    report = run_job("load", {"mode": "script", "socket": socket, "operations": operations})
-    results: list[dict[str, Any]] = report["results"]
-    assert all(one["status"] == "ok" for one in results), results
-    return results
 
 
 @pytest.mark.parametrize("fault", ["lost_per_million", "torn_per_million", "error_per_million"])

@@ -117,6 +117,10 @@ impl Image {
         if -code == libc::ENOENT {
             return Ok(Vec::new());
         }
+        if -code == libc::EBUSY {
+            // Locked by hand, which is not librbd's to tell more about.
+            return Err(RbdError::Locked { image: self.name.clone(), owner: "see `rbd lock ls`".into() });
+        }
         check(code, || format!("asking who has the lock of image {}", self.name))?;
         let count = count.min(found.len());
         // SAFETY: the library wrote `count` strings, which are given back once.
