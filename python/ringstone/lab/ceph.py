@@ -10,7 +10,6 @@ import os
 import select
 import shutil
 import subprocess
-import tempfile
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -21,7 +20,8 @@ from typing import Any, Self
 
 from ringstone.errors import RingstoneError
 from ringstone.lab import ceph_commands
-from ringstone.lab.ceph_conf import RBD_CAPS, CephSettings, configuration, first_keys, keyring_text
+from ringstone.lab.ceph_conf import RBD_CAPS, CephSettings, Key, configuration, first_keys, keyring_text
+from ringstone.lab.folders import make_folder
 from ringstone.lab.process import Daemon, LabError, free_ports, log_tail, need, run
 
 POOL = "rbd"
@@ -35,6 +35,8 @@ _START_SECONDS = 180.0
 _COMMAND_SECONDS = 30.0
 _EVENT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
+# Another cluster's variables would lead our processes there.
+_NO_OTHER: Mapping[str, str] = {"CEPH_ARGS": "", "CEPH_CONF": ""}
 _FULL_RATIOS = (("nearfull", 0.85), ("backfillfull", 0.9), ("full", 0.95))
 
 
@@ -58,10 +60,20 @@ class CephCluster:
     ) -> None:
         self.settings = settings or CephSettings()
         self.address = address
-        self._parent = folder
+        self.fsid = str(uuid.uuid4())
+        self._wanted = folder
+        self._folder: Path | None = None
+        self._daemons: dict[str, Daemon] = {}
         self._commands: _Commands | None = None
 
     # Where things are.
+
+    @property
+    def folder(self) -> Path:
+        """All that the cluster has written. LabError when it is not running."""
+        if self._folder is None:
+            raise LabError("The Ceph cluster does not run. Start it first.")
+        return self._folder
 
     @property
     def conf_path(self) -> Path:
@@ -76,9 +88,13 @@ class CephCluster:
         """What leads `rbd`, `ceph` and librados to this cluster, as that client."""
         return {"CEPH_CONF": str(self.conf_path), "CEPH_ARGS": f"--name client.{client}"}
 
+    def daemon(self, name: str) -> Daemon:
+        """The process "mon.a", "mgr.a" or "osd.N", whether it runs or not."""
+        return self._daemons[name]
+
     def daemons(self) -> list[Daemon]:
-        """All that were made, whether they run or not."""
-        return [self.mon, self.mgr, *self.osds]
+        """All of them."""
+        return list(self._daemons.values())
 
     # From nothing to a pool that takes images.
 
@@ -98,37 +114,33 @@ class CephCluster:
         return self
 
     def _make_folder(self) -> None:
-        if self._parent is not None:
-            self._parent.mkdir(parents=True)
-            self.folder = self._parent
-        else:
-            self.folder = Path(tempfile.mkdtemp(prefix="ringstone-ceph-", dir=_roomy(self.settings)))
-        for name in ("keyrings", "run", "crash", "logs"):
+        if self._wanted is not None:
+            self._wanted.mkdir(parents=True)
+        self._folder = self._wanted or make_folder("ceph")
+        for name in ("keyrings", "run", "crash", "logs", "modules"):
             (self.folder / name).mkdir()
-        self.fsid = str(uuid.uuid4())
         self._ports = free_ports(self.address, 2)
         self.conf_path.write_text(
             configuration(self.folder, self.fsid, self.address, self._ports, self.settings)
         )
         keys = first_keys(self.settings.osds)
         for name, key in keys.items():
-            path = self.folder / "keyrings" / f"{name}.keyring"
-            path.touch(0o600)
-            path.write_text(keyring_text({name: key}))
-        (self.folder / "first.keyring").touch(0o600)
-        (self.folder / "first.keyring").write_text(keyring_text(keys))
-        self.mon = self._daemon("mon", "a")
-        self.mgr = self._daemon("mgr", "a")
-        self.osds = [self._daemon("osd", str(number)) for number in range(self.settings.osds)]
+            _write_keyring(self.folder / "keyrings" / f"{name}.keyring", {name: key})
+        _write_keyring(self.folder / "first.keyring", keys)
+        numbers = [str(number) for number in range(self.settings.osds)]
+        for kind, names in (("mon", ["a"]), ("mgr", ["a"]), ("osd", numbers)):
+            for name in names:
+                self._daemons[f"{kind}.{name}"] = self._make_daemon(kind, name)
 
-    def _daemon(self, kind: str, name: str) -> Daemon:
+    def _make_daemon(self, kind: str, name: str) -> Daemon:
         (self.folder / f"{kind}.{name}").mkdir()
         command = [f"ceph-{kind}", "-f", "-i", name, "-c", str(self.conf_path)]
-        package = _PACKAGES[f"ceph-{kind}"]
-        # Another cluster's variables would lead our daemons there.
-        empty = {"CEPH_ARGS": "", "CEPH_CONF": ""}
         return Daemon(
-            f"{kind}.{name}", command, logs=self.folder / "logs", environment=empty, package=package
+            f"{kind}.{name}",
+            command,
+            logs=self.folder / "logs",
+            environment=_NO_OTHER,
+            package=f"ceph-{kind}",
         )
 
     def _make_stores(self) -> None:
@@ -140,7 +152,7 @@ class CephCluster:
         conf = ["-c", str(self.conf_path), "--mkfs"]
         keyring = str(self.folder / "first.keyring")
         commands = [["ceph-mon", *conf, "-i", "a", "--monmap", str(monmap), "--keyring", keyring]]
-        self._uuids = [str(uuid.uuid4()) for _ in self.osds]
+        self._uuids = [str(uuid.uuid4()) for _ in range(self.settings.osds)]
         commands += [
             ["ceph-osd", *conf, "-i", str(number), "--osd-uuid", own, "--no-mon-config"]
             for number, own in enumerate(self._uuids)
@@ -149,13 +161,13 @@ class CephCluster:
             list(threads.map(lambda command: run(command, timeout_s=_START_SECONDS), commands))
 
     def _start_daemons(self) -> None:
-        self.mon.start()
-        self.mgr.start()
+        self.daemon("mon.a").start()
+        self.daemon("mgr.a").start()
         self._commands = _Commands(self)
         for number, own in enumerate(self._uuids):
             self._mon("osd new", uuid=own, id=number, timeout_s=_START_SECONDS)
-        for osd in self.osds:
-            osd.start()
+        for number in range(self.settings.osds):
+            self.daemon(f"osd.{number}").start()
         # The modules that are not loaded, to save their time, are always on to Ceph.
         self.command("health mute", code="MGR_MODULE_ERROR", sticky=True)
         # A client that finds none up looks again only after five seconds.
@@ -166,13 +178,12 @@ class CephCluster:
         if self._commands is not None:
             self._commands.close()
             self._commands = None
-        if not hasattr(self, "folder"):
-            return
-        for daemon in getattr(self, "osds", []) + [
-            getattr(self, name) for name in ("mgr", "mon") if hasattr(self, name)
-        ]:
+        for daemon in reversed(self._daemons.values()):
             daemon.kill()
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._daemons.clear()
+        if self._folder is not None:
+            folder, self._folder = self._folder, None
+            shutil.rmtree(folder)
 
     # Asking.
 
@@ -245,6 +256,16 @@ class CephCluster:
             and clean == groups["num_pgs"]
             and groups["num_pools"] == len(self.command("osd pool ls"))
             and bool(status["mgrmap"]["available"])
+            and self._peered()
+        )
+
+    def _peered(self) -> bool:
+        """Whether what is known of each placement group is from after its OSDs' last start: reports come late, and
+        one from before says that all is well."""
+        since = {osd["osd"]: osd["up_from"] for osd in self.command("osd dump")["osds"]}
+        groups = self.command("pg dump", target="mgr", dumpcontents=["pgs"])["pg_stats"]
+        return all(
+            int(group["reported_epoch"]) >= max(since[osd] for osd in group["acting"]) for group in groups
         )
 
     def _all_up(self, status: Any) -> bool:
@@ -295,8 +316,7 @@ class CephCluster:
         flat = [part for pair in caps.items() for part in pair]
         said = self._mon("auth get-or-create", entity=f"client.{name}", caps=flat)
         path = self.keyring_path(name)
-        path.touch(0o600)
-        path.write_text(keyring_text({f"client.{name}": (said[0]["key"], {})}))
+        _write_keyring(path, {f"client.{name}": (said[0]["key"], {})})
         return path
 
     def set_quota(self, pool: str, max_bytes: int) -> None:
@@ -326,38 +346,38 @@ class CephCluster:
 
     def kill_osd(self, number: int) -> None:
         """SIGKILL."""
-        self.osds[number].kill()
+        self.daemon(f"osd.{number}").kill()
 
     def start_osd(self, number: int) -> None:
         """Start one that was killed, and wait until it is up."""
-        self.osds[number].start()
+        self.daemon(f"osd.{number}").start()
         self.wait_osd_up(number)
 
     def pause_osd(self, number: int) -> None:
         """SIGSTOP: it holds its connections and does not answer."""
-        self.osds[number].pause()
+        self.daemon(f"osd.{number}").pause()
 
     def resume_osd(self, number: int) -> None:
         """SIGCONT."""
-        self.osds[number].resume()
+        self.daemon(f"osd.{number}").resume()
 
     def kill_mon(self) -> None:
         """SIGKILL. There is no other monitor: OSDs go on with what they know, commands wait."""
-        self.mon.kill()
+        self.daemon("mon.a").kill()
 
     def start_mon(self) -> None:
         """Start it again, and wait until it answers."""
-        self.mon.start()
+        self.daemon("mon.a").start()
         self.wait_for("monitor", lambda _: True, timeout_s=_EVENT_SECONDS)
 
     def kill_mgr(self) -> None:
         """SIGKILL. I/O goes on; the state of placement groups is not reported."""
-        self.mgr.kill()
+        self.daemon("mgr.a").kill()
 
     def start_mgr(self) -> None:
         """Start it again, and wait until the monitor knows that it is a new one."""
         former = self.command("mgr dump")["active_gid"]
-        self.mgr.start()
+        self.daemon("mgr.a").start()
         self.wait_for(
             "manager",
             lambda dump: bool(dump["available"]) and dump["active_gid"] != former,
@@ -419,7 +439,7 @@ class _Commands:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | {"CEPH_ARGS": "", "CEPH_CONF": ""},
+                env={**os.environ, **_NO_OTHER},
                 start_new_session=True,
             )
         return self._child
@@ -432,8 +452,6 @@ class _Commands:
             child.communicate()
 
 
-def _roomy(settings: CephSettings) -> str:
-    """Where a cluster's files go: memory if what tests write (a small part of it all) has room there."""
-    if Path("/dev/shm").is_dir() and shutil.disk_usage("/dev/shm").free > settings.osds * (2 << 30):
-        return "/dev/shm"
-    return os.environ.get("TMPDIR", "/var/tmp")
+def _write_keyring(path: Path, keys: Mapping[str, Key]) -> None:
+    path.touch(0o600)
+    path.write_text(keyring_text(keys))

@@ -68,7 +68,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env=os.environ | self._environment | (environment or {}),
+                env={**os.environ, **self._environment, **(environment or {})},
                 start_new_session=True,  # Ctrl-C is for the parent, which ends what it started in its own order
             )
 
@@ -140,8 +140,8 @@ class Notifications:
         pidfd = os.pidfd_open(daemon.pid)
         try:
             while (rest := deadline - time.monotonic()) > 0:
-                ready, _, _ = select.select([self._socket, pidfd], [], [], rest)
-                if self._socket in ready:
+                ready, _, _ = select.select([self._socket.fileno(), pidfd], [], [], rest)
+                if self._socket.fileno() in ready:
                     if b"READY=1" in self._socket.recv(4096).splitlines():
                         return
                 elif ready:
