@@ -2,9 +2,6 @@
 
 import signal
 import sys
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
@@ -12,11 +9,11 @@ from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from ringstone.cli.context import JsonOption, context_of, print_json, print_table, size_argument
+from ringstone.cli.progress import RichProgress
 from ringstone.errors import error_of_os
 from ringstone.units import format_latency, format_rate
 
@@ -36,29 +33,6 @@ class AccelChoice(StrEnum):
     AUTO = "auto"
     KVM = "kvm"
     TCG = "tcg"
-
-
-class _Step:
-    def __init__(self) -> None:
-        self.detail = ""
-
-
-class _RichProgress:
-    """One line per finished step, a spinner for the running one; on standard error, so that --json stays
-    clean."""
-
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
-
-    @contextmanager
-    def step(self, title: str) -> Iterator[_Step]:
-        step = _Step()
-        began = time.monotonic()
-        with self._console.status(escape(title)):
-            yield step
-        took = f"{time.monotonic() - began:.1f} s"
-        line = f"[green]✓[/green] {escape(title)} [dim]{escape(f'({took})')} {escape(step.detail)}[/dim]"
-        self._console.print(line, soft_wrap=True)
 
 
 def demo(
@@ -93,7 +67,7 @@ def demo(
     as_json = context_of(context, json_output).json
     options = DemoOptions(pool=pool.value, size=size, seconds=seconds, accelerator=accel.value, keep=keep)
     signal.signal(signal.SIGTERM, _leave)
-    result = run_demo(options, _RichProgress())
+    result = run_demo(options, RichProgress())
     try:
         write_report(report, result)
     except OSError as error:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
 
 from ringstone import models
 from ringstone.demo.gateway import GatewayProcess
@@ -36,25 +35,13 @@ from ringstone.hypervisor.fio import FioDirection, FioJob
 from ringstone.hypervisor.guest import CommandFailed, Guest
 from ringstone.hypervisor.guest_image import GuestImage, ensure_guest_image
 from ringstone.hypervisor.qemu import QEMU, QemuConfig
+from ringstone.progress import Progress
 from ringstone.rates import reactor_rates, totals
 from ringstone.stats import Histogram, Snapshot, StatsPage, bucket_edges
 from ringstone.units import format_rate, format_size
 
 GUEST_CPUS = 2
 GUEST_MEMORY = 512 << 20
-
-
-class Step(Protocol):
-    """A running step; `detail` is shown beside it once it is done."""
-
-    detail: str
-
-
-class Progress(Protocol):
-    """Shows a person what is being done."""
-
-    def step(self, title: str) -> AbstractContextManager[Step]:
-        """A step that lasts as long as the context."""
 
 
 def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:

@@ -4,11 +4,14 @@ Names have the process id in them, so that runs beside each other do not meet, a
 that was killed has left.
 """
 
+import contextlib
 import ipaddress
 import itertools
 import json
 import os
 import re
+import select
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -23,6 +26,7 @@ _RANGE = ipaddress.ip_network("10.213.0.0/16")
 _NAMESPACES = Path("/run/netns")
 _OWNED_NAMESPACE = re.compile(r"ringstone-(\d+)-\d+-")
 _OWNED_LINK = re.compile(r"rs(\d+)n\d+b$")
+_END_SECONDS = 30.0
 _numbers = itertools.count()
 
 
@@ -98,14 +102,13 @@ class Network:
         _ip("link", "set", self._link(host), "master", self.bridge)
 
     def stop(self) -> None:
-        """Remove all of it. What still runs in a namespace keeps it alive without a name, and cut off. Idempotent."""
+        """Remove all of it, and end what still runs in the namespaces: a gateway that was upgraded is no child of
+        whoever started it. Idempotent."""
         for host in self._hosts:
-            # With the namespace's end of a pair goes the other.
-            if (_NAMESPACES / self.namespace(host)).exists():
-                link = self._link(host)
-                if Path(f"/sys/class/net/{link}").exists():
-                    _ip("link", "delete", link)
-                _ip("netns", "delete", self.namespace(host))
+            _remove_namespace(self.namespace(host))
+            # It goes with the namespace's end of the pair, which the kernel removes when it comes to it.
+            if Path(f"/sys/class/net/{self._link(host)}").exists():
+                run(["ip", "link", "delete", self._link(host)], check=False)
         self._hosts.clear()
         if self._made:
             self._made = False
@@ -133,11 +136,27 @@ def remove_remains() -> None:
     for path in _NAMESPACES.glob("ringstone-*"):
         found = _OWNED_NAMESPACE.match(path.name)
         if found and not alive(int(found[1])):
-            _ip("netns", "delete", path.name)
+            _remove_namespace(path.name)
     for path in Path("/sys/class/net").glob("rs*"):
         found = _OWNED_LINK.match(path.name)
         if found and not alive(int(found[1])):
             _ip("link", "delete", path.name)
+
+
+def _remove_namespace(name: str) -> None:
+    """With all processes that are in it."""
+    if not (_NAMESPACES / name).exists():
+        return
+    for pid in map(int, _ip("netns", "pids", name).split()):
+        # It may have ended by itself meanwhile.
+        with contextlib.suppress(ProcessLookupError):
+            pidfd = os.pidfd_open(pid)
+            try:
+                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                select.select([pidfd], [], [], _END_SECONDS)
+            finally:
+                os.close(pidfd)
+    _ip("netns", "delete", name)
 
 
 def _free_subnet() -> ipaddress.IPv4Network:

@@ -35,10 +35,11 @@ class Daemon:
         command: Sequence[str],
         *,
         logs: Path,
-        environment: Mapping[str, str] | None = None,
+        environment: Mapping[str, str | None] | None = None,
         package: str | None = None,
     ) -> None:
-        """`environment` is added to this process's own; `package`: Debian's, to name when the program is missing."""
+        """`environment` is added to this process's own, None taking a variable away; `package`: Debian's, to name when
+        the program is missing."""
         self.name = name
         self.log = logs / f"{name}.log"
         self._command = list(command)
@@ -57,18 +58,19 @@ class Daemon:
         """Whether the process exists and has not ended; a stopped one (SIGSTOP) does."""
         return self._process is not None and self._process.poll() is None
 
-    def start(self, *, environment: Mapping[str, str] | None = None) -> None:
+    def start(self, *, environment: Mapping[str, str | None] | None = None) -> None:
         """Begin to start it; waiting until it serves is the caller's. LabError when it runs already."""
         if self.running():
             raise LabError(f"{self.name} runs already, as process {self.pid}. Stop it first.")
         need(self._command[0], self._package)
+        variables = {**os.environ, **self._environment, **(environment or {})}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ["setpriv", "--pdeathsig", "KILL", "--", *self._command],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={**os.environ, **self._environment, **(environment or {})},
+                env={name: value for name, value in variables.items() if value is not None},
                 start_new_session=True,  # Ctrl-C is for the parent, which ends what it started in its own order
             )
 
@@ -170,8 +172,10 @@ def log_tail(path: Path) -> str:
     return "\n".join(lines[-_TAIL_LINES:]) or "It wrote no log."
 
 
-def run(command: Sequence[str], *, package: str | None = None, timeout_s: float = 60) -> str:
-    """A command that ends by itself; its standard output. LabError with what it said when it fails."""
+def run(
+    command: Sequence[str], *, package: str | None = None, timeout_s: float = 60, check: bool = True
+) -> str:
+    """A command that ends by itself; its standard output. With `check`, LabError with what it said when it fails."""
     need(command[0], package)
     try:
         done = subprocess.run(
@@ -179,7 +183,7 @@ def run(command: Sequence[str], *, package: str | None = None, timeout_s: float 
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"`{' '.join(command)}` did not end within {timeout_s:g} s.") from error
-    if done.returncode:
+    if done.returncode and check:
         said = (done.stderr.strip() or done.stdout.strip() or "it said nothing").splitlines()[-_TAIL_LINES:]
         raise LabError(f"`{' '.join(command)}` ended with {done.returncode}: " + "\n".join(said))
     return done.stdout

@@ -1,0 +1,33 @@
+"""Steps on a terminal."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+
+
+class RichStep:
+    """Implements ringstone.progress.Step."""
+
+    def __init__(self) -> None:
+        self.detail = ""
+
+
+class RichProgress:
+    """One line per finished step, a spinner for the running one; on standard error, so that --json stays
+    clean."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+
+    @contextmanager
+    def step(self, title: str) -> Iterator[RichStep]:
+        step = RichStep()
+        began = time.monotonic()
+        with self._console.status(escape(title)):
+            yield step
+        took = f"{time.monotonic() - began:.1f} s"
+        line = f"[green]✓[/green] {escape(title)} [dim]{escape(f'({took})')} {escape(step.detail)}[/dim]"
+        self._console.print(line, soft_wrap=True)

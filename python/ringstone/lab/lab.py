@@ -1,0 +1,168 @@
+"""A whole cluster on this machine: etcd, Ceph, and hosts as network namespaces, each with its gateway.
+
+All of it lives in one folder in memory and ends with the process that started it.
+"""
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+from ringstone.lab.ceph import CephCluster
+from ringstone.lab.ceph_conf import CephSettings
+from ringstone.lab.etcd import EtcdCluster
+from ringstone.lab.folders import make_folder
+from ringstone.lab.host import LabHost, cores_of
+from ringstone.lab.network import Network
+from ringstone.lab.process import LabError
+from ringstone.progress import NoProgress, Progress
+
+if TYPE_CHECKING:
+    from ringstone.hypervisor.accelerator import Accelerator
+    from ringstone.hypervisor.guest import Guest
+    from ringstone.hypervisor.guest_image import GuestImage
+
+
+@dataclass(frozen=True)
+class LabSettings:
+    """What the lab consists of. `gateway_arguments` and `gateway_environment` are for a host's gateway, made when
+    Ceph and etcd run, so that they can name them."""
+
+    hosts: Sequence[str] = ("a", "b")
+    etcd_members: int = 1
+    ceph: CephSettings = field(default_factory=CephSettings)
+    gateway_arguments: Callable[["Lab", str], Sequence[str]] = lambda lab, host: ()
+    gateway_environment: Callable[["Lab", str], Mapping[str, str]] = lambda lab, host: {}
+
+
+class Lab:
+    """Started when entered, and gone when left. Takes root, for the namespaces.
+
+    lab.hosts["a"].kill(); lab.ceph.kill_osd(1); lab.hosts["b"].partition(); lab.ceph.wait_healthy()
+    """
+
+    network: Network
+    etcd: EtcdCluster
+    ceph: CephCluster
+    folder: Path
+
+    def __init__(self, settings: LabSettings | None = None) -> None:
+        self.settings = settings or LabSettings()
+        self.hosts: dict[str, LabHost] = {}
+        # What stop() undoes, the latest first.
+        self._undo: list[Callable[[], None]] = []
+        self._numbers = itertools.count()
+
+    def start(self, progress: Progress | None = None) -> Self:
+        """Returns when Ceph is healthy, etcd has a leader and every gateway is ready."""
+        steps = progress or NoProgress()
+        if self._undo:
+            raise LabError("The lab runs already. Stop it first.")
+        try:
+            self._start_network(steps)
+            self._start_etcd(steps)
+            self._start_ceph(steps)
+            self._start_hosts(steps)
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def _start_network(self, steps: Progress) -> None:
+        with steps.step("Network") as step:
+            self.network = Network()
+            self._undo.append(self.network.stop)
+            self.network.start()
+            self.folder = make_folder("lab")
+            self._undo.append(lambda: shutil.rmtree(self.folder))
+            step.detail = f"this machine is {self.network.address}, on bridge {self.network.bridge}"
+
+    def _start_etcd(self, steps: Progress) -> None:
+        with steps.step("etcd") as step:
+            members = self.settings.etcd_members
+            self.etcd = EtcdCluster(self.folder / "etcd", address=self.network.address, members=members)
+            self._undo.append(self.etcd.stop)
+            self.etcd.start()
+            step.detail = ", ".join(self.etcd.endpoints)
+
+    def _start_ceph(self, steps: Progress) -> None:
+        with steps.step("Ceph") as step:
+            self.ceph = CephCluster(
+                self.folder / "ceph", address=self.network.address, settings=self.settings.ceph
+            )
+            self._undo.append(self.ceph.stop)
+            self.ceph.start()
+            step.detail = f"{self.settings.ceph.osds} OSDs, {self.ceph.conf_path}"
+
+    def _start_hosts(self, steps: Progress) -> None:
+        with steps.step("Hosts") as step:
+            for index, name in enumerate(self.settings.hosts):
+                host = LabHost(
+                    name,
+                    self.network,
+                    self.folder / f"host-{name}",
+                    cores=cores_of(index),
+                    arguments=self.settings.gateway_arguments(self, name),
+                    environment=self.settings.gateway_environment(self, name),
+                )
+                self._undo.append(host.kill)
+                self.hosts[name] = host
+            for host in self.hosts.values():
+                host.launch()
+            for host in self.hosts.values():
+                host.wait_ready()
+            step.detail = ", ".join(f"{host.name} is {host.address}" for host in self.hosts.values())
+
+    def stop(self) -> None:
+        """End all that was started and remove all files. Nothing is worth an orderly end here. Idempotent."""
+        failures: list[Exception] = []
+        while self._undo:
+            try:
+                self._undo.pop()()
+            except Exception as error:
+                failures.append(error)
+        self.hosts.clear()
+        if failures:
+            raise LabError(f"The lab did not stop in order: {'; '.join(map(str, failures))}") from failures[0]
+
+    # Guests.
+
+    @contextmanager
+    def boot(self, host: str, *volumes: str, cpus: int = 1, packed: bool = True) -> Iterator["Guest"]:
+        """A guest on `host` with its attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end."""
+        from ringstone.hypervisor.args import volume_args
+        from ringstone.hypervisor.guest import Guest
+        from ringstone.hypervisor.qemu import QemuConfig
+
+        image, accelerator = self._guests
+        devices: list[str] = []
+        with self.hosts[host].client() as client:
+            for volume in volumes:
+                attachment = client.attachment(volume)
+                devices += volume_args(
+                    attachment.socket, volume=volume, queues=attachment.queues, packed=packed
+                )
+        folder = self.folder / f"guest-{next(self._numbers)}"
+        with Guest(QemuConfig(image, accelerator.name, folder, devices, cpus=cpus)) as guest:
+            yield guest
+
+    @cached_property
+    def _guests(self) -> tuple["GuestImage", "Accelerator"]:
+        from ringstone.hypervisor.accelerator import choose_accelerator
+        from ringstone.hypervisor.guest_image import ensure_guest_image
+
+        image = ensure_guest_image()
+        return image, choose_accelerator(image)
+
+    def __enter__(self) -> Self:
+        return self.start()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
