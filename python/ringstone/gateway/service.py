@@ -410,11 +410,17 @@ class Service:
             self._failed_attachments.pop(name, None)
             self.events.say("info", "Detached.", volume=name)
 
-    def give_up(self, name: str, record: AttachmentRecord | None) -> None:
-        """The attachment of a volume is `record` now. If that is not ours any more, its I/O stops at once, before
-        anything that might wait, and then everything of it is let go of."""
+    def has_lost(self, name: str, record: AttachmentRecord | None) -> bool:
+        """Whether a volume is served here though its attachment is `record`, another one's or none."""
         epoch = self._epochs.get(name)
-        if epoch is None or (record is not None and (record.host, record.epoch) == (self.host, epoch)):
+        ours = record is not None and (record.host, record.epoch) == (self.host, epoch)
+        return epoch is not None and not ours
+
+    def give_up(self, name: str, record: AttachmentRecord | None) -> None:
+        """The attachment of a volume is `record` now, and not ours any more: its I/O stops at once, before anything
+        that might wait, and then everything of it is let go of."""
+        epoch = self._epochs.get(name)
+        if not self.has_lost(name, record):
             return
         owner = f"host {record.host!r} owns it since epoch {record.epoch}" if record else "nobody owns it"
         self.engine.fence_volume(name)
@@ -428,6 +434,30 @@ class Service:
             if self._served(name):
                 self.engine.detach(name, force=True)
             self._close(name)
+
+    def take_back_fenced(self) -> None:
+        """Serve again what the storage has shut out though this host still owns it: the connection that its volumes
+        shared was shut out for the sake of another one. Guests reconnect, and what they wait for is done again."""
+        for opened in self.engine.volumes():
+            record = self.store.attachment(opened.name) if opened.fenced else None
+            if record is None or self.has_lost(opened.name, record):
+                continue
+            with self.locks.hold(f"volume {opened.name}"):
+                if self._epochs.get(opened.name) != record.epoch:
+                    continue
+                self.events.say(
+                    "warning",
+                    "The cluster has shut this host's connection out; making a new one.",
+                    volume=opened.name,
+                )
+                volume = self.store.volume(opened.name)
+                pool = self.reach(volume.pool)
+                if self._served(opened.name):
+                    self.engine.detach(opened.name, force=True)
+                self._close(opened.name)
+                if isinstance(pool, SharedPool):
+                    pool.reconnect()
+                self._serve(volume, record)
 
     def share(self, name: str, shared: bool) -> AttachmentRecord:
         """Let a second frontend connect beside the first, for a live migration, or end that; it does not outlive

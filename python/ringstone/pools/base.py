@@ -105,6 +105,10 @@ class SharedPool(Protocol):
         """What the storage calls this process."""
         ...
 
+    def reconnect(self) -> None:
+        """Use a connection of its own from now on: the storage has shut the one before out."""
+        ...
+
     def owners(self, volume: VolumeRecord) -> tuple[str, ...]:
         """The clients that may write the volume now."""
         ...

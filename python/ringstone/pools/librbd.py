@@ -47,6 +47,10 @@ class Images:
         with _translated():
             return self._images.client()
 
+    def retire(self) -> None:
+        """Nobody new shares this connection."""
+        self._images.retire()
+
     def usage(self) -> tuple[int, int]:
         """Raw bytes of the cluster: total and free."""
         with _translated():

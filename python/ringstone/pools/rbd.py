@@ -130,6 +130,10 @@ class RbdPool:
     def client(self) -> str:
         return self._images().client()
 
+    def reconnect(self) -> None:
+        self._images().retire()
+        self._opened = None
+
     def owners(self, volume: VolumeRecord) -> tuple[str, ...]:
         return self._images().info(volume.name).owners
 

@@ -1,0 +1,89 @@
+"""This host among the others of a cluster: it says that it is there, and hears of volumes that it has lost.
+
+Both are for people and for who takes over; neither is what keeps two hosts from writing one volume. That is the storage
+(ringstone.gateway.ownership), which does not depend on anybody's clock.
+"""
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from time import time_ns
+
+from ringstone.errors import RingstoneError
+from ringstone.gateway.service import Service
+from ringstone.store import AttachmentRecord, HostRecord
+from ringstone.store.records import ATTACHMENTS
+
+# Seconds after its last word at which a host counts as dead. Three words fit into it.
+LEASE_SECONDS = 15
+
+log = logging.getLogger("ringstone.gateway")
+
+
+class Membership:
+    """Two threads, from start() to stop()."""
+
+    def __init__(self, service: Service, host: HostRecord, *, lease_s: int = LEASE_SECONDS) -> None:
+        self._service = service
+        self._host = host
+        self._lease_s = lease_s
+        self._stop = threading.Event()
+        self._watch = service.store.watch(ATTACHMENTS)
+        self._threads = [
+            threading.Thread(name=name, target=run, daemon=True)
+            for name, run in (("announce", self._announce), ("ownership", self._follow))
+        ]
+
+    def start(self) -> None:
+        """Raises what the first announcement does: another machine may have this host's name."""
+        self._say()
+        for thread in self._threads:
+            thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._watch.close()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join()
+
+    def _say(self) -> None:
+        cores = tuple(self._service.reactor_cores())
+        self._service.store.announce(replace(self._host, cores=cores, seen_ns=time_ns()), self._lease_s)
+
+    def _announce(self) -> None:
+        trouble: str | None = None
+        while not self._stop.wait(self._lease_s / 3):
+            now = self._attempt(self._say) or self._attempt(self._service.take_back_fenced)
+            if now is not None and now != trouble:
+                self._service.events.say(
+                    "warning", f"{now} What is attached is served all the same; nothing can be changed."
+                )
+            if now is None and trouble is not None:
+                self._service.events.say("info", "The cluster's state is within reach again.")
+            trouble = now
+
+    def _attempt(self, step: Callable[[], object]) -> str | None:
+        """The reason why `step` failed."""
+        try:
+            step()
+        except RingstoneError as error:
+            return error.message
+        except Exception as error:
+            log.exception("the host's announcement")
+            return f"{type(error).__name__}: {error}."
+        return None
+
+    def _follow(self) -> None:
+        for change in self._watch:
+            if self._service.has_lost(change.key, change.record):
+                # What is in flight may take long to come back, and the next volume must not wait for it.
+                give_up = partial(self._give_up, change.key, change.record)
+                threading.Thread(name="give-up", target=give_up, daemon=True).start()
+
+    def _give_up(self, volume: str, record: AttachmentRecord | None) -> None:
+        reason = self._attempt(partial(self._service.give_up, volume, record))
+        if reason is not None:
+            self._service.events.say("error", f"Letting go of it failed: {reason}", volume=volume)
