@@ -41,8 +41,12 @@ help: ## List the targets
 demo: build ## Boot a guest on a Ringstone volume, run fio in it with verification, show the result
 	@$(VENV)/bin/ringstone demo $(DEMO_ARGS)
 
+.PHONY: lab
+lab: engine lab-packages ## Start Ceph, etcd and hosts with a gateway each on this machine, until Ctrl-C (root)
+	@$(VENV)/bin/ringstone lab $(LAB_ARGS)
+
 .PHONY: test
-test: build lint qemu-next ## Lint and run every test
+test: build lint qemu-next lab-packages ## Lint and run every test
 	@$(run-test-rust)
 	@$(run-test-fuzz)
 	@$(run-test-python)
@@ -53,9 +57,11 @@ setup: packages rust python-env ## Debian packages, Rust toolchain, .venv
 .PHONY: build
 build: engine guest-image ## The engine in place and the guest image
 
-.PHONY: packages rust python-env engine guest-image qemu-next
+.PHONY: packages lab-packages rust python-env engine guest-image qemu-next
 packages:
 	@$(STEP) debian-packages -- scripts/debian-packages
+lab-packages: packages ## Debian packages of Ceph and etcd, for `make lab` and the tests
+	@$(STEP) lab-packages -- scripts/debian-packages --no-services scripts/debian-packages-lab.txt
 rust: packages
 	@$(STEP) rust-toolchain --say -- scripts/rust-toolchain
 python-env: packages
@@ -85,7 +91,7 @@ shellcheck: packages
 .PHONY: test-rust test-python fuzz soak bench
 test-rust: rust ## The Rust tests alone
 	@$(run-test-rust)
-test-python: build qemu-next ## The Python tests alone: unit, functional and with a real guest
+test-python: build qemu-next lab-packages ## The Python tests alone: unit, functional and with a real guest
 	@$(run-test-python)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)

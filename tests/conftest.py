@@ -1,8 +1,12 @@
-"""Markers shared by all tests."""
+"""Markers and fixtures shared by all tests."""
 
 import signal
 
 import pytest
+
+from tests.framework.lab import ceph, lab
+
+__all__ = ["ceph", "lab"]
 
 MARKERS = (
     "guest: boots a real Linux guest in QEMU",

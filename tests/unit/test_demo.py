@@ -24,6 +24,7 @@ from ringstone.demo.plan import (
     shapes,
 )
 from ringstone.demo.report import render_report
+from ringstone.progress import Progress
 
 LATENCY = Latency(100, 12_000.0, 10_000, 40_000, 50_000, [(9_000, 11_000, 90), (36_000, 44_000, 10)])
 RESULT = DemoResult(
@@ -116,7 +117,7 @@ def test_the_two_shapes_are_measured_for_reads_and_writes() -> None:
 def test_the_exit_code_tells_whether_every_check_passed(
     result: DemoResult, exit_code: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def finished(_: DemoOptions, progress: run.Progress) -> DemoResult:
+    def finished(_: DemoOptions, progress: Progress) -> DemoResult:
         with progress.step("Nothing") as step:
             step.detail = "done"
         return result

@@ -23,6 +23,7 @@ _COMMANDS: dict[str, tuple[str, str | None]] = {
     "qemu-args": ("guest", "qemu_args"),
     "libvirt-xml": ("guest", "libvirt_xml"),
     "demo": ("demo", "demo"),
+    "lab": ("lab", "lab"),
 }
 
 

@@ -130,6 +130,16 @@ class Lab:
         if failures:
             raise LabError(f"The lab did not stop in order: {'; '.join(map(str, failures))}") from failures[0]
 
+    @contextmanager
+    def started(self, progress: Progress) -> Iterator[Self]:
+        """As `with lab`, shown to a person."""
+        self.start(progress)
+        try:
+            yield self
+        finally:
+            with progress.step("Stop and remove"):
+                self.stop()
+
     # Guests.
 
     @contextmanager

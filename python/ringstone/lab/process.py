@@ -26,7 +26,7 @@ class LabError(RingstoneError):
 class Daemon:
     """A process that runs until it is told to end. `name` is for messages, and that of its log in `logs`.
 
-    It ends with this process, however that ends.
+    It ends with the thread that starts it (the main one, that is: with this process), however that ends.
     """
 
     def __init__(

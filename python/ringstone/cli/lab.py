@@ -1,0 +1,101 @@
+"""`ringstone lab`"""
+
+import shlex
+import signal
+import sys
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ringstone.cli.context import JsonOption, context_of, print_json
+from ringstone.cli.progress import RichProgress
+
+if TYPE_CHECKING:
+    from ringstone.lab.lab import Lab
+
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What a shell answers for a process that a signal ended.
+_SIGNAL_EXIT_CODE = 128
+_NAMES = "abcdefgh"
+
+
+def lab(
+    context: typer.Context,
+    hosts: Annotated[int, typer.Option(min=1, max=len(_NAMES), help="How many hosts with a gateway.")] = 2,
+    osds: Annotated[int, typer.Option(min=1, max=9, help="How many OSDs Ceph has.")] = 3,
+    copies: Annotated[int, typer.Option(min=1, max=9, help="How many copies Ceph keeps of each block.")] = 3,
+    etcd_members: Annotated[int, typer.Option(min=1, max=5, help="How many members etcd has.")] = 1,
+    json_output: JsonOption = False,
+) -> None:
+    """Start a cluster on this machine (Ceph, etcd, hosts as network namespaces), say how to talk to it, and stop it
+    all at Ctrl-C or SIGTERM.
+
+    Takes root, and Debian's packages of Ceph and etcd (make lab-packages). It is for trying and testing: all data are
+    in memory and gone at the end.
+    """
+    from ringstone.lab.ceph_conf import CephSettings
+    from ringstone.lab.lab import Lab, LabSettings
+
+    if copies > osds:
+        raise typer.BadParameter(
+            "Each copy needs an OSD of its own; give at most --osds.", param_hint="--copies"
+        )
+    as_json = context_of(context, json_output).json
+    ceph = CephSettings(osds=osds, size=copies, min_size=max(1, copies - 1))
+    settings = LabSettings(hosts=tuple(_NAMES[:hosts]), etcd_members=etcd_members, ceph=ceph)
+    for number in _SIGNALS:
+        signal.signal(number, _leave)
+    with Lab(settings).started(RichProgress()) as running:
+        described = _describe(running)
+        if as_json:
+            print_json(described, compact=True)
+        else:
+            _print(described)
+        # From here on a signal is an orderly end, and a second one does not disturb it.
+        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        signal.sigwait(_SIGNALS)
+
+
+def _leave(number: int, _: FrameType | None) -> None:
+    """Unwind from wherever the start is, once: nothing may come between what stops the lab."""
+    for each in _SIGNALS:
+        signal.signal(each, signal.SIG_IGN)
+    sys.exit(_SIGNAL_EXIT_CODE + number)
+
+
+def _describe(lab: "Lab") -> dict[str, Any]:
+    return {
+        "address": lab.network.address,
+        "etcd": lab.etcd.endpoints,
+        "ceph_conf": str(lab.ceph.conf_path),
+        "ceph_client": "client.ringstone",
+        "folder": str(lab.folder),
+        "hosts": [
+            {
+                "name": host.name,
+                "address": host.address,
+                "namespace": lab.network.namespace(host.name),
+                "socket": str(host.socket),
+                "pid": host.gateway.pid,
+            }
+            for host in lab.hosts.values()
+        ],
+    }
+
+
+def _print(described: dict[str, Any]) -> None:
+    print(f"""
+The cluster runs; logs are below {described["folder"]}. In another terminal:
+
+    export CEPH_CONF={shlex.quote(described["ceph_conf"])}
+    export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={",".join(described["etcd"])}
+    ceph status
+    rbd ls rbd
+    etcdctl endpoint health
+""")
+    for host in described["hosts"]:
+        print(f"Host {host['name']}, {host['address']}, gateway process {host['pid']}:")
+        print(f"    ringstone --socket {shlex.quote(host['socket'])} status")
+        print(f"    ip netns exec {host['namespace']} ip -brief address")
+    print("\nCtrl-C stops and removes all of it.", flush=True)
