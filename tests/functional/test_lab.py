@@ -15,7 +15,7 @@ import pytest
 from ringstone.lab import folders, network
 from ringstone.lab.ceph import CephCluster, CephCommandError
 from ringstone.lab.lab import Lab
-from ringstone.lab.process import LabError
+from ringstone.lab.process import LabError, run
 from tests.framework.gateway import RINGSTONE
 
 BLOCK = bytes(range(256)) * 4096
@@ -146,6 +146,24 @@ def test_a_host_is_cut_off_and_connected_again(lab: Lab) -> None:
     finally:
         a.heal()
     assert reaches(lab, "a", b.address)
+
+
+def test_etcd_loses_its_member_and_gets_it_back(lab: Lab) -> None:
+    lab.network.partition("etcd0")
+    try:
+        with pytest.raises(LabError):
+            run(etcdctl(lab, "endpoint", "health"))
+    finally:
+        lab.network.heal("etcd0")
+    run(etcdctl(lab, "put", "kept", "value"))
+    lab.etcd.kill(0)
+    lab.etcd.restart(0)
+    assert run(etcdctl(lab, "get", "kept", "--print-value-only")).strip() == "value"
+
+
+def etcdctl(lab: Lab, *arguments: str) -> list[str]:
+    options = ("--endpoints", ",".join(lab.etcd.endpoints), "--command-timeout", "2s", "--dial-timeout", "2s")
+    return ["env", "ETCDCTL_API=3", "etcdctl", *options, *arguments]
 
 
 def test_a_host_uses_ceph_over_its_own_network(lab: Lab) -> None:

@@ -22,7 +22,7 @@ from ringstone.errors import RingstoneError
 from ringstone.lab import ceph_commands
 from ringstone.lab.ceph_conf import RBD_CAPS, CephSettings, Key, configuration, first_keys, keyring_text
 from ringstone.lab.folders import make_folder
-from ringstone.lab.process import Daemon, LabError, free_ports, log_tail, need, run
+from ringstone.lab.process import Daemon, LabError, ending_with_us, free_ports, log_tail, need, run
 
 POOL = "rbd"
 # Of the gateway, say: images of all RBD pools, and nothing else.
@@ -401,10 +401,9 @@ class _Commands:
     def __init__(self, cluster: CephCluster) -> None:
         keyring = str(cluster.keyring_path("admin"))
         script = ceph_commands.__file__
-        self._command = [
-            *("setpriv", "--pdeathsig", "KILL", "--", _SYSTEM_PYTHON, "-I", script),
-            *(str(cluster.conf_path), keyring, "client.admin"),
-        ]
+        self._command = ending_with_us(
+            [_SYSTEM_PYTHON, "-I", script, str(cluster.conf_path), keyring, "client.admin"]
+        )
         self._log = cluster.folder / "logs" / "commands.log"
         self._child: subprocess.Popen[bytes] | None = None
 

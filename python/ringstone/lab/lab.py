@@ -19,7 +19,7 @@ from ringstone.lab.etcd import EtcdCluster
 from ringstone.lab.folders import make_folder
 from ringstone.lab.host import LabHost, cores_of
 from ringstone.lab.network import Network
-from ringstone.lab.process import LabError
+from ringstone.lab.process import LabError, ending_with_us
 from ringstone.progress import NoProgress, Progress
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class LabSettings:
 class Lab:
     """Started when entered, and gone when left. Takes root, for the namespaces.
 
-    lab.hosts["a"].kill(); lab.ceph.kill_osd(1); lab.hosts["b"].partition(); lab.ceph.wait_healthy()
+    lab.hosts["a"].kill(); lab.ceph.kill_osd(1); lab.hosts["b"].partition(); lab.etcd.kill(0)
     """
 
     network: Network
@@ -84,10 +84,16 @@ class Lab:
 
     def _start_etcd(self, steps: Progress) -> None:
         with steps.step("etcd") as step:
-            members = self.settings.etcd_members
-            self.etcd = EtcdCluster(self.folder / "etcd", address=self.network.address, members=members)
+            # A namespace each, so that one can be cut off from the others: network.partition("etcd0").
+            names = [f"etcd{number}" for number in range(self.settings.etcd_members)]
+            places = [
+                (self.network.add_host(name), tuple(ending_with_us(self.network.command(name, []))))
+                for name in names
+            ]
+            (self.folder / "etcd").mkdir()
+            self.etcd = EtcdCluster(self.folder / "etcd", places=places)
             self._undo.append(self.etcd.stop)
-            self.etcd.start()
+            self.etcd.start(len(names))
             step.detail = ", ".join(self.etcd.endpoints)
 
     def _start_ceph(self, steps: Progress) -> None:

@@ -66,7 +66,7 @@ class Daemon:
         variables = {**os.environ, **self._environment, **(environment or {})}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
-                ["setpriv", "--pdeathsig", "KILL", "--", *self._command],
+                ending_with_us(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -155,6 +155,11 @@ class Notifications:
     def close(self) -> None:
         self._socket.close()
         self.path.unlink(missing_ok=True)
+
+
+def ending_with_us(command: Sequence[str]) -> list[str]:
+    """`command` as it is killed when the thread that starts it ends."""
+    return ["setpriv", "--pdeathsig", "KILL", "--", *command]
 
 
 def need(program: str, package: str | None) -> None:
