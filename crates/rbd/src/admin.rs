@@ -182,7 +182,8 @@ impl Admin {
     /// # Errors
     /// See [`RbdError`].
     pub fn info(&self, name: &str) -> Result<ImageInfo, RbdError> {
-        let image = self.open(name, true)?;
+        // One opened read-only knows nothing of locks.
+        let image = self.open(name, false)?;
         Ok(ImageInfo { size: image.size()?, parent: parent(&image)?, owners: image.owners()? })
     }
 

@@ -361,12 +361,6 @@ pub struct Library {
         off: u64,
         c: rbd_completion_t,
     ) -> ::std::os::raw::c_int,
-    pub rbd_aio_discard: unsafe extern "C" fn(
-        image: rbd_image_t,
-        off: u64,
-        len: u64,
-        c: rbd_completion_t,
-    ) -> ::std::os::raw::c_int,
     pub rbd_aio_write_zeroes: unsafe extern "C" fn(
         image: rbd_image_t,
         off: u64,
@@ -469,7 +463,6 @@ impl Library {
         let rbd_aio_writev = __library.get(b"rbd_aio_writev\0").map(|sym| *sym)?;
         let rbd_aio_read = __library.get(b"rbd_aio_read\0").map(|sym| *sym)?;
         let rbd_aio_readv = __library.get(b"rbd_aio_readv\0").map(|sym| *sym)?;
-        let rbd_aio_discard = __library.get(b"rbd_aio_discard\0").map(|sym| *sym)?;
         let rbd_aio_write_zeroes = __library.get(b"rbd_aio_write_zeroes\0").map(|sym| *sym)?;
         let rbd_aio_create_completion = __library.get(b"rbd_aio_create_completion\0").map(|sym| *sym)?;
         let rbd_aio_get_return_value = __library.get(b"rbd_aio_get_return_value\0").map(|sym| *sym)?;
@@ -535,7 +528,6 @@ impl Library {
             rbd_aio_writev,
             rbd_aio_read,
             rbd_aio_readv,
-            rbd_aio_discard,
             rbd_aio_write_zeroes,
             rbd_aio_create_completion,
             rbd_aio_get_return_value,
@@ -931,15 +923,6 @@ impl Library {
         c: rbd_completion_t,
     ) -> ::std::os::raw::c_int {
         (self.rbd_aio_readv)(image, iov, iovcnt, off, c)
-    }
-    pub unsafe fn rbd_aio_discard(
-        &self,
-        image: rbd_image_t,
-        off: u64,
-        len: u64,
-        c: rbd_completion_t,
-    ) -> ::std::os::raw::c_int {
-        (self.rbd_aio_discard)(image, off, len, c)
     }
     pub unsafe fn rbd_aio_write_zeroes(
         &self,

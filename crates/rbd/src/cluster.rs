@@ -14,12 +14,8 @@ use crate::library::{library, text};
 const SETTINGS: &[(&str, &str)] = &[
     // A write is acknowledged when Ceph has it, and nothing is kept here that a dying host could take along.
     ("rbd_cache", "false"),
-    // Guests are told that discarded blocks read as zeroes, to the block.
-    ("rbd_discard_granularity_bytes", "0"),
-    ("rbd_skip_partial_discard", "false"),
-    // Whoever loses the lock is shut out by the OSDs, and stays so for longer than any process stays stopped.
+    // Whoever loses the lock is shut out by the OSDs; for how long is what `Cluster::blocklist` then says.
     ("rbd_blocklist_on_break_lock", "true"),
-    ("rbd_blocklist_expire_seconds", "31536000"),
     // Seconds; the default of five minutes is longer than a person waits for an error.
     ("client_mount_timeout", "30"),
     ("rados_mon_op_timeout", "30"),
@@ -195,7 +191,7 @@ impl Cluster {
         Ok(unsafe { text(buffer.as_ptr()) })
     }
 
-    /// Shut a client out for good: when this returns, no OSD that we talk to takes another operation of its.
+    /// Shut a client out for longer than any process stays stopped: when this returns, no OSD that we talk to takes another operation of its.
     ///
     /// # Errors
     /// The monitors refuse it or do not answer.

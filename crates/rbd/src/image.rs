@@ -220,27 +220,6 @@ impl Image {
         self.submitted(code, completion, ticket)
     }
 
-    /// Deallocate a range, which reads as zeroes afterwards.
-    ///
-    /// # Errors
-    /// As for [`transfer`](Self::transfer).
-    ///
-    /// # Safety
-    /// The ticket stays where it is until it is back.
-    pub unsafe fn discard(
-        &self,
-        offset: u64,
-        len: u64,
-        ticket: &Ticket,
-        completions: &Arc<Completions>,
-        tag: u64,
-    ) -> Result<(), c_int> {
-        let completion = self.completion(ticket, completions, tag)?;
-        // SAFETY: an open image and a completion of ours.
-        let code = unsafe { self.library.rbd_aio_discard(self.handle, offset, len, completion) };
-        self.submitted(code, completion, ticket)
-    }
-
     /// Zero a range; it stays allocated unless `unmap`.
     ///
     /// # Errors
