@@ -264,8 +264,10 @@ class CephCluster:
         one from before says that all is well."""
         since = {osd["osd"]: osd["up_from"] for osd in self.command("osd dump")["osds"]}
         groups = self.command("pg dump", target="mgr", dumpcontents=["pgs"])["pg_stats"]
+        # A manager that has just begun knows no OSD of a group.
         return all(
-            int(group["reported_epoch"]) >= max(since[osd] for osd in group["acting"]) for group in groups
+            group["acting"] and int(group["reported_epoch"]) >= max(since[osd] for osd in group["acting"])
+            for group in groups
         )
 
     def _all_up(self, status: Any) -> bool:

@@ -25,7 +25,7 @@ from ringstone.lab.process import LabError, run
 _RANGE = ipaddress.ip_network("10.213.0.0/16")
 _NAMESPACES = Path("/run/netns")
 _OWNED_NAMESPACE = re.compile(r"ringstone-(\d+)-\d+-")
-_OWNED_LINK = re.compile(r"rs(\d+)n\d+b$")
+_OWNED_LINK = re.compile(r"rs(\d+)n\d+(?:b|h\d+)$")
 _END_SECONDS = 30.0
 _numbers = itertools.count()
 
@@ -45,9 +45,7 @@ class Network:
     def start(self) -> Self:
         """Make the bridge. UnsupportedError for a user who may not."""
         if os.geteuid() != 0:
-            raise UnsupportedError(
-                "Network namespaces take root. Run as root (sudo -E make lab), or without hosts of their own."
-            )
+            raise UnsupportedError("Network namespaces take root. Run it as root: sudo .venv/bin/ringstone lab")
         remove_remains()
         self._subnet = _free_subnet()
         self.address = str(self._subnet[1])
@@ -106,13 +104,11 @@ class Network:
         whoever started it. Idempotent."""
         for host in self._hosts:
             _remove_namespace(self.namespace(host))
-            # It goes with the namespace's end of the pair, which the kernel removes when it comes to it.
-            if Path(f"/sys/class/net/{self._link(host)}").exists():
-                run(["ip", "link", "delete", self._link(host)], check=False)
+            _remove_link(self._link(host))
         self._hosts.clear()
         if self._made:
             self._made = False
-            _ip("link", "delete", self.bridge)
+            _remove_link(self.bridge)
 
     def _index(self, host: str) -> int:
         if host not in self._hosts:
@@ -140,7 +136,7 @@ def remove_remains() -> None:
     for path in Path("/sys/class/net").glob("rs*"):
         found = _OWNED_LINK.match(path.name)
         if found and not alive(int(found[1])):
-            _ip("link", "delete", path.name)
+            _remove_link(path.name)
 
 
 def _remove_namespace(name: str) -> None:
@@ -157,6 +153,15 @@ def _remove_namespace(name: str) -> None:
             finally:
                 os.close(pidfd)
     _ip("netns", "delete", name)
+
+
+def _remove_link(name: str) -> None:
+    """One that goes with its namespace does so when the kernel comes to it, which may be now."""
+    path = Path("/sys/class/net") / name
+    if path.exists():
+        run(["ip", "link", "delete", name], package="iproute2", check=False)
+    if path.exists():
+        raise LabError(f"The link {name} is still there. Remove it: ip link delete {name}")
 
 
 def _free_subnet() -> ipaddress.IPv4Network:
