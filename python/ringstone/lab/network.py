@@ -45,7 +45,9 @@ class Network:
     def start(self) -> Self:
         """Make the bridge. UnsupportedError for a user who may not."""
         if os.geteuid() != 0:
-            raise UnsupportedError("Network namespaces take root. Run it as root: sudo .venv/bin/ringstone lab")
+            raise UnsupportedError(
+                "Network namespaces take root. Run it as root: sudo .venv/bin/ringstone lab"
+            )
         remove_remains()
         self._subnet = _free_subnet()
         self.address = str(self._subnet[1])
