@@ -6,13 +6,13 @@ reads like an operator's notes: `cluster.kill_osd(1); ...; cluster.start_osd(1);
 
 import errno
 import json
-import os
 import select
 import shutil
+import socket
 import subprocess
 import time
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
@@ -22,13 +22,28 @@ from ringstone.errors import RingstoneError
 from ringstone.lab import ceph_commands
 from ringstone.lab.ceph_conf import RBD_CAPS, CephSettings, Key, configuration, first_keys, keyring_text
 from ringstone.lab.folders import make_folder
-from ringstone.lab.process import Daemon, LabError, ending_with_us, free_ports, log_tail, need, run
+from ringstone.lab.process import (
+    Daemon,
+    LabError,
+    ending_with_us,
+    free_ports,
+    log_tail,
+    need,
+    own_environment,
+    run,
+)
 
 POOL = "rbd"
 # Of the gateway, say: images of all RBD pools, and nothing else.
 CLIENT = "ringstone"
 
-_PACKAGES = {"ceph-mon": "ceph-mon", "ceph-mgr": "ceph-mgr", "ceph-osd": "ceph-osd", "rbd": "ceph-common"}
+_PACKAGES = {
+    "ceph-mon": "ceph-mon",
+    "ceph-mgr": "ceph-mgr",
+    "ceph-osd": "ceph-osd",
+    "ceph": "ceph-common",
+    "rbd": "ceph-common",
+}
 # Debian's librados binding is for Debian's Python.
 _SYSTEM_PYTHON = "/usr/bin/python3"
 _START_SECONDS = 180.0
@@ -36,7 +51,7 @@ _COMMAND_SECONDS = 30.0
 _EVENT_SECONDS = 60.0
 _POLL_SECONDS = 0.1
 # Another cluster's variables would lead our processes there.
-_NO_OTHER: Mapping[str, str] = {"CEPH_ARGS": "", "CEPH_CONF": ""}
+_NO_OTHER = dict.fromkeys(("CEPH_ARGS", "CEPH_CONF", "CEPH_KEYRING", "CEPH_LIB", "CEPH_DEV"))
 _FULL_RATIOS = (("nearfull", 0.85), ("backfillfull", 0.9), ("full", 0.95))
 
 
@@ -100,10 +115,12 @@ class CephCluster:
 
     def start(self) -> Self:
         """Returns when all OSDs are up and in, and the pool `rbd` is ready for images."""
+        if self._folder is not None:
+            raise LabError("The Ceph cluster runs already. Stop it first.")
         for program, package in _PACKAGES.items():
             need(program, package)
-        self._make_folder()
         try:
+            self._make_folder()
             self._make_stores()
             self._start_daemons()
             self.create_pool(POOL)
@@ -158,11 +175,12 @@ class CephCluster:
             for number, own in enumerate(self._uuids)
         ]
         with ThreadPoolExecutor(len(commands)) as threads:
-            list(threads.map(lambda command: run(command, timeout_s=_START_SECONDS), commands))
+            list(threads.map(self._run, commands))
 
     def _start_daemons(self) -> None:
         self.daemon("mon.a").start()
         self.daemon("mgr.a").start()
+        self.daemon("mon.a").wait("listened", self._mon_listens, _START_SECONDS)
         self._commands = _Commands(self)
         for number, own in enumerate(self._uuids):
             self._mon("osd new", uuid=own, id=number, timeout_s=_START_SECONDS)
@@ -171,7 +189,18 @@ class CephCluster:
         # The modules that are not loaded, to save their time, are always on to Ceph.
         self.command("health mute", code="MGR_MODULE_ERROR", sticky=True)
         # A client that finds none up looks again only after five seconds.
-        self.wait_for("OSDs", self._all_up, timeout_s=_START_SECONDS)
+        self.wait_for("OSDs", self._first_all_up, timeout_s=_START_SECONDS)
+
+    def _mon_listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex((self.address, self._ports[0])) == 0
+
+    def _first_all_up(self, status: Any) -> bool:
+        """Whether all OSDs have come up; LabError at once when a daemon could not."""
+        for daemon in self.daemons():
+            if not daemon.running():
+                raise LabError(daemon.describe(f"{daemon.name} ended before all OSDs were up"))
+        return self._all_up(status)
 
     def stop(self) -> None:
         """End all daemons and remove the folder. Nothing is worth an orderly end here. Idempotent."""
@@ -204,12 +233,15 @@ class CephCluster:
     def admin(self, daemon: str, *command: str) -> Any:
         """What a daemon's admin socket answers, also when the monitor is gone: `admin("osd.0", "perf", "dump")`."""
         path = self.folder / "run" / f"{daemon}.asok"
-        return json.loads(run(["ceph", "--admin-daemon", str(path), *command], package="ceph-common"))
+        return json.loads(self._run(["ceph", "--admin-daemon", str(path), *command]))
 
     def rbd(self, *arguments: str, client: str = CLIENT, timeout_s: float = 60) -> str:
         """What `rbd ARGUMENTS` prints."""
         where = ["--conf", str(self.conf_path), "--name", f"client.{client}"]
-        return run(["rbd", *where, *arguments], package="ceph-common", timeout_s=timeout_s)
+        return self._run(["rbd", *where, *arguments], timeout_s=timeout_s)
+
+    def _run(self, command: Sequence[str], timeout_s: float = _START_SECONDS) -> str:
+        return run(command, package=_PACKAGES.get(command[0]), timeout_s=timeout_s, environment=_NO_OTHER)
 
     def status(self) -> Any:
         """What `ceph status` says, as JSON."""
@@ -440,7 +472,7 @@ class _Commands:
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env={**os.environ, **_NO_OTHER},
+                env=own_environment(_NO_OTHER),
                 start_new_session=True,
             )
         return self._child

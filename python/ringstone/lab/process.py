@@ -63,14 +63,14 @@ class Daemon:
         if self.running():
             raise LabError(f"{self.name} runs already, as process {self.pid}. Stop it first.")
         need(self._command[0], self._package)
-        variables = {**os.environ, **self._environment, **(environment or {})}
+        variables = {**self._environment, **(environment or {})}
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 ending_with_us(self._command),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                env={name: value for name, value in variables.items() if value is not None},
+                env=own_environment(variables),
                 start_new_session=True,  # Ctrl-C is for the parent, which ends what it started in its own order
             )
 
@@ -157,6 +157,12 @@ class Notifications:
         self.path.unlink(missing_ok=True)
 
 
+def own_environment(changes: Mapping[str, str | None]) -> dict[str, str]:
+    """This process's variables with `changes`; None takes one away."""
+    merged: dict[str, str | None] = {**os.environ, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
 def ending_with_us(command: Sequence[str]) -> list[str]:
     """`command` as it is killed when the thread that starts it ends."""
     return ["setpriv", "--pdeathsig", "KILL", "--", *command]
@@ -178,13 +184,25 @@ def log_tail(path: Path) -> str:
 
 
 def run(
-    command: Sequence[str], *, package: str | None = None, timeout_s: float = 60, check: bool = True
+    command: Sequence[str],
+    *,
+    package: str | None = None,
+    timeout_s: float = 60,
+    check: bool = True,
+    environment: Mapping[str, str | None] | None = None,
 ) -> str:
-    """A command that ends by itself; its standard output. With `check`, LabError with what it said when it fails."""
+    """A command that ends by itself; its standard output. With `check`, LabError with what it said when it fails.
+    `environment` and `package` are as for a daemon."""
     need(command[0], package)
     try:
         done = subprocess.run(
-            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s, check=False
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+            env=own_environment(environment or {}),
         )
     except subprocess.TimeoutExpired as error:
         raise LabError(f"`{' '.join(command)}` did not end within {timeout_s:g} s.") from error
