@@ -24,6 +24,8 @@ from ringstone.store import (
     VolumeRecord,
     VolumeState,
 )
+from tests.framework.etcd import lone_etcd as lone_etcd
+from tests.framework.etcd import store_of
 
 POOL = PoolRecord("p", "file", "/pool", 1 << 30, 1, {"direct": "auto"}, host="alpha")
 VOLUME = VolumeRecord("v", "0f0e0d0c-0b0a-4908-8706-050403020100", "p", 1 << 20, 512, VolumeState.READY, 2)
@@ -33,9 +35,13 @@ HOST = HostRecord("alpha", "11111111-2222-4333-8444-555555555555", ("10.0.0.1",)
 TTL = 60
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    store = SqliteStore(tmp_path / "ringstone.db")
+@pytest.fixture(params=["sqlite", "etcd"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    store: Store
+    if request.param == "sqlite":
+        store = SqliteStore(tmp_path / "ringstone.db")
+    else:
+        store = store_of(request.getfixturevalue("lone_etcd"))
     yield store
     store.close()
 

@@ -1,93 +1,261 @@
-"""An etcd cluster of our own processes, whose members can be killed, stopped and started again."""
+"""A real etcd cluster of processes on this machine, whose members can be killed, stopped and started again."""
 
-import json
-import urllib.request
-from collections.abc import Sequence
+import os
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from ringstone.lab.process import Daemon, LabError, free_ports, need
+import httpx
 
-_START_SECONDS = 60.0
-_ASK_SECONDS = 2.0
+from ringstone.errors import FailedError, NoDeviceError, UnreachableError
+
+ETCD = "/usr/bin/etcd"
+# Debian starts no etcd by itself for us: the binary is enough.
+_READY = "serving client traffic"
+_READY_SECONDS = 60
+_STOP_SECONDS = 10
+# A machine with few CPUs is late now and then; an election that it causes by that is no failure.
+_HEARTBEAT_MS, _ELECTION_MS = 100, 1000
+
+
+@dataclass(slots=True)
+class Member:
+    """One process. `command` goes before etcd's: `("ip", "netns", "exec", "host1")`."""
+
+    name: str
+    address: str
+    client_port: int
+    peer_port: int
+    command: tuple[str, ...] = ()
+    process: "subprocess.Popen[bytes] | None" = None
+    ready: threading.Event = field(default_factory=threading.Event)
+    reader: threading.Thread | None = None
+    lines: list[str] = field(default_factory=list)
 
 
 class EtcdCluster:
-    """`directory`: where data and logs go. `places`: an address and a command prefix per member; without them all are
-    on 127.0.0.1."""
+    """`directory`: where data and logs go; in memory (/dev/shm) unless the disk is what is tried. `quota_bytes`: the
+    most that the database may take. `certificates`: `ca`, `cert` and `key` for https, with which clients must come too.
+    `places`: an address and a command prefix per member; without them all are on 127.0.0.1."""
 
-    def __init__(self, directory: Path, *, places: Sequence[tuple[str, tuple[str, ...]]] = ()) -> None:
-        self._directory = directory
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        quota_bytes: int | None = None,
+        certificates: Mapping[str, Path] | None = None,
+        places: Sequence[tuple[str, tuple[str, ...]]] = (),
+    ) -> None:
+        self.directory = directory
+        self.members: list[Member] = []
+        self._quota_bytes = quota_bytes
+        self._certificates = certificates
         self._places = places
-        self._members: list[Daemon] = []
-        self.endpoints: tuple[str, ...] = ()
 
     def start(self, members: int = 3) -> None:
-        """All at once; returns when every one is healthy, that is, has a leader."""
-        need("etcd", "etcd-server")
-        places = self._places or [("127.0.0.1", ())] * members
-        # Those that share an address need ports of their own.
-        ports = iter([2379, 2380] * members if self._places else free_ports("127.0.0.1", 2 * members))
-        urls = [
-            (f"http://{place[0]}:{next(ports)}", f"http://{place[0]}:{next(ports)}")
-            for place in places[:members]
-        ]
-        self.endpoints = tuple(client for client, _ in urls)
-        everyone = ",".join(f"etcd{number}={peer}" for number, (_, peer) in enumerate(urls))
-        for number, ((client, peer), (_, prefix)) in enumerate(zip(urls, places, strict=True)):
-            name = f"etcd{number}"
-            command = [
-                *(*prefix, "etcd", "--name", name, "--data-dir", str(self._directory / name)),
-                *("--listen-client-urls", client, "--advertise-client-urls", client),
-                *("--listen-peer-urls", peer, "--initial-advertise-peer-urls", peer),
-                *("--initial-cluster", everyone, "--initial-cluster-state", "new"),
-            ]
-            self._members.append(Daemon(name, command, logs=self._directory))
+        """All at once; returns when every one serves."""
+        if not os.access(ETCD, os.X_OK):
+            raise NoDeviceError(f"{ETCD} is not there; install Debian's etcd-server.")
+        self.members = self._planned(members)
         try:
-            for member in self._members:
-                member.start()
-            for number in range(members):
-                self._wait(number)
+            for member in self.members:
+                self._spawn(member, "new")
+            for member in self.members:
+                self._wait(member)
         except BaseException:
             self.stop()
             raise
 
+    def _planned(self, count: int) -> list[Member]:
+        places = self._places or [("127.0.0.1", ())] * count
+        ports: Iterator[int]
+        if self._places:
+            ports = iter([2379, 2380] * count)
+        else:
+            ports = iter(free_ports(2 * count))
+        return [
+            Member(f"etcd{n}", address, next(ports), next(ports), command)
+            for n, (address, command) in zip(range(count), places, strict=True)
+        ]
+
+    @property
+    def scheme(self) -> str:
+        return "https" if self._certificates else "http"
+
+    @property
+    def endpoints(self) -> tuple[str, ...]:
+        return tuple(self.endpoint(n) for n in range(len(self.members)))
+
+    def endpoint(self, member: int) -> str:
+        one = self.members[member]
+        return f"{self.scheme}://{one.address}:{one.client_port}"
+
     def pids(self) -> list[int]:
         """Of those that run."""
-        return [member.pid for member in self._members if member.running()]
+        return [
+            one.process.pid for one in self.members if one.process is not None and one.process.poll() is None
+        ]
 
-    def kill(self, member: int) -> None:
-        """SIGKILL; returns when the process is gone."""
-        self._members[member].kill()
+    def _spawn(self, member: Member, state: str) -> None:
+        client, peer = (
+            f"{self.scheme}://{member.address}:{member.client_port}",
+            f"http://{member.address}:{member.peer_port}",
+        )
+        cluster = ",".join(f"{one.name}=http://{one.address}:{one.peer_port}" for one in self.members)
+        command = [
+            *member.command,
+            ETCD,
+            f"--name={member.name}",
+            f"--data-dir={self.directory / member.name}",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster={cluster}",
+            f"--initial-cluster-token={self.directory}",
+            f"--initial-cluster-state={state}",
+            f"--heartbeat-interval={_HEARTBEAT_MS}",
+            f"--election-timeout={_ELECTION_MS}",
+            "--logger=zap",
+            "--log-outputs=stderr",
+        ]
+        if self._quota_bytes is not None:
+            command.append(f"--quota-backend-bytes={self._quota_bytes}")
+        if self._certificates is not None:
+            command += [
+                f"--cert-file={self._certificates['cert']}",
+                f"--key-file={self._certificates['key']}",
+                f"--trusted-ca-file={self._certificates['ca']}",
+                "--client-cert-auth",
+            ]
+        member.ready = threading.Event()
+        member.lines = []
+        # A session of its own: a person's Ctrl-C is for the program that owns the cluster.
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("ETCD_")}
+        member.process = subprocess.Popen(
+            command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, env=environment, start_new_session=True
+        )
+        member.reader = threading.Thread(target=_follow, args=(member, member.process), daemon=True)
+        member.reader.start()
+
+    def _wait(self, member: Member) -> None:
+        if not member.ready.wait(_READY_SECONDS):
+            raise UnreachableError(f"{member.name} does not get ready:\n{_tail(member)}")
+        if member.process is None or member.process.poll() is not None:
+            raise FailedError(f"{member.name} has ended:\n{_tail(member)}")
+
+    def kill(self, member: int, how: int = signal.SIGKILL) -> None:
+        """Returns when the process is gone."""
+        one = self.members[member]
+        if one.process is None:
+            return
+        one.process.send_signal(how)
+        if how != signal.SIGKILL:
+            try:
+                one.process.wait(_STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                one.process.kill()
+        one.process.wait()
+        if one.reader is not None:
+            one.reader.join()
+        if one.process.stderr is not None:
+            one.process.stderr.close()
+        one.process = None
 
     def restart(self, member: int) -> None:
         """One that was killed, with the data it had."""
-        self._members[member].start()
-        self._wait(member)
+        self._spawn(self.members[member], "existing")
+        self._wait(self.members[member])
 
     def pause(self, member: int) -> None:
-        """SIGSTOP: it neither runs nor closes its connections."""
-        self._members[member].pause()
+        """It neither runs nor closes its connections, as if cut off."""
+        self._signal(member, signal.SIGSTOP)
 
     def resume(self, member: int) -> None:
-        """SIGCONT."""
-        self._members[member].resume()
+        self._signal(member, signal.SIGCONT)
+
+    def _signal(self, member: int, number: int) -> None:
+        process = self.members[member].process
+        assert process is not None, "only what runs is stopped or continued"
+        process.send_signal(number)
+
+    def leader(self) -> int:
+        """The index of the member that leads now; UnreachableError while there is none."""
+        with self.client() as client:
+            for n, one in enumerate(self.members):
+                if one.process is None:
+                    continue
+                try:
+                    status = client.post(f"{self.endpoint(n)}/v3/maintenance/status", json={}).json()
+                except httpx.HTTPError:
+                    continue
+                if status.get("leader") == status["header"]["member_id"]:
+                    return n
+        raise UnreachableError("No member of the etcd cluster leads now; try again in a moment.")
+
+    def wait_for_leader(self) -> int:
+        while True:
+            try:
+                return self.leader()
+            except UnreachableError:
+                # Asking takes as long as an answer does, so this does not spin while members start.
+                if not self.pids():
+                    raise
+
+    def client(self) -> httpx.Client:
+        """For calls of the members' own."""
+        if self._certificates is None:
+            return httpx.Client(timeout=2, trust_env=False)
+        import ssl
+
+        context = ssl.create_default_context(cafile=self._certificates["ca"])
+        context.load_cert_chain(self._certificates["cert"], self._certificates["key"])
+        return httpx.Client(timeout=2, trust_env=False, verify=context)
 
     def stop(self) -> None:
-        """End all members. Idempotent."""
-        for member in self._members:
-            member.kill()
-        self._members.clear()
+        """All that this started. Idempotent."""
+        with ExitStack() as stack:
+            for n, one in enumerate(self.members):
+                if one.process is not None:
+                    # One that was paused must go on to hear of it; the data is not wanted any more.
+                    stack.callback(self.kill, n)
 
-    def _wait(self, member: int) -> None:
-        if not self._members[member].running():
-            raise LabError(f"etcd{member} does not run. Start it first.")
-        self._members[member].wait("was healthy", lambda: self._healthy(member), _START_SECONDS)
 
-    def _healthy(self, number: int) -> bool:
-        # No proxy is asked for what is on this machine.
-        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-        try:
-            with opener.open(f"{self.endpoints[number]}/health", timeout=_ASK_SECONDS) as answer:
-                return bool(json.load(answer)["health"] == "true")
-        except OSError:
-            return False
+def _follow(member: Member, process: "subprocess.Popen[bytes]") -> None:
+    """Keep what it says, so that its pipe never fills, and look for the word."""
+    assert process.stderr is not None
+    for line in process.stderr:
+        member.lines.append(line.decode(errors="replace").rstrip())
+        del member.lines[:-200]
+        if _READY in member.lines[-1]:
+            member.ready.set()
+    member.ready.set()
+
+
+def _tail(member: Member) -> str:
+    return "\n".join(member.lines[-20:])
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody has now."""
+    with ExitStack() as stack:
+        taken = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for one in taken:
+            one.bind(("127.0.0.1", 0))
+        return [int(one.getsockname()[1]) for one in taken]
+
+
+@contextmanager
+def etcd_cluster(directory: Path, members: int = 3, **settings: int) -> Iterator[EtcdCluster]:
+    """A cluster for as long as the block runs."""
+    cluster = EtcdCluster(directory, quota_bytes=settings.get("quota_bytes"))
+    cluster.start(members)
+    try:
+        yield cluster
+    finally:
+        cluster.stop()
