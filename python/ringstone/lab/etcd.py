@@ -172,6 +172,14 @@ class EtcdCluster:
         self._spawn(self.members[member], "existing")
         self._wait(self.members[member])
 
+    def restart_all(self) -> None:
+        """Those that were killed, all at once: a majority may be among them, without which none gets ready."""
+        gone = [one for one in self.members if one.process is None]
+        for one in gone:
+            self._spawn(one, "existing")
+        for one in gone:
+            self._wait(one)
+
     def pause(self, member: int) -> None:
         """It neither runs nor closes its connections, as if cut off."""
         self._signal(member, signal.SIGSTOP)

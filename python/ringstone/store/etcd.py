@@ -41,9 +41,9 @@ class EtcdStore(Rules):
 
     def __init__(self, settings: EtcdSettings) -> None:
         """Also makes the layout where there is none. StateError when it is of a newer version."""
-        self._prefix = settings.prefix
+        self.prefix = settings.prefix
         self._client = EtcdClient(settings)
-        self._committer = Committer(self._client, f"{self._prefix}transactions/")
+        self._committer = Committer(self._client, f"{self.prefix}transactions/")
         self._running = threading.local()
         self._schema_revision = 0
         self._leases: dict[str, str] = {}
@@ -64,7 +64,7 @@ class EtcdStore(Rules):
     # schema
 
     def _open_schema(self) -> None:
-        key = f"{self._prefix}schema"
+        key = f"{self.prefix}schema"
         while True:
             seen = Snapshot(self._client)
             text = seen.get(key)
@@ -72,9 +72,9 @@ class EtcdStore(Rules):
                 _refuse_newer(self._client.settings, text)
                 self._schema_revision = seen.keys[key]
                 return
-            if seen.under(self._prefix):
+            if seen.under(self.prefix):
                 raise StateError(
-                    f"etcd at {self._client.settings.where} has keys below {self._prefix} but no schema: they are not "
+                    f"etcd at {self._client.settings.where} has keys below {self.prefix} but no schema: they are not "
                     "Ringstone's. Choose another `etcd_prefix`."
                 )
             seen.put(key, str(SCHEMA_VERSION))
@@ -118,7 +118,7 @@ class EtcdStore(Rules):
 
     def _same_schema(self) -> Json:
         return {
-            "key": encode(f"{self._prefix}schema"),
+            "key": encode(f"{self.prefix}schema"),
             "target": "MOD",
             "result": "EQUAL",
             "mod_revision": str(self._schema_revision),
@@ -137,13 +137,13 @@ class EtcdStore(Rules):
     # records
 
     def _key(self, kind: Kind[R], key: str) -> str:
-        return f"{self._prefix}{kind.name}/{quote(key, safe='')}"
+        return f"{self.prefix}{kind.name}/{quote(key, safe='')}"
 
     def _removals(self, kind: Kind[R]) -> str:
-        return f"{self._prefix}removals/{kind.name}"
+        return f"{self.prefix}removals/{kind.name}"
 
     def _socket_key(self, host: str, socket: str) -> str:
-        return f"{self._prefix}sockets/{quote(host, safe='')}/{quote(socket, safe='')}"
+        return f"{self.prefix}sockets/{quote(host, safe='')}/{quote(socket, safe='')}"
 
     def _get(self, kind: Kind[R], key: str) -> R | None:
         text = (self._snapshot() or Snapshot(self._client)).get(self._key(kind, key))
@@ -161,7 +161,7 @@ class EtcdStore(Rules):
 
     def listed(self, kind: Kind[R], snapshot: Snapshot) -> list[R]:
         """By key."""
-        found = snapshot.under(f"{self._prefix}{kind.name}/")
+        found = snapshot.under(f"{self.prefix}{kind.name}/")
         return sorted((self.decoded(kind, text) for text in found.values()), key=kind.key_of)
 
     def _list(self, kind: Kind[R]) -> list[R]:
@@ -238,7 +238,7 @@ class EtcdStore(Rules):
     # changes
 
     def watch(self, kind: Kind[R]) -> EtcdWatch[R]:
-        return EtcdWatch(self._client, f"{self._prefix}{kind.name}/", kind, self.decoded)
+        return EtcdWatch(self._client, f"{self.prefix}{kind.name}/", kind, self.decoded)
 
     def close(self) -> None:
         if self._closed:

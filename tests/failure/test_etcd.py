@@ -1,0 +1,388 @@
+"""State in etcd while etcd is harmed: no change is lost, doubled or reported wrongly."""
+
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from ringstone.errors import ExistsError, NoSpaceError, StateError, UnreachableError
+from ringstone.lab.etcd import EtcdCluster, free_ports
+from ringstone.store import (
+    ATTACHMENTS,
+    AttachmentRecord,
+    Change,
+    HostRecord,
+    PoolRecord,
+    VolumeRecord,
+    VolumeState,
+)
+from ringstone.store.etcd import EtcdStore
+from ringstone.store.etcd_transaction import Snapshot
+from ringstone.store.settings import EtcdSettings
+from tests.framework.etcd import Proxy, settings_of, store_of
+from tests.framework.etcd import etcd as etcd
+from tests.framework.etcd import lone_etcd as lone_etcd
+
+POOL = PoolRecord("p", "rbd", None, None, 1)
+VOLUME = VolumeRecord("v", "an id", "p", 512, 512, VolumeState.READY, 2)
+ATTACHMENT = AttachmentRecord("v", "/run/v.sock", 1, False, 3, host="alpha")
+HOST = HostRecord("alpha", "id of alpha", (), "1.0", (1,), 0, 1, 1)
+
+
+@contextmanager
+def opened(cluster: EtcdCluster, prefix: str | None = None) -> Iterator[EtcdStore]:
+    store = store_of(cluster, prefix)
+    try:
+        yield store
+    finally:
+        store.close()
+
+
+@contextmanager
+def proxied(
+    cluster: EtcdCluster, *, attempt_s: float = 1.0, total_s: float = 20.0
+) -> Iterator[tuple[Proxy, EtcdStore]]:
+    """A store that reaches a cluster of one only through a proxy."""
+    proxy = Proxy(cluster.endpoint(0))
+    try:
+        settings = replace(
+            settings_of(cluster, attempt_s=attempt_s), endpoints=(proxy.endpoint,), total_s=total_s
+        )
+        store = EtcdStore(settings)
+        try:
+            yield proxy, store
+        finally:
+            proxy.delay_s = 0
+            store.close()
+    finally:
+        proxy.close()
+
+
+def filled(store: EtcdStore) -> None:
+    store.add_pool(POOL)
+    store.add_volume(VOLUME)
+    store.claim(ATTACHMENT)
+
+
+class Stream:
+    """Threads that go on making changes until they are told to stop, and know what was reported to them as done."""
+
+    def __init__(self, stores: list[EtcdStore]) -> None:
+        self.epochs: list[int] = []
+        self.added: list[str] = []
+        self.failures: list[BaseException] = []
+        self._stop = threading.Event()
+        self._more = threading.Condition()
+        self._threads = [
+            threading.Thread(target=self._run, args=(n, store)) for n, store in enumerate(stores)
+        ]
+
+    def __enter__(self) -> "Stream":
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _run(self, n: int, store: EtcdStore) -> None:
+        turn = 0
+        try:
+            while not self._stop.is_set():
+                name = f"v{n}-{turn}"
+                store.add_volume(replace(VOLUME, name=name))
+                claim = store.claim(replace(ATTACHMENT, host=f"host{n}"), take_over=True)
+                with self._more:
+                    self.added.append(name)
+                    self.epochs.append(claim.attachment.epoch)
+                    self._more.notify_all()
+                turn += 1
+        except BaseException as error:
+            with self._more:
+                self.failures.append(error)
+                self._more.notify_all()
+
+    def wait_for_more(self, count: int = 10) -> None:
+        """Until that many changes have been made from now on."""
+        with self._more:
+            wanted = len(self.epochs) + count
+            self._more.wait_for(lambda: self.failures or len(self.epochs) >= wanted)
+
+    def check(self, store: EtcdStore) -> None:
+        """An epoch that two were told, or one that nobody was, is a change that was doubled or lost."""
+        assert not self.failures, self.failures
+        assert sorted(self.epochs) == list(range(2, len(self.epochs) + 2))
+        assert store.volume("v").epoch == len(self.epochs) + 1
+        assert {volume.name for volume in store.volumes()} == {"v", *self.added}
+
+
+def test_a_killed_leader_loses_and_doubles_nothing(etcd: EtcdCluster) -> None:
+    with opened(etcd) as store, opened(etcd, store.prefix) as other:
+        filled(store)
+        with Stream([store, other]) as stream:
+            for _ in range(2):
+                stream.wait_for_more()
+                leader = etcd.wait_for_leader()
+                etcd.kill(leader)
+                stream.wait_for_more()
+                etcd.restart(leader)
+        stream.check(store)
+
+
+@pytest.mark.parametrize("who", ["leader", "follower"])
+def test_a_member_that_is_cut_off_holds_nobody_up(etcd: EtcdCluster, who: str) -> None:
+    """It is stopped: connections stay, and nothing is answered."""
+    with opened(etcd) as store, opened(etcd, store.prefix) as other:
+        filled(store)
+        with Stream([store, other]) as stream:
+            stream.wait_for_more()
+            leader = etcd.wait_for_leader()
+            victim = leader if who == "leader" else (leader + 1) % 3
+            etcd.pause(victim)
+            stream.wait_for_more()
+            etcd.resume(victim)
+            stream.wait_for_more()
+        stream.check(store)
+
+
+def test_without_a_majority_nothing_is_done_and_that_is_told(etcd: EtcdCluster) -> None:
+    settings = replace(settings_of(etcd, attempt_s=0.5), total_s=1)
+    store = EtcdStore(settings)
+    filled(store)
+    etcd.kill(0)
+    etcd.kill(1)
+    with pytest.raises(UnreachableError, match="etcd does not answer at http.*most of its members"):
+        store.volume("v")
+    with pytest.raises(UnreachableError, match="most of its members"):
+        store.claim(ATTACHMENT, take_over=True)
+    etcd.restart_all()
+    assert store.volume("v").epoch == 1
+    assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 2
+    store.close()
+
+
+def test_a_change_whose_answer_was_lost_is_found(lone_etcd: EtcdCluster) -> None:
+    with proxied(lone_etcd) as (proxy, store):
+        filled(store)
+        proxy.lose_answers(1)
+        assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 2
+        assert proxy.harmed.is_set()
+        assert store.volume("v").epoch == 2
+        # Also when the answer of the look is lost.
+        proxy.lose_answers(2)
+        assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 3
+        assert store.volume("v").epoch == 3
+
+
+def test_a_change_that_arrives_too_late_has_no_effect(lone_etcd: EtcdCluster) -> None:
+    """It was given up and made anew by then, and nothing else of what it had read has changed."""
+    with proxied(lone_etcd) as (proxy, store):
+        filled(store)
+        proxy.hold_requests(1)
+        store.add_pool(replace(POOL, name="q"))
+        assert proxy.harmed.is_set()
+        store.remove_pool("q")
+        (late,) = proxy.let_go()
+        assert b"succeeded" not in late
+        assert [pool.name for pool in store.pools()] == ["p"]
+
+
+def test_a_change_that_may_yet_arrive_is_reported_as_that(lone_etcd: EtcdCluster) -> None:
+    with proxied(lone_etcd, total_s=0.2) as (proxy, store):
+        filled(store)
+        proxy.hold_requests(1000)
+        with pytest.raises(UnreachableError, match="not known; look before it is repeated"):
+            store.add_pool(replace(POOL, name="q"))
+        proxy.hold_requests(0)
+        proxy.let_go()
+        assert [pool.name for pool in store.pools()] == ["p", "q"]
+
+
+def test_a_slow_etcd_only_takes_longer(lone_etcd: EtcdCluster) -> None:
+    """Answers come later than a member is given, now and then: each change is still made once."""
+    with proxied(lone_etcd, attempt_s=0.3) as (proxy, store):
+        filled(store)
+        for turn, delay_s in enumerate((0.05, 0.5, 0.05)):
+            proxy.delay_s = delay_s
+            if delay_s < 0.3:
+                assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == turn + 2
+                continue
+            slow = threading.Timer(0.6, partial(setattr, proxy, "delay_s", 0.0))
+            slow.start()
+            assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == turn + 2
+            slow.join()
+        assert store.volume("v").epoch == 4
+
+
+def test_a_full_etcd_is_told_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+    with small_etcd() as cluster, opened(cluster) as store:
+        filled(store)
+        ballast = {"ballast": "x" * 500_000}
+        added = 0
+        with pytest.raises(NoSpaceError, match=r"is full \(NOSPACE\).*etcdctl alarm disarm"):
+            while True:
+                store.add_pool(replace(POOL, name=f"q{added}", options=ballast))
+                added += 1
+        # What was reported as done is there, what was not is not; and it can still be read.
+        assert [pool.name for pool in store.pools()] == ["p", *sorted(f"q{n}" for n in range(added))]
+        with pytest.raises(NoSpaceError, match="Nothing was changed"):
+            store.claim(ATTACHMENT, take_over=True)
+        with pytest.raises(NoSpaceError):
+            store.announce(HOST, 60)
+        assert store.volume("v").epoch == 1
+        for n in range(added):
+            delete = ["del", f"{store.prefix}pools/q{n}"]
+            etcdctl(cluster, *delete)
+        revision = str(Snapshot(store._client).get(f"{store.prefix}schema") and store_revision(store))
+        etcdctl(cluster, "compact", revision)
+        etcdctl(cluster, "defrag")
+        etcdctl(cluster, "alarm", "disarm")
+        assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 2
+
+
+@contextmanager
+def small_etcd() -> Iterator[EtcdCluster]:
+    import shutil
+    import tempfile
+
+    directory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
+    cluster = EtcdCluster(directory, quota_bytes=4 << 20)
+    try:
+        cluster.start(1)
+        yield cluster
+    finally:
+        cluster.stop()
+        shutil.rmtree(directory)
+
+
+def store_revision(store: EtcdStore) -> int:
+    snapshot = Snapshot(store._client)
+    snapshot.get(f"{store.prefix}schema")
+    return snapshot.revision
+
+
+def etcdctl(cluster: EtcdCluster, *words: str) -> str:
+    command = ["etcdctl", f"--endpoints={','.join(cluster.endpoints)}", *words]
+    environment = {"PATH": "/usr/bin:/bin", "ETCDCTL_API": "3"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_watch_survives_lost_members_and_compaction(etcd: EtcdCluster) -> None:
+    with opened(etcd) as store, opened(etcd, store.prefix) as other:
+        store.add_pool(POOL)
+        store.add_volume(VOLUME)
+        watch = store.watch(ATTACHMENTS)
+        changes = iter(watch)
+        claimed = other.claim(ATTACHMENT).attachment
+        assert next(changes) == Change("v", claimed)
+        # While the member that it asks is down, the past is compacted.
+        etcd.kill(0)
+        for _ in range(3):
+            claimed = other.claim(ATTACHMENT, take_over=True).attachment
+        etcdctl_alive = [n for n in range(3) if etcd.members[n].process is not None]
+        compact(etcd, etcdctl_alive[0], store_revision(other))
+        seen = next(changes)
+        while seen != Change("v", claimed):
+            seen = next(changes)
+        other.remove_attachment("v")
+        gone: Change[AttachmentRecord] = Change("v", None)
+        assert next(changes) == gone
+        watch.close()
+
+
+def compact(cluster: EtcdCluster, member: int, revision: int) -> None:
+    with cluster.client() as client:
+        body = {"revision": str(revision), "physical": True}
+        client.post(f"{cluster.endpoint(member)}/v3/kv/compaction", json=body).raise_for_status()
+
+
+def test_a_transaction_whose_revision_was_compacted_is_run_again(lone_etcd: EtcdCluster) -> None:
+    with opened(lone_etcd) as store, opened(lone_etcd, store.prefix) as other:
+        filled(store)
+        runs: list[int] = []
+
+        def step() -> int:
+            store.volume("v")
+            if not runs:
+                other.set_volume_size("v", 1024)
+                compact(lone_etcd, 0, store_revision(other))
+            runs.append(1)
+            store.pool("p")
+            store.set_volume_size("v", store.volume("v").size + 1)
+            return store.volume("v").size
+
+        assert store.transact(step) == 1025
+
+
+def test_a_host_is_dead_when_its_lease_has_run_out(lone_etcd: EtcdCluster) -> None:
+    with opened(lone_etcd) as store, opened(lone_etcd, store.prefix) as other:
+        store.announce(HOST, 1)
+        assert other.alive_hosts() == {"alpha"}
+        from ringstone.store import ALIVE
+
+        watch = other.watch(ALIVE)
+        changes = iter(watch)
+        assert next(changes).record is not None
+        assert next(changes).record is None
+        watch.close()
+        assert not other.host_alive("alpha")
+        assert other.hosts() == [HOST]
+        # Another machine does not become it by itself; and what the first left is still its own.
+        with pytest.raises(ExistsError, match="known as another machine, which is not running"):
+            other.announce(replace(HOST, id="another"), 60)
+        store.announce(HOST, 60)
+        assert other.host_alive("alpha")
+        with pytest.raises(ExistsError, match="Another machine runs as host 'alpha'"):
+            other.announce(replace(HOST, id="another"), 60)
+
+
+def test_what_cannot_be_used_is_refused(lone_etcd: EtcdCluster) -> None:
+    with opened(lone_etcd) as store:
+        newer = store.prefix
+        etcdctl(lone_etcd, "put", f"{newer}schema", "2")
+        for use in (EtcdStore, EtcdStore.check):
+            with pytest.raises(StateError, match="has schema 2, and this Ringstone knows up to 1"):
+                use(settings_of(lone_etcd, newer))
+        # One that ran already writes no more either.
+        with pytest.raises(StateError, match="has schema 2"):
+            store.add_pool(POOL)
+        etcdctl(lone_etcd, "put", "/foreign/key", "value")
+        with pytest.raises(StateError, match="are not Ringstone's"):
+            EtcdStore(settings_of(lone_etcd, "/foreign/"))
+    nobody = f"http://127.0.0.1:{free_ports(1)[0]}"
+    with pytest.raises(UnreachableError, match=f"does not answer at {nobody}"):
+        EtcdStore(EtcdSettings((nobody,), total_s=0.1))
+
+
+def test_members_of_two_clusters_are_told_apart(lone_etcd: EtcdCluster) -> None:
+    with small_etcd() as other:
+        settings = replace(settings_of(lone_etcd), endpoints=lone_etcd.endpoints + other.endpoints)
+        store = EtcdStore(settings)
+        filled(store)
+        store._client.next_endpoint(lone_etcd.endpoint(0))
+        with pytest.raises(StateError, match="belongs to another etcd cluster"):
+            store.volume("v")
+        store.close()
+
+
+def test_nothing_is_left_in_etcd_but_the_records(lone_etcd: EtcdCluster) -> None:
+    store = store_of(lone_etcd)
+    filled(store)
+    store.remove_attachment("v")
+    store.close()
+    keys = etcdctl(lone_etcd, "get", "--prefix", "--keys-only", store.prefix).split()
+    assert sorted(key.removeprefix(store.prefix) for key in keys) == [
+        "pools/p",
+        "removals/attachments",
+        "schema",
+        "volumes/v",
+    ]
