@@ -144,8 +144,8 @@ class Queue(_Answer):
 
 class Attachment(_Answer):
     """`state`: listening (no frontend), connected (negotiating), running, needs_reset (stopped after a
-    malformed ring: the guest must reset the device) or failed (not served; `reason` says why). `shared`: a second
-    frontend may connect, for a migration; `frontends` are connected."""
+    malformed ring: the guest must reset the device), failed (not served; `reason` says why) or elsewhere (another
+    host's). `shared`: a second frontend may connect, for a migration; `frontends` are connected."""
 
     volume: str
     host: str = "localhost"

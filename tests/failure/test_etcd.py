@@ -1,8 +1,11 @@
 """State in etcd while etcd is harmed: no change is lost, doubled or reported wrongly."""
 
+import re
+import shutil
 import subprocess
+import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -10,9 +13,17 @@ from pathlib import Path
 
 import pytest
 
-from ringstone.errors import ExistsError, NoSpaceError, StateError, UnreachableError
+from ringstone.errors import (
+    ExistsError,
+    InvalidError,
+    NoSpaceError,
+    RingstoneError,
+    StateError,
+    UnreachableError,
+)
 from ringstone.lab.etcd import EtcdCluster, free_ports
 from ringstone.store import (
+    ALIVE,
     ATTACHMENTS,
     AttachmentRecord,
     Change,
@@ -158,7 +169,7 @@ def test_without_a_majority_nothing_is_done_and_that_is_told(etcd: EtcdCluster) 
     filled(store)
     etcd.kill(0)
     etcd.kill(1)
-    with pytest.raises(UnreachableError, match="etcd does not answer at http.*most of its members"):
+    with pytest.raises(UnreachableError, match=r"etcd does not answer at http.*most of its members"):
         store.volume("v")
     with pytest.raises(UnreachableError, match="most of its members"):
         store.claim(ATTACHMENT, take_over=True)
@@ -205,6 +216,35 @@ def test_a_change_that_may_yet_arrive_is_reported_as_that(lone_etcd: EtcdCluster
         assert [pool.name for pool in store.pools()] == ["p", "q"]
 
 
+def test_a_change_that_filled_etcd_is_not_reported_as_refused(lone_etcd: EtcdCluster) -> None:
+    """etcd answers with NOSPACE to the change that has reached its quota, although it has made that."""
+    with proxied(lone_etcd) as (proxy, store):
+        filled(store)
+        full = b'{"error":"etcdserver: mvcc: database space exceeded","code":8}'
+        proxy.lose_answers(
+            1,
+            instead=b"HTTP/1.1 429 Too Many Requests\r\nContent-Length: %d\r\n\r\n%s" % (len(full), full),
+        )
+        assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 2
+        assert proxy.harmed.is_set()
+        assert store.volume("v").epoch == 2
+
+
+def test_a_transaction_reads_one_state(lone_etcd: EtcdCluster) -> None:
+    """Also one that changes nothing, or fails, which no comparison at a commit puts right."""
+    with opened(lone_etcd) as store, opened(lone_etcd, store.prefix) as other:
+        filled(store)
+
+        def step() -> tuple[int, int]:
+            epoch = store.volume("v").epoch
+            other.claim(ATTACHMENT, take_over=True)
+            held = store.attachment("v")
+            assert held is not None
+            return epoch, held.epoch
+
+        assert store.transact(step) == (1, 1)
+
+
 def test_a_slow_etcd_only_takes_longer(lone_etcd: EtcdCluster) -> None:
     """Answers come later than a member is given, now and then: each change is still made once."""
     with proxied(lone_etcd, attempt_s=0.3) as (proxy, store):
@@ -221,15 +261,26 @@ def test_a_slow_etcd_only_takes_longer(lone_etcd: EtcdCluster) -> None:
         assert store.volume("v").epoch == 4
 
 
-def test_a_full_etcd_is_told_and_goes_on_when_there_is_room(tmp_path: Path) -> None:
+def refusal(call: Callable[[], object]) -> RingstoneError | None:
+    try:
+        call()
+    except RingstoneError as error:
+        return error
+    return None
+
+
+def large_pool(name: str) -> PoolRecord:
+    return replace(POOL, name=name, options={"ballast": "x" * 500_000})
+
+
+def test_a_full_etcd_is_told_and_goes_on_when_there_is_room() -> None:
     with small_etcd() as cluster, opened(cluster) as store:
         filled(store)
-        ballast = {"ballast": "x" * 500_000}
         added = 0
-        with pytest.raises(NoSpaceError, match=r"is full \(NOSPACE\).*etcdctl alarm disarm"):
-            while True:
-                store.add_pool(replace(POOL, name=f"q{added}", options=ballast))
-                added += 1
+        while (error := refusal(partial(store.add_pool, large_pool(f"q{added}")))) is None:
+            added += 1
+        assert isinstance(error, NoSpaceError)
+        assert re.search(r"is full \(NOSPACE\).*etcdctl alarm disarm", error.message)
         # What was reported as done is there, what was not is not; and it can still be read.
         assert [pool.name for pool in store.pools()] == ["p", *sorted(f"q{n}" for n in range(added))]
         with pytest.raises(NoSpaceError, match="Nothing was changed"):
@@ -238,22 +289,17 @@ def test_a_full_etcd_is_told_and_goes_on_when_there_is_room(tmp_path: Path) -> N
             store.announce(HOST, 60)
         assert store.volume("v").epoch == 1
         for n in range(added):
-            delete = ["del", f"{store.prefix}pools/q{n}"]
-            etcdctl(cluster, *delete)
-        revision = str(Snapshot(store._client).get(f"{store.prefix}schema") and store_revision(store))
-        etcdctl(cluster, "compact", revision)
+            etcdctl(cluster, "del", f"{store.prefix}pools/q{n}")
+        etcdctl(cluster, "compact", str(store_revision(store)))
         etcdctl(cluster, "defrag")
         etcdctl(cluster, "alarm", "disarm")
         assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 2
 
 
 @contextmanager
-def small_etcd() -> Iterator[EtcdCluster]:
-    import shutil
-    import tempfile
-
+def small_etcd(certificates: dict[str, Path] | None = None) -> Iterator[EtcdCluster]:
     directory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
-    cluster = EtcdCluster(directory, quota_bytes=4 << 20)
+    cluster = EtcdCluster(directory, quota_bytes=4 << 20, certificates=certificates)
     try:
         cluster.start(1)
         yield cluster
@@ -288,8 +334,7 @@ def test_a_watch_survives_lost_members_and_compaction(etcd: EtcdCluster) -> None
         etcd.kill(0)
         for _ in range(3):
             claimed = other.claim(ATTACHMENT, take_over=True).attachment
-        etcdctl_alive = [n for n in range(3) if etcd.members[n].process is not None]
-        compact(etcd, etcdctl_alive[0], store_revision(other))
+        compact(etcd, 1, store_revision(other))
         seen = next(changes)
         while seen != Change("v", claimed):
             seen = next(changes)
@@ -327,8 +372,6 @@ def test_a_host_is_dead_when_its_lease_has_run_out(lone_etcd: EtcdCluster) -> No
     with opened(lone_etcd) as store, opened(lone_etcd, store.prefix) as other:
         store.announce(HOST, 1)
         assert other.alive_hosts() == {"alpha"}
-        from ringstone.store import ALIVE
-
         watch = other.watch(ALIVE)
         changes = iter(watch)
         assert next(changes).record is not None
@@ -372,6 +415,75 @@ def test_members_of_two_clusters_are_told_apart(lone_etcd: EtcdCluster) -> None:
         with pytest.raises(StateError, match="belongs to another etcd cluster"):
             store.volume("v")
         store.close()
+
+
+def test_tls_and_a_password_are_used_and_their_lack_is_told(tmp_path: Path) -> None:
+    certificates = make_certificates(tmp_path)
+    with small_etcd(certificates) as cluster:
+        setup = (["user", "add", "root:secret"], ["user", "grant-role", "root", "root"], ["auth", "enable"])
+        tls = [
+            f"--cacert={certificates['ca']}",
+            f"--cert={certificates['cert']}",
+            f"--key={certificates['key']}",
+        ]
+        etcdctl(cluster, *tls, "role", "add", "root")
+        for words in setup:
+            etcdctl(cluster, *tls, *words)
+        password = tmp_path / "password"
+        password.write_text("secret\n")
+        right = replace(
+            settings_of(cluster),
+            user="root",
+            password_file=password,
+            total_s=0.1,
+            **certificates,  # type: ignore[arg-type]
+        )
+        store = EtcdStore(right)
+        filled(store)
+        # A token that the members no longer know is got anew, without a change made twice.
+        store._client._token = "old.1"
+        assert store.claim(ATTACHMENT, take_over=True).attachment.epoch == 2
+        store.close()
+        with pytest.raises(UnreachableError, match="certificate"):
+            EtcdStore(replace(right, ca=None))
+        with pytest.raises(UnreachableError):
+            EtcdStore(replace(right, cert=None, key=None))
+        with pytest.raises(InvalidError, match="certificates for etcd cannot be used"):
+            EtcdStore(replace(right, ca=tmp_path / "missing"))
+        with pytest.raises(StateError, match="refuses the login"):
+            EtcdStore(replace(right, user=None, password_file=None))
+        password.write_text("wrong")
+        with pytest.raises(StateError, match=r"refuses the login.*etcd_password_file"):
+            EtcdStore(right)
+
+
+def make_certificates(directory: Path) -> dict[str, Path]:
+    """An authority and one certificate of it, for 127.0.0.1 and for clients."""
+    made = {name: directory / f"{name}.pem" for name in ("ca", "cert", "key")}
+    ca_key, request, extensions = (directory / name for name in ("ca-key.pem", "request.pem", "extensions"))
+    extensions.write_text("subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth,clientAuth\n")
+    new = ["openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    sign = ["openssl", "x509", "-req", "-CAcreateserial"]
+    commands: list[list[str | Path]] = [
+        [*new, "-x509", "-subj", "/CN=authority", "-keyout", ca_key, "-out", made["ca"]],
+        [*new, "-subj", "/O=member", "-keyout", made["key"], "-out", request],
+        [
+            *sign,
+            "-in",
+            request,
+            "-CA",
+            made["ca"],
+            "-CAkey",
+            ca_key,
+            "-extfile",
+            extensions,
+            "-out",
+            made["cert"],
+        ],
+    ]
+    for command in commands:
+        subprocess.run(command, check=True, capture_output=True)
+    return made
 
 
 def test_nothing_is_left_in_etcd_but_the_records(lone_etcd: EtcdCluster) -> None:

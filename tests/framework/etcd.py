@@ -67,6 +67,7 @@ class Proxy:
         self._lose = 0
         self._hold = 0
         self._match = b""
+        self._instead = b""
         self._lock = threading.Lock()
         self._held: list[bytes] = []
         self.harmed = threading.Event()
@@ -75,10 +76,10 @@ class Proxy:
         self._threads = [threading.Thread(target=self._accept)]
         self._threads[0].start()
 
-    def lose_answers(self, count: int, match: bytes = b"/kv/txn") -> None:
-        """Of the next `count` requests that have `match`."""
+    def lose_answers(self, count: int, match: bytes = b"/kv/txn", instead: bytes = b"") -> None:
+        """Of the next `count` requests that have `match`; the client gets the answer `instead`, if there is one."""
         with self._lock:
-            self._lose, self._match = count, match
+            self._lose, self._match, self._instead = count, match, instead
             self.harmed.clear()
 
     def hold_requests(self, count: int, match: bytes = b"/kv/txn") -> None:
@@ -127,6 +128,7 @@ class Proxy:
                     answer = _whole_message(server)
                     if harm == "lose":
                         self.harmed.set()
+                        client.sendall(self._instead)
                         return
                     if self._stop.wait(self.delay_s):
                         return

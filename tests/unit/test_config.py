@@ -1,6 +1,7 @@
 """The gateway's configuration: file, flags, defaults, and what is refused."""
 
 import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from ringstone.errors import InvalidError, NoDeviceError
 from ringstone.gateway import config as module
 from ringstone.gateway.config import GatewayConfig, load_config, parse_cores
+from ringstone.store.settings import EtcdSettings
 
 LAST = max(os.sched_getaffinity(0))
 
@@ -39,6 +41,55 @@ def test_the_defaults_need_no_file() -> None:
     )
     assert config.database == Path("/var/lib/ringstone/ringstone.db")
     assert config.stats_path == Path("/run/ringstone/stats")
+
+
+def test_the_state_may_be_in_etcd(tmp_path: Path) -> None:
+    assert (load(tmp_path, "").etcd, load(tmp_path, "").host) == (None, "localhost")
+    text = """
+        [gateway]
+        etcd = ["https://10.0.0.1:2379", "https://10.0.0.2:2379/"]
+        etcd_ca = "/ca.pem"
+        etcd_cert = "/cert.pem"
+        etcd_key = "/key.pem"
+        etcd_user = "ringstone"
+        etcd_password_file = "/password"
+        etcd_prefix = "/r/"
+    """
+    config = load(tmp_path, text)
+    assert config.host == socket.gethostname()
+    assert config.etcd == EtcdSettings(
+        ("https://10.0.0.1:2379", "https://10.0.0.2:2379"),
+        ca=Path("/ca.pem"),
+        cert=Path("/cert.pem"),
+        key=Path("/key.pem"),
+        user="ringstone",
+        password_file=Path("/password"),
+        prefix="/r/",
+    )
+    flags = load(tmp_path, text, etcd="http://a:1, http://b:2", host="alpha")
+    assert flags.host == "alpha"
+    assert flags.etcd is not None
+    assert flags.etcd.endpoints == ("http://a:1", "http://b:2")
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ('etcd = "10.0.0.1:2379"', "no member's URL"),
+        ('etcd = "http://10.0.0.1"', "no member's URL"),
+        ('etcd = "http://a:x"', "no member's URL"),
+        ("etcd = []", "names no member"),
+        ("etcd = [1]", "a list of URLs"),
+        ('etcd = "http://a:1"\netcd_prefix = "r"', "etcd_prefix is 'r'"),
+        ('etcd = "http://a:1"\netcd_cert = "/c"', "belong together"),
+        ('etcd = "http://a:1"\netcd_user = "u"', "belong together"),
+        ('etcd = "http://a:1"\netcd_ca = "c"', "not an absolute path"),
+        ('host = "a b"', "is not a host name"),
+    ],
+)
+def test_wrong_words_for_etcd_are_refused(tmp_path: Path, setting: str, message: str) -> None:
+    with pytest.raises(InvalidError, match=message):
+        load(tmp_path, f"[gateway]\n{setting}\n")
 
 
 def test_the_hosts_file_is_read_where_it_exists(no_host_config: Path) -> None:

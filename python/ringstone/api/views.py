@@ -22,8 +22,10 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
     reason = None
     usage = Usage(None, None)
     try:
-        pool.check()
-        usage = pool.usage()
+        # What only another host reaches is that one's to judge.
+        if service.reaches(record):
+            pool.check()
+            usage = pool.usage()
     except RingstoneError as error:
         reason = error.message
     return models.Pool(
@@ -57,6 +59,7 @@ def _volume_view(
     opened: EngineVolume | None,
     attachment: models.Attachment | None,
 ) -> models.Volume:
+    pool = service.store.pool(record.pool)
     reason = service.volume_failure(record)
     state = "failed" if reason and record.state is VolumeState.READY else record.state.value
     return models.Volume(
@@ -68,7 +71,7 @@ def _volume_view(
         block_size=record.block_size,
         state=state,
         reason=reason,
-        allocated=open_pool(service.store.pool(record.pool)).allocated(record),
+        allocated=open_pool(pool).allocated(record) if service.reaches(pool) else None,
         detail=opened.detail if opened else None,
         attachment=attachment,
         created_at=utc(record.created_ns),
@@ -91,11 +94,11 @@ def _attachment_view(
         socket=record.socket,
         queues=record.queues,
         read_only=record.read_only,
-        state="failed",
+        state="failed" if record.host == service.host else "elsewhere",
         reason=service.attachment_failure(record.volume),
         created_at=utc(record.created_ns),
     )
-    if served is None:
+    if served is None or record.host != service.host:
         return base
     return base.model_copy(
         update={

@@ -9,6 +9,13 @@ from ringstone.cli.context import JsonOption, context_of, print_json
 from ringstone.cli.gateway_start import start_gateway
 from ringstone.cli.quick import GatewayFlags
 
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config", help="Configuration file (TOML); default /etc/ringstone/gateway.toml where it exists."
+    ),
+]
+
 app = typer.Typer(
     invoke_without_command=True,
     subcommand_metavar="[COMMAND]",
@@ -19,10 +26,7 @@ app = typer.Typer(
 @app.callback()
 def gateway(
     context: typer.Context,
-    config: Annotated[
-        Path | None,
-        typer.Option(help="Configuration file (TOML); default /etc/ringstone/gateway.toml where it exists."),
-    ] = None,
+    config: ConfigOption = None,
     cores: Annotated[
         str | None,
         typer.Option(help="CPUs for the reactors, one each, such as 1 or 2,4-6; default the last CPU."),
@@ -45,6 +49,25 @@ def gateway(
         typer.Option(
             help="Seconds that a start waits for backings that somebody else still has in use; default 30."
         ),
+    ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(help="This host's name among those that share the state; default its hostname."),
+    ] = None,
+    etcd: Annotated[
+        str | None,
+        typer.Option(help="Keep state in etcd: URLs of its members, with commas; default a local database."),
+    ] = None,
+    etcd_ca: Annotated[
+        Path | None,
+        typer.Option(help="Certificates (PEM) that etcd's are signed with; default the system's."),
+    ] = None,
+    etcd_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) to show to etcd.")] = None,
+    etcd_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    etcd_user: Annotated[str | None, typer.Option(help="User of etcd.")] = None,
+    etcd_password_file: Annotated[Path | None, typer.Option(help="File with that user's password.")] = None,
+    etcd_prefix: Annotated[
+        str | None, typer.Option(help="What all keys begin with; default /ringstone/.")
     ] = None,
     supervise: Annotated[
         bool,
@@ -72,11 +95,19 @@ def gateway(
     settings = {
         "cores": cores,
         "idle_us": idle_us,
-        "state_dir": str(state_dir.absolute()) if state_dir else None,
-        "run_dir": str(run_dir.absolute()) if run_dir else None,
+        "state_dir": _absolute(state_dir),
+        "run_dir": _absolute(run_dir),
         "socket": _given_socket(context),
         "log_level": log_level,
         "backing_wait_s": backing_wait_s,
+        "host": host,
+        "etcd": etcd,
+        "etcd_ca": _absolute(etcd_ca),
+        "etcd_cert": _absolute(etcd_cert),
+        "etcd_key": _absolute(etcd_key),
+        "etcd_user": etcd_user,
+        "etcd_password_file": _absolute(etcd_password_file),
+        "etcd_prefix": etcd_prefix,
     }
     if context.invoked_subcommand is not None:
         return
@@ -113,6 +144,10 @@ def upgrade(context: typer.Context, json_output: JsonOption = False) -> None:
         f"Release {report.from_version} was replaced by {report.to_version}: {report.volumes} volumes, whose requests "
         f"paused for {report.stall_ms:.1f} ms."
     )
+
+
+def _absolute(path: Path | None) -> str | None:
+    return str(path.absolute()) if path else None
 
 
 def _given_socket(context: typer.Context) -> str | None:

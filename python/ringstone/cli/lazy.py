@@ -16,6 +16,7 @@ _COMMANDS: dict[str, tuple[str, str | None]] = {
     "volume": ("volume", None),
     "snapshot": ("snapshot", None),
     "reactor": ("reactor", None),
+    "state": ("state", None),
     "vm": ("vm", None),
     "bench": ("bench", None),
     "top": ("top", "top"),

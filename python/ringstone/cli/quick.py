@@ -23,6 +23,14 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "run_dir": _path,
     "log_level": str,
     "backing_wait_s": int,
+    "host": str,
+    "etcd": str,
+    "etcd_ca": _path,
+    "etcd_cert": _path,
+    "etcd_key": _path,
+    "etcd_user": str,
+    "etcd_password_file": _path,
+    "etcd_prefix": str,
 }
 _SWITCHES = ("allow_test_pools", "supervise", "takeover", "no_balance")
 

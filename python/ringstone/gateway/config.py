@@ -1,6 +1,7 @@
 """The gateway's configuration: a TOML file, and flags that override it. docs/cli.md is its reference."""
 
 import os
+import socket
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
@@ -8,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ringstone.errors import InvalidError, error_of_os
+from ringstone.gateway.checks import check_name
 from ringstone.gateway.paths import DEFAULT_CONFIG, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR
+from ringstone.store import LOCAL_HOST
+from ringstone.store.settings import DEFAULT_PREFIX, EtcdSettings
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MOST_IDLE_US = 10_000_000
@@ -20,7 +24,8 @@ class GatewayConfig:
     """`cores`: the CPUs of the reactors, one each. `idle_us`: how long a reactor polls without work before it
     sleeps. `socket`: the control API. `backing_wait_s`: how long a start waits for backings that somebody else
     still has. `balance`: queues move between reactors by
-    measured load. `allow_test_pools`: accept pools that misbehave on purpose."""
+    measured load. `allow_test_pools`: accept pools that misbehave on purpose. `host`: the name of this one among all
+    that share the state. `etcd`: where the state is; None is the database."""
 
     cores: tuple[int, ...]
     idle_us: int
@@ -31,6 +36,8 @@ class GatewayConfig:
     backing_wait_s: int = 30
     balance: bool = True
     allow_test_pools: bool = False
+    host: str = LOCAL_HOST
+    etcd: EtcdSettings | None = None
 
     @property
     def database(self) -> Path:
@@ -59,6 +66,14 @@ class _Settings:
     log_level: str = "info"
     backing_wait_s: int = 30
     balance: bool = True
+    host: str | None = None
+    etcd: list[str] | str | None = None
+    etcd_ca: str | None = None
+    etcd_cert: str | None = None
+    etcd_key: str | None = None
+    etcd_user: str | None = None
+    etcd_password_file: str | None = None
+    etcd_prefix: str = DEFAULT_PREFIX
 
     def updated(self, values: Mapping[str, Any]) -> "_Settings":
         """With `values` in place of its own. ValueError names the first that is not right; an unknown one is
@@ -87,6 +102,11 @@ def _wrong(name: str, value: object) -> str | None:
     if name == "backing_wait_s":
         wanted = f"a whole number from 0 to {_LONGEST_BACKING_WAIT_S}"
         return None if _between(value, 0, _LONGEST_BACKING_WAIT_S) else wanted
+    if name == "etcd":
+        urls = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        return (
+            None if urls or isinstance(value, str) else "a list of URLs, or a string with commas between them"
+        )
     return None if isinstance(value, str) else "a string"
 
 
@@ -169,6 +189,37 @@ def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
         backing_wait_s=settings.backing_wait_s,
         balance=settings.balance,
         allow_test_pools=allow_test_pools,
+        host=_host(settings),
+        etcd=_etcd(settings),
+    )
+
+
+def _host(settings: _Settings) -> str:
+    """A database has one host, which keeps what it has when the machine gets another name."""
+    name = settings.host
+    if name is None:
+        name = LOCAL_HOST if settings.etcd is None else socket.gethostname()
+    check_name("host", name)
+    return name
+
+
+def _etcd(settings: _Settings) -> EtcdSettings | None:
+    if settings.etcd is None:
+        return None
+    urls = settings.etcd.split(",") if isinstance(settings.etcd, str) else settings.etcd
+
+    def path(name: str) -> Path | None:
+        value = getattr(settings, name)
+        return None if value is None else _absolute(name, value)
+
+    return EtcdSettings(
+        endpoints=tuple(url.strip().rstrip("/") for url in urls),
+        ca=path("etcd_ca"),
+        cert=path("etcd_cert"),
+        key=path("etcd_key"),
+        user=settings.etcd_user,
+        password_file=path("etcd_password_file"),
+        prefix=settings.etcd_prefix,
     )
 
 

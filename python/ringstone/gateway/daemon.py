@@ -36,7 +36,8 @@ from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.service import Service
 from ringstone.gateway.starts import STOP_SIGNALS, Starts, hold_back
-from ringstone.store import SqliteStore
+from ringstone.store import Store
+from ringstone.store.settings import check_store, open_store
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -46,7 +47,7 @@ class _Begun:
     """An engine that serves, and what belongs to it. `locks`: descriptors by path."""
 
     engine: Engine
-    store: SqliteStore
+    store: Store
     locks: dict[Path, int]
     arrival: Arrival | None = None
 
@@ -80,6 +81,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             run_dir=config.run_dir,
             state_dir=config.state_dir,
             reactors=len(config.cores),
+            host=config.host,
             allow_test_pools=config.allow_test_pools,
         )
         if begun.arrival is not None:
@@ -100,12 +102,12 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
 
 def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | None:
     """None when it was told to stop while it waited after too many crashes."""
-    locks = {path: stack.enter_context(_sole_gateway(path)) for path in config.locks}
+    locks = {path: stack.enter_context(sole_gateway(path)) for path in config.locks}
     if not hold_back(starts):
         return None
     stack.enter_context(_stops_in_order())
     _leave_cores_to_reactors(config)
-    store = SqliteStore(config.database)
+    store = open_store(config.database, config.host, config.etcd)
     stack.callback(store.close)
     engine = Engine(
         config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
@@ -117,14 +119,14 @@ def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | 
 def _take_over(config: GatewayConfig, stack: ExitStack) -> _Begun:
     # Whatever can go wrong or take long comes first: guests wait for nothing of it.
     import_module("ringstone.gateway.server")
-    SqliteStore.check(config.database)
+    check_store(config.database, config.etcd)
     stack.enter_context(_stops_in_order())
     _leave_cores_to_reactors(config)
     arrival = take_over(config)
     stack.callback(arrival.engine.stop)
     locks = adopt_locks(config, arrival)
     take_over_stderr(arrival)
-    store = SqliteStore(config.database)
+    store = open_store(config.database, config.host, config.etcd)
     stack.callback(store.close)
     return _Begun(arrival.engine, store, locks, arrival)
 
@@ -197,7 +199,7 @@ def _make_directories(config: GatewayConfig) -> None:
 
 
 @contextmanager
-def _sole_gateway(path: Path) -> Iterator[int]:
+def sole_gateway(path: Path) -> Iterator[int]:
     """Hold the lock at `path` for as long as this process lives; ExistsError when another gateway does."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -152,14 +152,14 @@ class Service:
             pool.discard()
             self.events.say("info", f"Deleted pool {name}.")
 
-    def _reached(self, record: PoolRecord) -> bool:
+    def reaches(self, record: PoolRecord) -> bool:
         """Whether this host reaches the pool."""
         return record.host is None or record.host == self.host
 
     def reach(self, name: str) -> Pool:
         """InvalidError for one of another host."""
         record = self.store.pool(name)
-        if not self._reached(record):
+        if not self.reaches(record):
             raise InvalidError(
                 f"Pool {name!r} is on host {record.host!r} and this is {self.host!r}; do it on that host."
             )
