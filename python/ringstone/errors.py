@@ -61,8 +61,9 @@ class NoSpaceError(RingstoneError):
 
 
 class UnreachableError(RingstoneError):
-    """The gateway does not answer, or etcd does not."""
+    """The gateway does not answer, or etcd does not. `sent`: whether the request may have been done all the same."""
 
+    sent = True
     code = "unreachable"
     http_status = 503
     exit_code = 7
@@ -140,6 +141,14 @@ class DeniedError(RingstoneError):
     exit_code = 14
 
 
+class UnauthorizedError(RingstoneError):
+    """The server wants a token, or does not know the one it was given."""
+
+    code = "unauthorized"
+    http_status = 401
+    exit_code = 14
+
+
 _BY_CODE: dict[str, type[RingstoneError]] = {
     kind.code: kind
     for kind in (
@@ -159,6 +168,7 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
         StateError,
         FencedError,
         DeniedError,
+        UnauthorizedError,
     )
 }
 

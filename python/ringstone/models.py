@@ -60,10 +60,12 @@ class RbdOptions(_Request):
 class PoolCreate(_Request):
     """`path`: a directory, or for a file pool also a block device; without it the gateway chooses.
     `capacity`: the most that the volumes' sizes may add up to. `hugepages`: a memory pool on hugetlbfs.
-    `direct`: whether a file pool bypasses the page cache."""
+    `direct`: whether a file pool bypasses the page cache. `host`: where it is to be; a gateway takes only its own
+    name."""
 
     name: str
     type: str
+    host: str | None = None
     path: str | None = None
     capacity: Size | None = None
     hugepages: bool = False
@@ -73,11 +75,12 @@ class PoolCreate(_Request):
 
 
 class Pool(_Answer):
-    """`state` is ready, or failed with a `reason`. `provisioned`: the volumes' sizes added up; `total` and
-    `free` are those of the medium, None where there is no limit or it is not there."""
+    """`host`: the only one that reaches it. `state` is ready, or failed with a `reason`. `provisioned`: the volumes'
+    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there."""
 
     name: str
     type: str
+    host: str | None = None
     path: str | None
     capacity: int | None
     state: Literal["ready", "failed"]
@@ -115,7 +118,8 @@ class SnapshotClone(_Request):
 class AttachmentCreate(_Request):
     """`socket`: an absolute path; the default is <run dir>/vhost/<volume>.sock. `queues`: the most that the
     frontend may use; the default is one per reactor, at most 4. `ha`: another host may take the volume over when this
-    one is dead. `take_over`: also from a host that has it attached, which is shut out first."""
+    one is dead. `take_over`: also from a host that has it attached, which is shut out first. `failover_epoch`: only
+    while that is the volume's epoch and its owner's host is dead. `host`: where; a gateway takes only its own name."""
 
     volume: str
     socket: str | None = None
@@ -123,6 +127,8 @@ class AttachmentCreate(_Request):
     read_only: bool = False
     ha: bool = False
     take_over: bool = False
+    failover_epoch: int | None = Field(default=None, ge=1)
+    host: str | None = None
 
 
 class Sharing(_Request):
@@ -144,8 +150,9 @@ class Queue(_Answer):
 
 class Attachment(_Answer):
     """`state`: listening (no frontend), connected (negotiating), running, needs_reset (stopped after a
-    malformed ring: the guest must reset the device), failed (not served; `reason` says why) or elsewhere (another
-    host's). `shared`: a second frontend may connect, for a migration; `frontends` are connected."""
+    malformed ring: the guest must reset the device), failed (not served; `reason` says why), elsewhere (another
+    host's) or, told by a manager, unreachable (its host does not answer). `shared`: a second frontend may connect, for
+    a migration; `frontends` are connected."""
 
     volume: str
     host: str = "localhost"
@@ -231,6 +238,39 @@ class QueueMove(_Request):
     """`core`: the CPU of the reactor that is to have the queue."""
 
     core: int = Field(ge=0)
+
+
+class Host(_Answer):
+    """A machine with a gateway. `alive`: it has announced itself within the last seconds. `id` is a UUID that it keeps,
+    `addresses` are the URLs of its gateway's API, `seen_at` is of its own clock."""
+
+    name: str
+    id: str
+    addresses: list[str]
+    version: str
+    alive: bool
+    cores: list[int]
+    free_cores: int
+    pools: int
+    attachments: int
+    seen_at: datetime
+    created_at: datetime
+
+
+class ManagerInfo(_Answer):
+    """`failover_grace_s` is None where it takes nothing over by itself."""
+
+    version: str
+    pid: int
+    started_at: datetime
+    url: str
+    state: str
+    hosts: int
+    hosts_alive: int
+    pools: int
+    volumes: int
+    attachments: int
+    failover_grace_s: float | None
 
 
 class GatewayInfo(_Answer):

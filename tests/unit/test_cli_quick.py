@@ -17,7 +17,16 @@ EVERYTHING = [
     *("--log-level", "debug", "--backing-wait-s", "3", "--supervise", "--allow-test-pools"),
     *("--takeover", "--no-balance", "--host", "alpha", "--etcd=http://a:1,http://b:2", "--etcd-ca", "ca.pem"),
     *("--etcd-cert=cert.pem", "--etcd-key", "key.pem", "--etcd-user", "ringstone"),
-    *("--etcd-password-file", "password", "--etcd-prefix", "/r/"),
+    *(
+        "--etcd-password-file",
+        "password",
+        "--etcd-prefix",
+        "/r/",
+        "--listen",
+        "127.0.0.1:1",
+        "--tls-cert=c.pem",
+    ),
+    *("--tls-key", "k.pem", "--token-file", "token", "--advertise", "https://a:1", "--insecure"),
 ]
 
 

@@ -19,6 +19,7 @@ def list_attachments(service: ServiceDep) -> list[models.Attachment]:
 @router.post("", status_code=status.HTTP_201_CREATED)
 def attach_volume(body: models.AttachmentCreate, service: ServiceDep) -> models.Attachment:
     """Listen on the socket for a frontend. Comes back after a restart of the gateway or the host."""
+    service.refuse_other_host(body.host)
     record = service.attach(
         body.volume,
         socket=body.socket,
@@ -26,6 +27,7 @@ def attach_volume(body: models.AttachmentCreate, service: ServiceDep) -> models.
         read_only=body.read_only,
         ha=body.ha,
         take_over=body.take_over,
+        failover_epoch=body.failover_epoch,
     )
     return attachment_views(service, [record])[0]
 

@@ -26,6 +26,7 @@ def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
         raise InvalidError("Only faulty pools take faults; leave them out.")
     if body.rbd is not None and body.type != "rbd":
         raise InvalidError("Only rbd pools take the options of a Ceph cluster; leave them out.")
+    service.refuse_other_host(body.host)
     options: dict[str, JsonValue] = {"direct": body.direct} if body.type in ("file", "faulty") else {}
     if body.type == "faulty":
         options |= (body.faults or models.Faults()).model_dump()

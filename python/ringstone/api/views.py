@@ -31,6 +31,7 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
     return models.Pool(
         name=record.name,
         type=record.type,
+        host=record.host,
         path=record.path,
         capacity=record.capacity,
         state="failed" if reason else "ready",

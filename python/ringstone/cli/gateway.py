@@ -69,6 +69,19 @@ def gateway(
     etcd_prefix: Annotated[
         str | None, typer.Option(help="What all keys begin with; default /ringstone/.")
     ] = None,
+    listen: Annotated[
+        str | None,
+        typer.Option(help="Serve the API over TCP too, such as 10.0.0.1:7480, to those who have a token."),
+    ] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate (PEM) of that address.")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    token_file: Annotated[Path | None, typer.Option(help="File with the tokens, one a line.")] = None,
+    advertise: Annotated[
+        str | None, typer.Option(help="The URL under which others reach it; default from --listen.")
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Without TLS, though the address is not this machine's alone.")
+    ] = False,
     supervise: Annotated[
         bool,
         typer.Option(
@@ -108,6 +121,11 @@ def gateway(
         "etcd_user": etcd_user,
         "etcd_password_file": _absolute(etcd_password_file),
         "etcd_prefix": etcd_prefix,
+        "listen": listen,
+        "tls_cert": _absolute(tls_cert),
+        "tls_key": _absolute(tls_key),
+        "token_file": _absolute(token_file),
+        "advertise": advertise,
     }
     if context.invoked_subcommand is not None:
         return
@@ -116,6 +134,7 @@ def gateway(
         "supervise": supervise,
         "takeover": takeover,
         "no_balance": no_balance,
+        "insecure": insecure,
     }
     start_gateway(
         GatewayFlags(
@@ -132,10 +151,12 @@ def upgrade(context: typer.Context, json_output: JsonOption = False) -> None:
 
     Guests' requests pause for milliseconds and nothing reconnects. If the new process fails, the old one goes on.
     """
+    from ringstone.client import GatewayClient
     from ringstone.gateway.upgrade import upgrade as replace
 
     cli = context_of(context, json_output)
-    with cli.client() as client:
+    # The new process starts here, so it is this host's gateway whatever RINGSTONE_MANAGER says.
+    with GatewayClient(cli.socket) as client:
         report = replace(client)
     if cli.json:
         print_json(report)

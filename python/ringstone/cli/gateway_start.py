@@ -15,6 +15,7 @@ def start_gateway(flags: GatewayFlags) -> None:
     from ringstone.gateway.daemon import run_gateway
 
     settings = flags.settings | ({"balance": False} if "no_balance" in flags.switches else {})
+    settings |= {"insecure": True} if "insecure" in flags.switches else {}
     config = load_config(
         Path(flags.config) if flags.config else None,
         settings,

@@ -31,8 +31,13 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "etcd_user": str,
     "etcd_password_file": _path,
     "etcd_prefix": str,
+    "listen": str,
+    "tls_cert": _path,
+    "tls_key": _path,
+    "token_file": _path,
+    "advertise": str,
 }
-_SWITCHES = ("allow_test_pools", "supervise", "takeover", "no_balance")
+_SWITCHES = ("allow_test_pools", "supervise", "takeover", "no_balance", "insecure")
 
 
 @dataclass(slots=True)

@@ -11,6 +11,8 @@ from typing import Any
 from ringstone.errors import InvalidError, error_of_os
 from ringstone.gateway.checks import check_name
 from ringstone.gateway.paths import DEFAULT_CONFIG, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR
+from ringstone.listening import SETTINGS as LISTENING
+from ringstone.listening import Listening, listening_of
 from ringstone.store import LOCAL_HOST
 from ringstone.store.settings import DEFAULT_PREFIX, EtcdSettings
 
@@ -25,7 +27,8 @@ class GatewayConfig:
     sleeps. `socket`: the control API. `backing_wait_s`: how long a start waits for backings that somebody else
     still has. `balance`: queues move between reactors by
     measured load. `allow_test_pools`: accept pools that misbehave on purpose. `host`: the name of this one among all
-    that share the state. `etcd`: where the state is; None is the database."""
+    that share the state. `etcd`: where the state is; None is the database. `listening`: where the control API is served
+    over TCP too."""
 
     cores: tuple[int, ...]
     idle_us: int
@@ -38,6 +41,7 @@ class GatewayConfig:
     allow_test_pools: bool = False
     host: str = LOCAL_HOST
     etcd: EtcdSettings | None = None
+    listening: Listening | None = None
 
     @property
     def database(self) -> Path:
@@ -74,6 +78,12 @@ class _Settings:
     etcd_user: str | None = None
     etcd_password_file: str | None = None
     etcd_prefix: str = DEFAULT_PREFIX
+    listen: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
+    token_file: str | None = None
+    advertise: str | None = None
+    insecure: bool = False
 
     def updated(self, values: Mapping[str, Any]) -> "_Settings":
         """With `values` in place of its own. ValueError names the first that is not right; an unknown one is
@@ -97,7 +107,7 @@ def _wrong(name: str, value: object) -> str | None:
     if name == "idle_us":
         wanted = f"a whole number from 0 to {_MOST_IDLE_US}"
         return None if _between(value, 0, _MOST_IDLE_US) else wanted
-    if name == "balance":
+    if name in ("balance", "insecure"):
         return None if isinstance(value, bool) else "true or false"
     if name == "backing_wait_s":
         wanted = f"a whole number from 0 to {_LONGEST_BACKING_WAIT_S}"
@@ -191,6 +201,7 @@ def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
         allow_test_pools=allow_test_pools,
         host=_host(settings),
         etcd=_etcd(settings),
+        listening=listening_of({name: getattr(settings, name) for name in LISTENING}),
     )
 
 

@@ -10,6 +10,7 @@ import logging
 import os
 import resource
 import signal
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,12 +19,14 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 
-from ringstone.errors import ExistsError, GoneError, error_of_os
+from ringstone.errors import ExistsError, GoneError, RingstoneError, error_of_os
 from ringstone.gateway.checks import check_socket
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.handover import (
+    API,
+    API_TCP,
     Arrival,
     HandoverServer,
     Upgrade,
@@ -32,7 +35,9 @@ from ringstone.gateway.handover import (
     take_over,
     take_over_stderr,
 )
+from ringstone.gateway.identity import this_host
 from ringstone.gateway.logs import set_up_logging
+from ringstone.gateway.membership import Membership
 from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.service import Service
 from ringstone.gateway.starts import STOP_SIGNALS, Starts, hold_back
@@ -44,11 +49,12 @@ log = logging.getLogger("ringstone.gateway")
 
 @dataclass(slots=True)
 class _Begun:
-    """An engine that serves, and what belongs to it. `locks`: descriptors by path."""
+    """An engine that serves, and what belongs to it. `locks`: descriptors by path. `tcp`: the API's listener there."""
 
     engine: Engine
     store: Store
     locks: dict[Path, int]
+    tcp: socket.socket | None
     arrival: Arrival | None = None
 
     @property
@@ -63,6 +69,8 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
     set_up_logging(config.log_level)
     check_socket(config.socket)
     started_ns = time.time_ns()
+    # Before Python's threads keep off the reactors' CPUs.
+    usable_cores = len(os.sched_getaffinity(0) | set(config.cores))
     starts = Starts(config.run_dir / "starts")
     with ExitStack() as stack:
         _raise_limits()
@@ -84,6 +92,11 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             host=config.host,
             allow_test_pools=config.allow_test_pools,
         )
+        if config.etcd is not None:
+            # First: what another machine of the same name serves must not be taken for this one's.
+            membership = Membership(service, this_host(config, usable_cores))
+            stack.callback(membership.stop)
+            membership.start(serving=begun.arrival is not None)
         if begun.arrival is not None:
             service.adopt()
         else:
@@ -101,10 +114,15 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
 
 
 def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | None:
-    """None when it was told to stop while it waited after too many crashes."""
+    """None when it was told to stop while it waited after too many crashes. What the API over TCP lacks is told before
+    anything is served: it is easily put right then."""
     locks = {path: stack.enter_context(sole_gateway(path)) for path in config.locks}
     if not hold_back(starts):
         return None
+    tcp = None
+    if config.listening is not None:
+        config.listening.check()
+        tcp = stack.enter_context(config.listening.bind())
     stack.enter_context(_stops_in_order())
     _leave_cores_to_reactors(config)
     store = open_store(config.database, config.host, config.etcd)
@@ -113,13 +131,15 @@ def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | 
         config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
     )
     stack.callback(engine.stop)
-    return _Begun(engine, store, locks)
+    return _Begun(engine, store, locks, tcp)
 
 
 def _take_over(config: GatewayConfig, stack: ExitStack) -> _Begun:
     # Whatever can go wrong or take long comes first: guests wait for nothing of it.
     import_module("ringstone.gateway.server")
     check_store(config.database, config.etcd)
+    if config.listening is not None:
+        config.listening.check()
     stack.enter_context(_stops_in_order())
     _leave_cores_to_reactors(config)
     arrival = take_over(config)
@@ -128,7 +148,23 @@ def _take_over(config: GatewayConfig, stack: ExitStack) -> _Begun:
     take_over_stderr(arrival)
     store = open_store(config.database, config.host, config.etcd)
     stack.callback(store.close)
-    return _Begun(arrival.engine, store, locks, arrival)
+    return _Begun(arrival.engine, store, locks, _tcp_listener(config, arrival), arrival)
+
+
+def _tcp_listener(config: GatewayConfig, arrival: Arrival) -> socket.socket | None:
+    """The one that was handed over, unless the API is to be somewhere else now."""
+    listener = arrival.listener(API_TCP)
+    wanted = config.listening
+    if listener is not None:
+        if wanted is not None and listener.getsockname()[:2] == wanted.sockaddr:
+            return listener
+        listener.close()
+    try:
+        return wanted.bind() if wanted else None
+    except RingstoneError as error:
+        # Guests are served and do not depend on it.
+        log.error("The API is not served over TCP: %s", error)
+        return None
 
 
 def _serve_api(
@@ -138,9 +174,9 @@ def _serve_api(
     # Late on purpose: see above.
     from ringstone.gateway.server import ApiServer, listen
 
-    listener = (begun.arrival.api_listener() if begun.arrival else None) or listen(config.socket)
-    api = ApiServer(config, service, begun.engine, listener, started_ns, begun.upgrade)
-    descriptors = lent(config, begun.locks, listener)
+    listener = (begun.arrival.listener(API) if begun.arrival else None) or listen(config.socket)
+    api = ApiServer(config, service, begun.engine, listener, begun.tcp, started_ns, begun.upgrade)
+    descriptors = lent(config, begun.locks, listener, begun.tcp)
     successor = HandoverServer(config, begun.engine, service, descriptors, api.leave)
     successor.start()
     stack.callback(successor.stop)

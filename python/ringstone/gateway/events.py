@@ -9,8 +9,6 @@ from dataclasses import dataclass
 _LEVELS = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 _KEPT = 1000
 
-log = logging.getLogger("ringstone.gateway")
-
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -25,7 +23,8 @@ class Event:
 class EventLog:
     """The latest events, oldest first. Safe from any thread."""
 
-    def __init__(self) -> None:
+    def __init__(self, logger: str = "ringstone.gateway") -> None:
+        self._log = logging.getLogger(logger)
         self._lock = threading.Lock()
         self._events: deque[Event] = deque(maxlen=_KEPT)
 
@@ -33,7 +32,7 @@ class EventLog:
         with self._lock:
             self._events.append(event)
         prefix = f"volume {event.volume}: " if event.volume else ""
-        log.log(_LEVELS.get(event.level, logging.ERROR), "%s%s", prefix, event.message)
+        self._log.log(_LEVELS.get(event.level, logging.ERROR), "%s%s", prefix, event.message)
 
     def say(self, level: str, message: str, *, volume: str = "") -> None:
         """Add an event of the gateway's own, as of now."""

@@ -40,6 +40,7 @@ _LINE_SECONDS = 20
 _CREDENTIALS = struct.Struct("3i")
 
 API = "api"
+API_TCP = "api-tcp"
 STDERR = "stderr"
 
 
@@ -165,8 +166,9 @@ class Arrival:
     upgrade: Upgrade
     descriptors: dict[str, int]
 
-    def api_listener(self) -> socket.socket | None:
-        fd = self.descriptors.pop(API, None)
+    def listener(self, name: str) -> socket.socket | None:
+        """API or API_TCP."""
+        fd = self.descriptors.pop(name, None)
         return None if fd is None else socket.socket(fileno=fd)
 
 
@@ -215,10 +217,13 @@ def take_over_stderr(arrival: Arrival) -> None:
         os.close(fd)
 
 
-def lent(config: GatewayConfig, locks: Mapping[Path, int], listener: socket.socket) -> dict[str, int]:
+def lent(
+    config: GatewayConfig, locks: Mapping[Path, int], listener: socket.socket, tcp: socket.socket | None
+) -> dict[str, int]:
     """The control side's descriptors, by the names under which they travel."""
     names = {path: f"lock:{name}" for path, name in zip(config.locks, ("state", "run"), strict=True)}
-    return {names[path]: fd for path, fd in locks.items()} | {API: listener.fileno(), STDERR: 2}
+    lent = {names[path]: fd for path, fd in locks.items()} | {API: listener.fileno(), STDERR: 2}
+    return lent if tcp is None else lent | {API_TCP: tcp.fileno()}
 
 
 def adopt_locks(config: GatewayConfig, arrival: Arrival) -> dict[Path, int]:

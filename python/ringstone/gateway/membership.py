@@ -36,9 +36,15 @@ class Membership:
             for name, run in (("announce", self._announce), ("ownership", self._follow))
         ]
 
-    def start(self) -> None:
-        """Raises what the first announcement does: another machine may have this host's name."""
-        self._say()
+    def start(self, *, serving: bool = False) -> None:
+        """Raises what the first announcement does: another machine may have this host's name. While guests are served
+        already, that is only told."""
+        if serving:
+            reason = self._attempt(self._say)
+            if reason is not None:
+                self._service.events.say("warning", f"This host was not announced: {reason}")
+        else:
+            self._say()
         for thread in self._threads:
             thread.start()
 
@@ -51,7 +57,9 @@ class Membership:
 
     def _say(self) -> None:
         cores = tuple(self._service.reactor_cores())
-        self._service.store.announce(replace(self._host, cores=cores, seen_ns=time_ns()), self._lease_s)
+        free = max(0, len(self._host.cores) + self._host.free_cores - len(cores))
+        now = replace(self._host, cores=cores, free_cores=free, seen_ns=time_ns())
+        self._service.store.announce(now, self._lease_s)
 
     def _announce(self) -> None:
         trouble: str | None = None

@@ -9,6 +9,7 @@ gateway that dies right after leaves a successor who knows.
 import time
 from collections.abc import Iterable
 
+from ringstone.errors import BusyError, ExistsError
 from ringstone.pools import SharedPool
 from ringstone.store import AttachmentRecord, Store, VolumeRecord
 from ringstone.store.records import JsonValue
@@ -28,6 +29,20 @@ def addresses(client: dict[str, JsonValue]) -> list[str]:
 def successor_of(previous: AttachmentRecord) -> dict[str, JsonValue]:
     """The `client` of who takes over: whom it has to shut out, and on which host that was."""
     return {"addresses": list(addresses(previous.client)), "of_host": previous.host}
+
+
+def refuse_late_failover(store: Store, volume: str, held: AttachmentRecord | None, epoch: int) -> None:
+    """ExistsError when somebody else was first, BusyError when the owner's host lives. In the transaction that claims
+    the volume: both stay true until it is claimed."""
+    if held is None or held.epoch != epoch:
+        raise ExistsError(
+            f"Volume {volume!r} is not in epoch {epoch} any more: it was taken over or detached meanwhile. There is "
+            "nothing to do."
+        )
+    if store.host_alive(held.host):
+        raise BusyError(
+            f"Host {held.host!r}, which has volume {volume!r} attached, is alive again; it is left there."
+        )
 
 
 def owned_backend(

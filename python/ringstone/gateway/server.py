@@ -9,15 +9,14 @@ import logging
 import os
 import signal
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-import uvicorn
+from fastapi import FastAPI
 
 from ringstone.api.app import build_app
 from ringstone.api.context import ApiContext
-from ringstone.errors import ExistsError, error_of_os
+from ringstone.api.serving import Server, tcp_server
+from ringstone.errors import ExistsError, RingstoneError, error_of_os
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.handover import Upgrade
@@ -28,28 +27,6 @@ from ringstone.stats import StatsPage
 from ringstone.version import version
 
 log = logging.getLogger("ringstone.gateway")
-
-# How long a request may still run once the gateway is told to stop.
-_GRACE_SECONDS = 2
-
-
-class _Server(uvicorn.Server):
-    """Uvicorn without its ten wake-ups a second and without its signal handlers: the daemon has its own."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self._stop = asyncio.Event()
-
-    async def main_loop(self) -> None:
-        await self._stop.wait()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-    def stop(self) -> None:
-        self.should_exit = True
-        self._stop.set()
 
 
 def listen(path: Path) -> socket.socket:
@@ -93,8 +70,8 @@ def _open_stats(path: Path) -> StatsPage:
 
 
 class ApiServer:
-    """The API on `listener`, which is its own. leave() ends it from any thread and leaves the socket's file
-    to the process that goes on with it."""
+    """The API on `listener`, which is its own, and on `tcp_listener` where there is one. leave() ends it from any
+    thread and leaves the socket's file to the process that goes on with it."""
 
     def __init__(
         self,
@@ -102,6 +79,7 @@ class ApiServer:
         service: Service,
         engine: Engine,
         listener: socket.socket,
+        tcp_listener: socket.socket | None,
         started_ns: int,
         upgrade: Upgrade | None,
     ) -> None:
@@ -109,11 +87,12 @@ class ApiServer:
         self._service = service
         self._engine = engine
         self._listener = listener
+        self._tcp_listener = tcp_listener
         self._started_ns = started_ns
         self._upgrade = upgrade
         self._leaving = False
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._server: _Server | None = None
+        self._servers: list[Server] = []
 
     def run(self) -> None:
         """Until SIGTERM, SIGINT or leave()."""
@@ -125,34 +104,29 @@ class ApiServer:
 
     def leave(self) -> None:
         self._leaving = True
-        if self._loop is not None and self._server is not None:
-            self._loop.call_soon_threadsafe(self._server.stop)
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        for server in self._servers:
+            server.stop()
 
     async def _serve(self, context: ApiContext) -> None:
         config, engine, events = self._config, self._engine, self._service.events
-        server = _Server(
-            uvicorn.Config(
-                build_app(context),
-                lifespan="off",
-                log_config=None,
-                access_log=config.log_level == "debug",
-                server_header=False,
-                date_header=False,
-                timeout_graceful_shutdown=_GRACE_SECONDS,
-            )
-        )
+        app = build_app(context)
+        servers = [Server(app, self._listener, access_log=config.log_level == "debug"), *self._over_tcp(app)]
 
         def drain() -> None:
             for event in engine.drain_events():
                 events.add(event)
 
         loop = asyncio.get_running_loop()
-        self._loop, self._server = loop, server
+        self._servers, self._loop = servers, loop
         if self._leaving:
             # Before there was anything to stop.
-            server.stop()
+            self._stop()
         for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, server.stop)
+            loop.add_signal_handler(number, self._stop)
         # The daemon held them back while nobody could do it in order.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         event_fd = engine.event_fd()
@@ -168,7 +142,7 @@ class ApiServer:
             # The kernel queues connections from listen() on, so a client that sees READY can connect at once.
             # MAINPID matters after a takeover only, where another process was the main one.
             sd_notify(f"READY=1\nMAINPID={os.getpid()}" if self._upgrade else "READY=1")
-            await server.serve(sockets=[self._listener])
+            await asyncio.gather(*(server.run_on_listener() for server in servers))
         finally:
             loop.remove_reader(event_fd)
             drain()
@@ -176,3 +150,16 @@ class ApiServer:
                 sd_notify("STOPPING=1")
                 with contextlib.suppress(FileNotFoundError):
                     config.socket.unlink()
+
+    def _over_tcp(self, app: FastAPI) -> list[Server]:
+        listening, listener = self._config.listening, self._tcp_listener
+        if listening is None or listener is None:
+            return []
+        try:
+            server = tcp_server(app, listening, listener, access_log=self._config.log_level == "debug")
+        except RingstoneError as error:
+            # Its files were good a moment ago. Guests are served by now and do not depend on it.
+            self._service.events.say("error", f"The API is not served on {listening.where}: {error}")
+            return []
+        log.info("The API is also at %s, for bearers of a token.", listening.url)
+        return [server]

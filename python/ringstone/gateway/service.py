@@ -84,6 +84,13 @@ class Service:
         # Of them, those whose backing was in use.
         self._waiting: dict[str, AttachmentRecord] = {}
 
+    def refuse_other_host(self, name: str | None) -> None:
+        """InvalidError unless it is this one's, or None."""
+        if name not in (None, self.host):
+            raise InvalidError(
+                f"This is host {self.host!r}, not {name!r}; ask that one, or a manager with --manager."
+            )
+
     # pools
 
     def create_pool(self, record: PoolRecord, *, hugepages: bool = False) -> PoolRecord:
@@ -304,9 +311,11 @@ class Service:
         read_only: bool = False,
         ha: bool = False,
         take_over: bool = False,
+        failover_epoch: int | None = None,
     ) -> AttachmentRecord:
         """Serve a volume at `socket`. An attachment that failed earlier is replaced. With `take_over`, also one of
-        another host, which is shut out first. `ha`: another host may take it over when this one is dead."""
+        another host, which is shut out first; with `failover_epoch` only while that is the volume's epoch and its
+        owner's host dead. `ha`: another host may take it over when this one is dead."""
         path = Path(socket) if socket is not None else self._sockets / f"{name}.sock"
         checks.check_name("volume", name)
         checks.check_socket(path)
@@ -317,14 +326,14 @@ class Service:
                 name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host, ha=ha
             )
             with undoing(self.events, volume=name) as undo_later:
-                record, take_back = self._record_attachment(record, take_over=take_over)
+                record, take_back = self._record_attachment(record, take_over, failover_epoch)
                 undo_later("the attachment's row", take_back)
                 self._serve(volume, record)
             self.events.say("info", f"Attached at {record.socket}.", volume=name)
             return record
 
     def _record_attachment(
-        self, record: AttachmentRecord, *, take_over: bool
+        self, record: AttachmentRecord, take_over: bool, failover_epoch: int | None
     ) -> tuple[AttachmentRecord, Callable[[], None]]:
         """Claim the volume, or change its attachment here where that failed earlier: that owner goes on. Returns the
         record with its epoch, and what takes it back."""
@@ -333,6 +342,8 @@ class Service:
 
         def write() -> tuple[AttachmentRecord, AttachmentRecord | None]:
             held = self.store.attachment(name)
+            if failover_epoch is not None:
+                ownership.refuse_late_failover(self.store, name, held, failover_epoch)
             failed = held if reason is not None else None
             if failed is None or failed.host != self.host:
                 taken = take_over and held is not None and held.host != self.host
