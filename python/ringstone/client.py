@@ -1,5 +1,8 @@
-"""A synchronous client of the gateway's control API, for the CLI, tools and tests."""
+"""Synchronous clients of the control API, for the CLI, tools and tests: of a gateway on this host, and of a manager or
+another host's gateway over the network."""
 
+import ssl
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -10,7 +13,15 @@ import httpx
 from pydantic import TypeAdapter, ValidationError
 
 from ringstone import models
-from ringstone.errors import RingstoneError, UnreachableError, error_of_code
+from ringstone.errors import (
+    DeniedError,
+    InvalidError,
+    RingstoneError,
+    UnauthorizedError,
+    UnreachableError,
+    error_of_code,
+    error_of_os,
+)
 from ringstone.stats import Snapshot
 
 T = TypeVar("T")
@@ -32,20 +43,21 @@ _EVENTS = TypeAdapter(list[models.Event])
 _INFO = TypeAdapter(models.GatewayInfo)
 _HEALTH = TypeAdapter(models.Health)
 _SNAPSHOT = TypeAdapter(Snapshot)
+_HOST = TypeAdapter(models.Host)
+_HOSTS = TypeAdapter(list[models.Host])
+_MANAGER = TypeAdapter(models.ManagerInfo)
 _NOTHING: TypeAdapter[None] = TypeAdapter(None)
 
 
-class GatewayClient:
-    """Talks to the gateway that listens on `socket`. Methods raise what the gateway answered, as an error of
-    ringstone.errors, or UnreachableError when it did not answer within `timeout` seconds. Use it in one
-    thread."""
+class ApiClient(ABC):
+    """Every call there is. Methods raise what was answered, as an error of ringstone.errors, or UnreachableError when
+    nothing was within `timeout` seconds. Use it in one thread."""
 
-    def __init__(self, socket: Path, *, timeout: float = DEFAULT_TIMEOUT) -> None:
-        self.socket = socket
+    def __init__(self, http: httpx.Client, peer: str, timeout: float) -> None:
+        """`peer` is how messages name the other side, with its article."""
+        self.peer = peer
+        self._http = http
         self._timeout = timeout
-        self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket)), base_url="http://gateway/v1", timeout=timeout
-        )
 
     def close(self) -> None:
         self._http.close()
@@ -116,6 +128,20 @@ class GatewayClient:
     def flatten(self, volume: str) -> None:
         self._call(_NOTHING, "POST", f"/volumes/{_name(volume)}/flatten")
 
+    # hosts, which only a manager has
+
+    def hosts(self) -> list[models.Host]:
+        return self._get(_HOSTS, "/hosts")
+
+    def host(self, name: str) -> models.Host:
+        return self._get(_HOST, f"/hosts/{_name(name)}")
+
+    def remove_host(self, name: str) -> None:
+        self._call(_NOTHING, "DELETE", f"/hosts/{_name(name)}")
+
+    def manager(self) -> models.ManagerInfo:
+        return self._get(_MANAGER, "/manager")
+
     # attachments
 
     def attachments(self) -> list[models.Attachment]:
@@ -133,16 +159,23 @@ class GatewayClient:
         read_only: bool = False,
         ha: bool = False,
         take_over: bool = False,
+        host: str | None = None,
     ) -> models.Attachment:
         """Defaults as models.AttachmentCreate."""
-        body = {
-            "volume": volume,
-            "socket": socket,
-            "queues": queues,
-            "read_only": read_only,
-            "ha": ha,
-            "take_over": take_over,
-        }
+        request = models.AttachmentCreate(
+            volume=volume,
+            socket=socket,
+            queues=queues,
+            read_only=read_only,
+            ha=ha,
+            take_over=take_over,
+            host=host,
+        )
+        return self.create_attachment(request)
+
+    def create_attachment(self, request: models.AttachmentCreate) -> models.Attachment:
+        # A release before does not know of what is not set.
+        body = request.model_dump(exclude_none=True)
         return self._call(_ATTACHMENT, "POST", "/attachments", body=body)
 
     def detach(self, volume: str, *, force: bool = False) -> None:
@@ -200,13 +233,18 @@ class GatewayClient:
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         try:
             response = self._http.request(method, path, json=body, params=asked)
+        except (httpx.ConnectTimeout, httpx.ConnectError, httpx.PoolTimeout) as error:
+            failure = self._unreachable(error)
+            if isinstance(failure, UnreachableError):
+                failure.sent = False
+            raise failure from error
         except httpx.TimeoutException as error:
             raise UnreachableError(
-                f"The gateway at {self.socket} did not answer within {self._timeout:g} seconds. "
+                f"{self._sentence_peer} did not answer within {self._timeout:g} seconds. "
                 "Look at its log; guests are served all the same."
             ) from error
         except httpx.TransportError as error:
-            raise UnreachableError(self._unreachable(error)) from error
+            raise self._unreachable(error) from error
         if not response.is_success:
             raise self._failure(response)
         content = response.content or b"null"
@@ -214,36 +252,138 @@ class GatewayClient:
             return answer.validate_json(content)
         except ValidationError as error:
             raise RingstoneError(
-                f"The gateway at {self.socket} answered {method} {path} with something else than this "
-                "Ringstone "
+                f"{self._sentence_peer} answered {method} {path} with something else than this Ringstone "
                 "expects. Use the same version for both."
             ) from error
 
-    def _unreachable(self, error: httpx.TransportError) -> str:
-        if not self.socket.exists():
-            return (
-                f"No gateway runs at {self.socket}: there is no such socket. Start it with `ringstone "
-                "gateway` or "
-                "`systemctl start ringstone-gateway`, or name its socket with --socket or RINGSTONE_SOCKET."
-            )
-        if "Errno 13" in str(error):
-            return (
-                f"{self.socket} may not be opened by this user; run the command as the gateway's user (root)."
-            )
-        return (
-            f"The gateway at {self.socket} does not answer ({error}). Start it with `ringstone gateway` or "
-            "`systemctl start ringstone-gateway`."
-        )
+    @property
+    def _sentence_peer(self) -> str:
+        return self.peer[:1].upper() + self.peer[1:]
+
+    @abstractmethod
+    def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
+        """What to tell of it."""
+
+    @abstractmethod
+    def _stranger(self, status: int) -> RingstoneError:
+        """For an answer with `status` that is none of Ringstone's."""
 
     def _failure(self, response: httpx.Response) -> RingstoneError:
         try:
             body = models.ErrorBody.model_validate_json(response.content)
         except ValidationError:
-            return RingstoneError(
-                f"What listens on {self.socket} answered {response.status_code} and is no Ringstone gateway; "
-                "check --socket."
-            )
+            return self._stranger(response.status_code)
         return error_of_code(body.code, body.message)
+
+
+class GatewayClient(ApiClient):
+    """Talks to the gateway of this host, which listens on `socket`."""
+
+    def __init__(self, socket: Path, *, timeout: float = DEFAULT_TIMEOUT) -> None:
+        self.socket = socket
+        transport = httpx.HTTPTransport(uds=str(socket))
+        http = httpx.Client(transport=transport, base_url="http://gateway/v1", timeout=timeout)
+        super().__init__(http, f"the gateway at {socket}", timeout)
+
+    def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
+        if not self.socket.exists():
+            return UnreachableError(
+                f"No gateway runs at {self.socket}: there is no such socket. Start it with `ringstone "
+                "gateway` or `systemctl start ringstone-gateway`, or name its socket with --socket or "
+                "RINGSTONE_SOCKET."
+            )
+        if "Errno 13" in str(error):
+            return UnreachableError(
+                f"{self.socket} may not be opened by this user; run the command as the gateway's user (root)."
+            )
+        return UnreachableError(
+            f"The gateway at {self.socket} does not answer ({error}). Start it with `ringstone gateway` or "
+            "`systemctl start ringstone-gateway`."
+        )
+
+    def _stranger(self, status: int) -> RingstoneError:
+        return RingstoneError(
+            f"What listens on {self.socket} answered {status} and is no Ringstone gateway; check --socket."
+        )
+
+
+class RemoteClient(ApiClient):
+    """Talks to a manager, or to the gateway of another host, at `url`, such as https://10.0.0.1:7481. `ca`: a file with
+    the certificates (PEM) that the server's may be signed with; by default the system's."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        token: str,
+        ca: Path | None = None,
+        timeout: float = DEFAULT_TIMEOUT,
+        connect_timeout: float | None = None,
+        peer: str | None = None,
+        transport: httpx.BaseTransport | None = None,
+    ) -> None:
+        """`peer` is how messages name the other side; `transport` is for tests."""
+        self.url = url.rstrip("/")
+        parts = httpx.URL(self.url)
+        if parts.scheme not in ("http", "https") or not parts.host:
+            raise InvalidError(f"{url!r} is no URL; write one such as https://10.0.0.1:7481.")
+        http = httpx.Client(
+            base_url=f"{self.url}/v1",
+            timeout=httpx.Timeout(timeout, connect=connect_timeout or timeout),
+            headers={"Authorization": f"Bearer {token}"} if token else {},
+            verify=_trusted(ca) if parts.scheme == "https" and transport is None else True,
+            transport=transport,
+            # The token is for nobody on the way.
+            trust_env=False,
+        )
+        super().__init__(http, peer or f"the server at {self.url}", timeout)
+
+    def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
+        told = str(error) or type(error).__name__
+        if "Hostname mismatch" in told or "IP address mismatch" in told:
+            return DeniedError(
+                f"The certificate of {self.peer} is for another name ({told}). Use a URL with a name that the "
+                "certificate has, or give the server a certificate with this one as a subjectAltName."
+            )
+        if "CERTIFICATE_VERIFY_FAILED" in told:
+            return DeniedError(
+                f"The certificate of {self.peer} is not signed by anybody known here ({told}). Name the file with "
+                "its authority's certificate with --ca or RINGSTONE_CA (a manager: gateway_ca), or renew it."
+            )
+        if "WRONG_VERSION_NUMBER" in told or "record layer failure" in told.lower():
+            return UnreachableError(
+                f"{self._sentence_peer} speaks no TLS. Use http:// in its URL if that is meant, or set tls_cert and "
+                "tls_key on that server."
+            )
+        if isinstance(error, httpx.RemoteProtocolError):
+            return UnreachableError(
+                f"{self._sentence_peer} ended the connection ({told}). Use https:// in the URL where the server has a "
+                "certificate; otherwise look at its log."
+            )
+        return UnreachableError(
+            f"{self._sentence_peer} does not answer ({told}). See that it runs (`systemctl status`) and that its "
+            "address is reachable from here, or name another with --manager or RINGSTONE_MANAGER."
+        )
+
+    def _stranger(self, status: int) -> RingstoneError:
+        return RingstoneError(
+            f"{self._sentence_peer} answered {status} and is nothing of Ringstone's; check the URL."
+        )
+
+    def _failure(self, response: httpx.Response) -> RingstoneError:
+        found = super()._failure(response)
+        if isinstance(found, UnauthorizedError):
+            return UnauthorizedError(f"{self._sentence_peer} refuses: {found.message}")
+        return found
+
+
+def _trusted(ca: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=str(ca) if ca else None)
+    except ssl.SSLError as error:
+        raise InvalidError(f"{ca} has no certificates (PEM): {error}. Correct --ca or gateway_ca.") from error
+    except OSError as error:
+        raise error_of_os(error, f"reading {ca}", "Correct --ca or gateway_ca.") from error
 
 
 def _name(name: str) -> str:

@@ -1,8 +1,9 @@
 """What every command shares: the gateway to talk to, how to print, and options that several have."""
 
 import json
+import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,32 +19,66 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
     from rich.table import Table
 
-    from ringstone.client import GatewayClient
+    from ringstone.client import ApiClient
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; errors too.")]
 
 # Completion must not keep a person waiting.
 _COMPLETION_SECONDS = 1.0
+_CONNECT_SECONDS = 10.0
+_MANAGER_SECONDS = 130.0
 
 
 @dataclass(slots=True)
 class CliContext:
-    """The global options."""
+    """The global options. `manager` is a URL; None: the gateway of this host, at `socket`."""
 
     socket: Path
     json: bool
+    manager: str | None = None
+    token_file: Path | None = None
+    ca: Path | None = None
 
-    def client(self) -> "GatewayClient":
-        from ringstone.client import GatewayClient
+    def client(self, timeout: float | None = None) -> "ApiClient":
+        """Of the manager, or else of this host's gateway."""
+        from ringstone.client import DEFAULT_TIMEOUT, GatewayClient, RemoteClient
 
-        return GatewayClient(self.socket)
+        seconds = timeout or DEFAULT_TIMEOUT
+        if self.manager is None:
+            return GatewayClient(self.socket, timeout=seconds)
+        return RemoteClient(
+            self.manager,
+            token=self._token(),
+            ca=self.ca,
+            # Longer than a manager waits for a gateway, whose answer is worth more than ours.
+            timeout=timeout or _MANAGER_SECONDS,
+            connect_timeout=min(seconds, _CONNECT_SECONDS),
+        )
+
+    def _token(self) -> str:
+        if self.token_file is not None:
+            from ringstone.listening import read_tokens
+
+            return read_tokens(self.token_file)[0]
+        return os.environ.get("RINGSTONE_TOKEN", "").strip()
+
+
+def manager_of(context: typer.Context) -> str | None:
+    """The URL that a person gave; --socket on the command line counts more than the environment's."""
+    manager, given = context.params.get("manager"), context.get_parameter_source("manager")
+    socket = context.get_parameter_source("socket")
+    if manager is None or socket is None or socket.name != "COMMANDLINE":
+        return manager or None
+    if given is not None and given.name == "COMMANDLINE":
+        raise typer.BadParameter("Give --manager or --socket, not both.")
+    return None
 
 
 def context_of(context: typer.Context, json_output: bool) -> CliContext:
     """The global options, with --json also where it was given to the command."""
     found = context.find_object(CliContext)
     assert found is not None, "the root callback sets it"
-    return CliContext(found.socket, found.json or json_output)
+    return replace(found, json=found.json or json_output)
 
 
 def print_json(value: "BaseModel | Sequence[BaseModel] | dict[str, Any]", *, compact: bool = False) -> None:
@@ -91,17 +126,28 @@ def complete_volumes(context: typer.Context, incomplete: str) -> list[str]:
     return _complete(context, incomplete, lambda client: [volume.name for volume in client.volumes()])
 
 
+def complete_hosts(context: typer.Context, incomplete: str) -> list[str]:
+    """Names of hosts, from the manager."""
+    return _complete(context, incomplete, lambda client: [host.name for host in client.hosts()])
+
+
 def complete_pools(context: typer.Context, incomplete: str) -> list[str]:
     """Names of pools, from the gateway."""
     return _complete(context, incomplete, lambda client: [pool.name for pool in client.pools()])
 
 
 def _complete(context: typer.Context, incomplete: str, ask: Any) -> list[str]:
-    from ringstone.client import GatewayClient
-
-    socket = context.find_root().params.get("socket") or DEFAULT_SOCKET
+    given = context.find_root().params
+    token_file, ca = given.get("token_file"), given.get("ca")
+    cli = CliContext(
+        socket=Path(given.get("socket") or DEFAULT_SOCKET),
+        json=False,
+        manager=given.get("manager"),
+        token_file=Path(token_file) if token_file else None,
+        ca=Path(ca) if ca else None,
+    )
     try:
-        with GatewayClient(Path(socket), timeout=_COMPLETION_SECONDS) as client:
+        with cli.client(_COMPLETION_SECONDS) as client:
             return [name for name in ask(client) if name.startswith(incomplete)]
     except RingstoneError:
         # A person who presses Tab wants names or nothing; the command itself tells what is wrong.

@@ -12,6 +12,8 @@ import typer.main
 # The name a person types, the module below ringstone.cli, and its function (None: the module's `app`).
 _COMMANDS: dict[str, tuple[str, str | None]] = {
     "gateway": ("gateway", None),
+    "manager": ("manager", "manager"),
+    "host": ("host", None),
     "pool": ("pool", None),
     "volume": ("volume", None),
     "snapshot": ("snapshot", None),

@@ -12,6 +12,7 @@ from ringstone.cli.context import (
     JsonOption,
     PoolName,
     add_row,
+    complete_hosts,
     context_of,
     print_json,
     print_table,
@@ -87,6 +88,12 @@ def create(
     keyring: Annotated[
         Path | None, typer.Option(help="Rbd pool: the file with the user's key; default as ceph.conf says.")
     ] = None,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="With --manager: the host of a pool that only one reaches.", autocompletion=complete_hosts
+        ),
+    ] = None,
     namespace: Annotated[str | None, typer.Option(help="Rbd pool: a namespace in Ceph's pool.")] = None,
     data_pool: Annotated[
         str | None,
@@ -109,11 +116,12 @@ def create(
     request = models.PoolCreate(
         name=name,
         type=kind.value,
+        host=host,
         path=str(path.absolute()) if path else None,
         capacity=capacity,
         hugepages=hugepages,
         direct=mode,
-        rbd=models.RbdOptions(**given) if given else None,
+        rbd=models.RbdOptions.model_validate(given) if given else None,
     )
     with cli.client() as client:
         pool = client.create_pool(request)
@@ -164,6 +172,7 @@ def show(context: typer.Context, name: PoolName, json_output: JsonOption = False
     rows = {
         "pool": pool.name,
         "type": pool.type,
+        "host": pool.host or "all",
         "path": pool.path or "-",
         "state": pool.state if pool.reason is None else f"{pool.state}: {pool.reason}",
         "volumes": str(pool.volumes),

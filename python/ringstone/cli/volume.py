@@ -12,6 +12,7 @@ from ringstone.cli.context import (
     JsonOption,
     VolumeName,
     add_row,
+    complete_hosts,
     complete_pools,
     context_of,
     print_json,
@@ -68,7 +69,7 @@ def list_(
     table = Table("volume", "pool", box=None, header_style="bold")
     for column in ("size", "allocated", "block"):
         table.add_column(column, justify="right")
-    for column in ("state", "attached"):
+    for column in ("state", "attached", "host"):
         table.add_column(column)
     for volume in volumes:
         add_row(
@@ -80,6 +81,7 @@ def list_(
             str(volume.block_size),
             volume.state,
             volume.attachment.state if volume.attachment else "no",
+            volume.attachment.host if volume.attachment else "-",
         )
     print_table(table)
 
@@ -118,7 +120,10 @@ def _attachment_rows(volume: models.Volume) -> dict[str, str]:
     running = [queue for queue in attachment.queue_states if queue.running]
     reactors = sorted({queue.reactor for queue in running if queue.reactor is not None})
     rows = {
-        "attached": attachment.state if attachment.reason is None else f"failed: {attachment.reason}",
+        "attached": attachment.state
+        if attachment.reason is None
+        else f"{attachment.state}: {attachment.reason}",
+        "host": f"{attachment.host}, in epoch {attachment.epoch}{', ha' if attachment.ha else ''}",
         "socket": attachment.socket,
         "queues": f"{len(running)} running of {attachment.queues}",
         "read-only": "yes" if attachment.read_only else "no",
@@ -190,6 +195,13 @@ def attach(
         bool,
         typer.Option("--take-over", help="Also from a host that has it attached, which is shut out first."),
     ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="With --manager: where; default its pool's host, or the one with most free cores.",
+            autocompletion=complete_hosts,
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Serve a volume on a vhost-user socket, also after a restart, until it is detached."""
@@ -202,12 +214,14 @@ def attach(
             read_only=read_only,
             ha=ha,
             take_over=take_over,
+            host=host,
         )
     if cli.json:
         print_json(attachment)
     else:
+        where = f" of host {attachment.host}" if cli.manager else ""
         print(
-            f"Volume {name} is served at {attachment.socket}; `ringstone qemu-args {name}` shows how to use "
+            f"Volume {name} is served at {attachment.socket}{where}; `ringstone qemu-args {name}` shows how to use "
             "it."
         )
 

@@ -1,0 +1,67 @@
+"""The process `ringstone manager`: the API and failover over one store, until SIGTERM or SIGINT."""
+
+import asyncio
+import logging
+import signal
+import time
+from contextlib import ExitStack
+
+from ringstone.api.serving import tcp_server
+from ringstone.gateway.events import EventLog
+from ringstone.gateway.logs import set_up_logging
+from ringstone.gateway.notify import sd_notify
+from ringstone.listening import read_tokens
+from ringstone.manager.app import ManagerContext, build_app
+from ringstone.manager.config import ManagerConfig
+from ringstone.manager.failover import Failover
+from ringstone.manager.hosts import Hosts, connector
+from ringstone.manager.operations import Operations
+from ringstone.store.etcd import EtcdStore
+from ringstone.version import version
+
+log = logging.getLogger("ringstone.manager")
+
+
+def run_manager(config: ManagerConfig) -> None:
+    """Errors of ringstone.errors before the API is up."""
+    set_up_logging(config.log_level)
+    # One line for each call to a gateway is for debugging only.
+    logging.getLogger("httpx").setLevel(logging.WARNING if config.log_level != "debug" else logging.DEBUG)
+    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    config.listening.check()
+    read_tokens(config.gateway_token_file)
+    connect = connector(config.gateway_ca)
+    with ExitStack() as stack:
+        listener = stack.enter_context(config.listening.bind())
+        store = EtcdStore(config.etcd)
+        stack.callback(store.close)
+        hosts = Hosts(store, config.gateway_token_file, connect)
+        stack.callback(hosts.close)
+        operations = Operations(store, hosts, EventLog("ringstone.manager"))
+        if config.failover_grace_s is not None:
+            failover = Failover(operations, config.failover_grace_s)
+            stack.callback(failover.stop)
+            failover.start()
+        context = ManagerContext(
+            operations, config.listening.url, config.etcd.where, time.time_ns(), config.failover_grace_s
+        )
+        server = tcp_server(
+            build_app(context), config.listening, listener, access_log=config.log_level == "debug"
+        )
+
+        async def serve() -> None:
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(number, server.stop)
+            log.info(
+                "Ringstone %s manages the cluster in etcd at %s, at %s.",
+                version(),
+                config.etcd.where,
+                config.listening.url,
+            )
+            sd_notify("READY=1")
+            await server.run_on_listener()
+            sd_notify("STOPPING=1")
+
+        asyncio.run(serve())
+    log.info("The manager has stopped.")
