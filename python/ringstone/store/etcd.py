@@ -48,6 +48,7 @@ class EtcdStore(Rules):
         self._schema_revision = 0
         self._leases: dict[str, str] = {}
         self._closed = False
+        self._end_watches: list[Callable[[], None]] = []
         try:
             self._open_schema()
             self._committer.sweep()
@@ -238,12 +239,16 @@ class EtcdStore(Rules):
     # changes
 
     def watch(self, kind: Kind[R]) -> EtcdWatch[R]:
-        return EtcdWatch(self._client, f"{self.prefix}{kind.name}/", kind, self.decoded)
+        watch = EtcdWatch(self._client, f"{self.prefix}{kind.name}/", kind, self.decoded)
+        self._end_watches.append(watch.close)
+        return watch
 
     def close(self) -> None:
         if self._closed:
             return
         self._closed = True
+        for end in self._end_watches:
+            end()
         self._committer.close(_attempt)
         self._client.close()
 

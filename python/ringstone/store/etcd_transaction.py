@@ -10,6 +10,7 @@ it succeeds and the commit can no longer take effect, however late it arrives. A
 """
 
 import json
+import random
 import threading
 import time
 import uuid
@@ -188,6 +189,8 @@ class Committer:
                 reason = str(error)
                 if time.monotonic() >= deadline:
                     raise UnreachableError(f"{self._client.unreachable(reason)} {unknown}") from error
+                # An election takes about a second.
+                time.sleep(random.uniform(0.02, 0.2))
                 continue
             except UnreachableError as error:
                 raise UnreachableError(f"{error} {unknown}") from error
