@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from ringstone.lab.ceph import CephCluster
-from ringstone.lab.lab import Lab
+from ringstone.lab.lab import Lab, LabSettings
 
 
 @pytest.fixture(scope="session")
@@ -22,9 +22,9 @@ def ceph() -> Iterator[CephCluster]:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Ceph, etcd, and two hosts `a` and `b` with a gateway each. Another Ceph than that of the fixture `ceph`, as a
-    host's partition takes a network of its own."""
+    """Ceph, etcd, two hosts `a` and `b` with a gateway each, and two managers. Another Ceph than that of the fixture
+    `ceph`, as a host's partition takes a network of its own."""
     if os.geteuid() != 0:
         pytest.skip("Network namespaces take root.")
-    with Lab() as running:
+    with Lab(LabSettings(managers=2)) as running:
         yield running

@@ -26,10 +26,11 @@ def lab(
     osds: Annotated[int, typer.Option(min=1, max=9, help="How many OSDs Ceph has.")] = 3,
     copies: Annotated[int, typer.Option(min=1, max=9, help="How many copies Ceph keeps of each block.")] = 3,
     etcd_members: Annotated[int, typer.Option(min=1, max=5, help="How many members etcd has.")] = 1,
+    managers: Annotated[int, typer.Option(min=0, max=5, help="How many managers.")] = 1,
     json_output: JsonOption = False,
 ) -> None:
-    """Start a cluster on this machine (Ceph, etcd, hosts as network namespaces), say how to talk to it, and stop it
-    all at Ctrl-C or SIGTERM.
+    """Start a cluster on this machine (Ceph, etcd, managers, hosts as network namespaces), say how to talk to it, and
+    stop it all at Ctrl-C or SIGTERM.
 
     Takes root, and Debian's packages of Ceph and etcd (make lab-packages). It is for trying and testing: all data are
     in memory and gone at the end.
@@ -43,7 +44,9 @@ def lab(
         )
     as_json = context_of(context, json_output).json
     ceph = CephSettings(osds=osds, size=copies, min_size=max(1, copies - 1))
-    settings = LabSettings(hosts=tuple(_NAMES[:hosts]), etcd_members=etcd_members, ceph=ceph)
+    settings = LabSettings(
+        hosts=tuple(_NAMES[:hosts]), etcd_members=etcd_members, managers=managers, ceph=ceph
+    )
     for number in _SIGNALS:
         signal.signal(number, _leave)
     with Lab(settings).started(RichProgress()) as running:
@@ -71,6 +74,9 @@ def _describe(lab: "Lab") -> dict[str, Any]:
         "ceph_conf": str(lab.ceph.conf_path),
         "ceph_client": "client.ringstone",
         "folder": str(lab.folder),
+        "managers": [{"url": manager.url, "pid": manager.process.pid} for manager in lab.managers],
+        "token_file": str(lab.credentials.token_file),
+        "ca": str(lab.credentials.ca),
         "hosts": [
             {
                 "name": host.name,
@@ -93,6 +99,11 @@ The cluster runs; logs are below {described["folder"]}. In another terminal:
     ceph status
     rbd ls rbd
     etcdctl endpoint health
+""")
+    if described["managers"]:
+        print(f"""    export RINGSTONE_MANAGER={described["managers"][0]["url"]}
+    export RINGSTONE_TOKEN_FILE={shlex.quote(described["token_file"])} RINGSTONE_CA={shlex.quote(described["ca"])}
+    ringstone host list
 """)
     for host in described["hosts"]:
         print(f"Host {host['name']}, {host['address']}, gateway process {host['pid']}:")

@@ -58,6 +58,8 @@ class Snapshots:
                     f"`ringstone volume detach {name}` first."
                 )
             self._pool(volume).revert(volume, snapshot)
+            # The snapshot may be from before the volume grew, and the backing has its size now.
+            self._service.reach(volume.pool).resize_backing(volume, volume.size)
             self._service.events.say("info", f"Reverted to snapshot {snapshot}.", volume=name)
 
     def clone(self, parent: str, snapshot: str, name: str) -> VolumeRecord:

@@ -49,6 +49,9 @@ class LabHost:
         assert self._gateway is not None, "the gateway was started"
         return self._gateway
 
+    def gateway_runs(self) -> bool:
+        return self._gateway is not None and self._gateway.running()
+
     def start(self) -> None:
         """Start the gateway, and wait until it says READY=1."""
         self.launch()

@@ -15,9 +15,11 @@ from typing import TYPE_CHECKING, Self
 
 from ringstone.lab.ceph import CephCluster
 from ringstone.lab.ceph_conf import CephSettings
+from ringstone.lab.credentials import Credentials
 from ringstone.lab.etcd import EtcdCluster
 from ringstone.lab.folders import make_folder
 from ringstone.lab.host import LabHost, cores_of
+from ringstone.lab.manager import LabManager
 from ringstone.lab.network import Network
 from ringstone.lab.process import LabError, ending_with_us
 from ringstone.progress import NoProgress, Progress
@@ -28,13 +30,19 @@ if TYPE_CHECKING:
     from ringstone.hypervisor.guest_image import GuestImage
 
 
+GATEWAY_PORT = 7480
+MANAGER_PORT = 7481
+
+
 @dataclass(frozen=True)
 class LabSettings:
-    """What the lab consists of. `gateway_arguments` and `gateway_environment` are for a host's gateway, made when
-    Ceph and etcd run, so that they can name them."""
+    """What the lab consists of. The hosts have their state in etcd and are one cluster. `gateway_arguments` and
+    `gateway_environment` are for a host's gateway, made when Ceph and etcd run, so that they can name them; of what is
+    given twice, theirs counts."""
 
     hosts: Sequence[str] = ("a", "b")
     etcd_members: int = 1
+    managers: int = 0
     ceph: CephSettings = field(default_factory=CephSettings)
     gateway_arguments: Callable[["Lab", str], Sequence[str]] = lambda lab, host: ()
     gateway_environment: Callable[["Lab", str], Mapping[str, str]] = lambda lab, host: {}
@@ -50,10 +58,12 @@ class Lab:
     etcd: EtcdCluster
     ceph: CephCluster
     folder: Path
+    credentials: Credentials
 
     def __init__(self, settings: LabSettings | None = None) -> None:
         self.settings = settings or LabSettings()
         self.hosts: dict[str, LabHost] = {}
+        self.managers: list[LabManager] = []
         # What stop() undoes, the latest first.
         self._undo: list[Callable[[], None]] = []
         self._numbers = itertools.count()
@@ -68,6 +78,7 @@ class Lab:
             self._start_etcd(steps)
             self._start_ceph(steps)
             self._start_hosts(steps)
+            self._start_managers(steps)
         except BaseException:
             self.stop()
             raise
@@ -107,22 +118,48 @@ class Lab:
 
     def _start_hosts(self, steps: Progress) -> None:
         with steps.step("Hosts") as step:
+            self.credentials = Credentials(self.folder / "credentials")
             for index, name in enumerate(self.settings.hosts):
                 host = LabHost(
                     name,
                     self.network,
                     self.folder / f"host-{name}",
                     cores=cores_of(index),
-                    arguments=self.settings.gateway_arguments(self, name),
                     environment=self.settings.gateway_environment(self, name),
                 )
                 self._undo.append(host.kill)
+                host.arguments = [*self._membership(host), *self.settings.gateway_arguments(self, name)]
                 self.hosts[name] = host
             for host in self.hosts.values():
                 host.launch()
             for host in self.hosts.values():
                 host.wait_ready()
             step.detail = ", ".join(f"{host.name} is {host.address}" for host in self.hosts.values())
+
+    def _membership(self, host: LabHost) -> list[str]:
+        """What makes a gateway a host of the cluster."""
+        return [
+            *("--host", host.name, "--etcd", ",".join(self.etcd.endpoints)),
+            *self.credentials.server_arguments(host.address, GATEWAY_PORT),
+        ]
+
+    def _start_managers(self, steps: Progress) -> None:
+        if not self.settings.managers:
+            return
+        with steps.step("Managers") as step:
+            for number in range(self.settings.managers):
+                manager = LabManager(
+                    str(number),
+                    self.folder,
+                    address=self.network.address,
+                    port=MANAGER_PORT + number,
+                    etcd=self.etcd.endpoints,
+                    credentials=self.credentials,
+                )
+                self._undo.append(manager.kill)
+                self.managers.append(manager)
+                manager.start()
+            step.detail = ", ".join(manager.url for manager in self.managers)
 
     def stop(self) -> None:
         """End all that was started and remove all files. Nothing is worth an orderly end here. Idempotent."""
@@ -133,6 +170,7 @@ class Lab:
             except Exception as error:
                 failures.append(error)
         self.hosts.clear()
+        self.managers.clear()
         if failures:
             raise LabError(f"The lab did not stop in order: {'; '.join(map(str, failures))}") from failures[0]
 

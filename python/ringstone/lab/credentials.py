@@ -1,0 +1,61 @@
+"""What hosts and managers of a lab know each other by: a certificate authority of its own, and one token."""
+
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+from ringstone.lab.process import need, run
+
+_DAYS = "2"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    cert: Path
+    key: Path
+
+
+class Credentials:
+    """All in `folder`, which is made."""
+
+    def __init__(self, folder: Path) -> None:
+        need("openssl", "openssl")
+        self._folder = folder
+        folder.mkdir(mode=0o700)
+        self.ca = folder / "ca.pem"
+        self._ca_key = folder / "ca.key"
+        # The curve keeps this to milliseconds.
+        new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+        names = ("-subj", "/CN=Ringstone lab", "-days", _DAYS)
+        run([*new, *names, "-keyout", str(self._ca_key), "-out", str(self.ca)])
+        self.token_file = folder / "token"
+        self.token = secrets.token_hex(32)
+        self.token_file.touch(mode=0o600)
+        self.token_file.write_text(f"{self.token}\n")
+
+    def certificate(self, address: str) -> Certificate:
+        """For a server at `address`, signed by the authority."""
+        cert, key = self._folder / f"{address}.pem", self._folder / f"{address}.key"
+        if not cert.exists():
+            new = (
+                "openssl",
+                "req",
+                "-x509",
+                "-newkey",
+                "ec",
+                "-pkeyopt",
+                "ec_paramgen_curve:P-256",
+                "-nodes",
+            )
+            names = ("-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}", "-days", _DAYS)
+            by = ("-CA", str(self.ca), "-CAkey", str(self._ca_key))
+            run([*new, *names, *by, "-keyout", str(key), "-out", str(cert)])
+        return Certificate(cert, key)
+
+    def server_arguments(self, address: str, port: int) -> list[str]:
+        """Flags of a gateway or a manager that is served at that address."""
+        certificate = self.certificate(address)
+        return [
+            *("--listen", f"{address}:{port}", "--token-file", str(self.token_file)),
+            *("--tls-cert", str(certificate.cert), "--tls-key", str(certificate.key)),
+        ]
