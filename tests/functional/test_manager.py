@@ -11,7 +11,14 @@ import pytest
 
 from ringstone import models
 from ringstone.client import RemoteClient
-from ringstone.errors import DeniedError, ExistsError, InvalidError, UnauthorizedError, UnreachableError
+from ringstone.errors import (
+    DeniedError,
+    ExistsError,
+    InvalidError,
+    StorageError,
+    UnauthorizedError,
+    UnreachableError,
+)
 from ringstone.lab.credentials import Credentials
 from ringstone.lab.lab import GATEWAY_PORT, Lab
 from tests.framework.gateway import RINGSTONE
@@ -62,6 +69,14 @@ def written(client: RemoteClient, volume: str, **how: Any) -> tuple[models.Attac
     client.create_volume(volume, pool="ceph", size=64 * MIB)
     attachment = client.attach(volume, **how)
     return attachment, script(attachment.socket, [WRITE, READ])[-1]["crc32"]
+
+
+def answers(call: Callable[[], object]) -> bool:
+    try:
+        call()
+    except StorageError:
+        return False
+    return True
 
 
 def read(attachment: models.Attachment) -> str:
@@ -152,7 +167,7 @@ def test_a_dead_hosts_volume_is_taken_over_once(lab: Lab, manager: RemoteClient)
 
 
 def test_a_cut_off_host_is_taken_over_under_load(lab: Lab, manager: RemoteClient) -> None:
-    """Its gateway and its guest live on, and not one of their late writes may land."""
+    """Its gateway lives on, and hears that it has lost the volume only when its network is back."""
     manager.create_volume("disk", pool="ceph", size=64 * MIB)
     socket = manager.attach("disk", host="a", ha=True).socket
     content = script(socket, [WRITE, READ])[-1]["crc32"]
@@ -163,10 +178,13 @@ def test_a_cut_off_host_is_taken_over_under_load(lab: Lab, manager: RemoteClient
             lambda: (found := manager.attachment("disk")).host == "b" and found.epoch and found,
         )
         assert read(on_b) == content
-        with running_pattern(on_b.socket) as pattern:
+        with running_pattern(on_b.socket, queues=1) as pattern:
             lab.hosts["a"].heal()
             with lab.hosts["a"].client() as at_a:
-                wait_for("a to let go", lambda: at_a.info().pid and not Path(socket).exists())
+                wait_for("a to let go", lambda: at_a.volume("disk").detail is None)
+                # Until the image is closed, a's calls use the connection that was shut out.
+                wait_for("a's new connection", lambda: answers(lambda: at_a.snapshots("disk")))
+            assert not Path(socket).exists()
             wait_for("a", lambda: manager.host("a").alive)
         assert pattern.report.passed
     finally:

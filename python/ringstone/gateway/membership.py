@@ -30,6 +30,8 @@ class Membership:
         self._host = host
         self._lease_s = lease_s
         self._stop = threading.Event()
+        # Volumes that are being let go of: a change of owner is told in several steps.
+        self._giving_up: set[str] = set()
         self._watch = service.store.watch(ATTACHMENTS)
         self._threads = [
             threading.Thread(name=name, target=run, daemon=True)
@@ -86,7 +88,8 @@ class Membership:
 
     def _follow(self) -> None:
         for change in self._watch:
-            if self._service.has_lost(change.key, change.record):
+            if change.key not in self._giving_up and self._service.has_lost(change.key, change.record):
+                self._giving_up.add(change.key)
                 # What is in flight may take long to come back, and the next volume must not wait for it.
                 give_up = partial(self._give_up, change.key, change.record)
                 threading.Thread(name="give-up", target=give_up, daemon=True).start()
@@ -95,3 +98,4 @@ class Membership:
         reason = self._attempt(partial(self._service.give_up, volume, record))
         if reason is not None:
             self._service.events.say("error", f"Letting go of it failed: {reason}", volume=volume)
+        self._giving_up.discard(volume)
