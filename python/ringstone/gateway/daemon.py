@@ -92,6 +92,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             host=config.host,
             allow_test_pools=config.allow_test_pools,
         )
+        membership = None
         if config.etcd is not None:
             # First: what another machine of the same name serves must not be taken for this one's.
             membership = Membership(service, this_host(config, usable_cores))
@@ -101,6 +102,8 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             service.adopt()
         else:
             service.restore()
+        if membership is not None:
+            membership.follow()
         if service.waits_for_backings:
             stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
         successor = _serve_api(config, begun, service, started_ns, stack)

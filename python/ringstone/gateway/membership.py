@@ -23,7 +23,7 @@ log = logging.getLogger("ringstone.gateway")
 
 
 class Membership:
-    """Two threads, from start() to stop()."""
+    """Two threads until stop(): one from start() on, the other one from follow() on."""
 
     def __init__(self, service: Service, host: HostRecord, *, lease_s: int = LEASE_SECONDS) -> None:
         self._service = service
@@ -47,8 +47,11 @@ class Membership:
                 self._service.events.say("warning", f"This host was not announced: {reason}")
         else:
             self._say()
-        for thread in self._threads:
-            thread.start()
+        self._threads[0].start()
+
+    def follow(self) -> None:
+        """Once what this host has is served: from then on it lets go of what others have taken over."""
+        self._threads[1].start()
 
     def stop(self) -> None:
         self._stop.set()
@@ -93,9 +96,19 @@ class Membership:
                 # What is in flight may take long to come back, and the next volume must not wait for it.
                 give_up = partial(self._give_up, change.key, change.record)
                 threading.Thread(name="give-up", target=give_up, daemon=True).start()
+            elif change.key not in self._giving_up and self._service.is_idle(change.key, change.record):
+                take_up = partial(self._take_up, change.key)
+                threading.Thread(name="take-up", target=take_up, daemon=True).start()
 
     def _give_up(self, volume: str, record: AttachmentRecord | None) -> None:
         reason = self._attempt(partial(self._service.give_up, volume, record))
         if reason is not None:
             self._service.events.say("error", f"Letting go of it failed: {reason}", volume=volume)
         self._giving_up.discard(volume)
+        # It may have been given back meanwhile.
+        self._take_up(volume)
+
+    def _take_up(self, volume: str) -> None:
+        reason = self._attempt(partial(self._service.take_up, volume))
+        if reason is not None:
+            self._service.events.say("error", f"Serving it again failed: {reason}", volume=volume)

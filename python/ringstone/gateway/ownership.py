@@ -45,6 +45,18 @@ def refuse_late_failover(store: Store, volume: str, held: AttachmentRecord | Non
         )
 
 
+def give_back(store: Store, previous: AttachmentRecord, written: AttachmentRecord) -> None:
+    """A take-over that failed, and has closed what it opened: the volume is its owner's before again, in a new epoch.
+    So its next owner still knows whom to shut out."""
+
+    def step() -> None:
+        held = store.attachment(written.volume)
+        if held is not None and held.epoch == written.epoch:
+            store.claim(previous, take_over=True)
+
+    store.transact(step)
+
+
 def owned_backend(
     store: Store, pool: SharedPool, volume: VolumeRecord, record: AttachmentRecord
 ) -> dict[str, JsonValue]:

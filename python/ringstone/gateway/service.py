@@ -340,7 +340,7 @@ class Service:
         name = record.volume
         reason = self._failed_attachments.get(name)
 
-        def write() -> tuple[AttachmentRecord, AttachmentRecord | None]:
+        def write() -> tuple[AttachmentRecord, AttachmentRecord | None, AttachmentRecord | None]:
             held = self.store.attachment(name)
             if failover_epoch is not None:
                 ownership.refuse_late_failover(self.store, name, held, failover_epoch)
@@ -348,15 +348,19 @@ class Service:
             if failed is None or failed.host != self.host:
                 taken = take_over and held is not None and held.host != self.host
                 client = ownership.successor_of(held) if taken and held is not None else {}
-                return self.store.claim(replace(record, client=client), take_over=taken).attachment, None
+                claim = self.store.claim(replace(record, client=client), take_over=taken)
+                return claim.attachment, None, claim.previous
             changed = replace(record, epoch=failed.epoch, client=failed.client)
             self.store.set_attachment(changed)
-            return changed, failed
+            return changed, failed, None
 
-        written, failed = self.store.transact(write)
+        written, failed, previous = self.store.transact(write)
         self._failed_attachments.pop(name, None)
 
         def take_back() -> None:
+            if previous is not None:
+                ownership.give_back(self.store, previous, written)
+                return
             if failed is None or reason is None:
                 self.store.remove_attachment(name, written.epoch)
                 return
@@ -445,6 +449,21 @@ class Service:
             if self._served(name):
                 self.engine.detach(name, force=True)
             self._close(name)
+
+    def is_idle(self, name: str, record: AttachmentRecord | None) -> bool:
+        """Whether `record` is this host's, and nothing has come of it yet."""
+        ours = record is not None and record.host == self.host
+        return ours and name not in self._epochs and name not in self._failed_attachments
+
+    def take_up(self, name: str) -> None:
+        """Serve what another host tried in vain to take over, and gave back."""
+        with self.locks.hold(f"volume {name}"):
+            record = self.store.attachment(name)
+            if record is not None and self.is_idle(name, record):
+                self.events.say(
+                    "warning", "Another host could not take it over; it is this one's again.", volume=name
+                )
+                self._restore_attachment(self.store.volume(name), record)
 
     def take_back_fenced(self) -> None:
         """Serve again what the storage has shut out though this host still owns it: the connection that its volumes
