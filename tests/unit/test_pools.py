@@ -406,5 +406,5 @@ def test_a_faulty_pool_wraps_another(memory_dir: Path) -> None:
 
 
 def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(RingstoneError, match="not a pool type; use memory, file, null"):
+    with pytest.raises(RingstoneError, match="not a pool type; use memory, file, rbd, null"):
         open_pool(record("tape", None))

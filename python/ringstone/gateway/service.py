@@ -148,7 +148,8 @@ class Service:
         for other in self.store.pools():
             if other.host == pool.record.host and open_pool(other).identity() == identity:
                 raise ExistsError(
-                    f"{pool.record.path or 'That pool of Ceph'} already belongs to pool {other.name!r}; choose another."
+                    f"{pool.record.path or 'That pool of Ceph'} already belongs to pool {other.name!r}; choose another "
+                    f"{'path' if pool.record.path else 'one'}."
                 )
 
     def delete_pool(self, name: str) -> None:
