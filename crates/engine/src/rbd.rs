@@ -123,9 +123,7 @@ impl RbdImages {
         order: Option<u8>,
         data_pool: String,
     ) -> PyResult<()> {
-        self.run(py, |admin| {
-            admin.clone_image(parent, snapshot, image, &Created { order, data_pool })
-        })
+        self.run(py, |admin| admin.clone_image(parent, snapshot, image, &Created { order, data_pool }))
     }
 
     fn flatten(&self, py: Python<'_>, image: &str) -> PyResult<()> {

@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::path::PathBuf;
 
-use ringstone_rbd::{Cluster, ClusterSpec, Image, ImageSpec};
 use ringstone_blockdev::{
     lives_in_memory, Direct, Drive, DriveError, Faults, FileDrive, HugePages, MappedDrive,
 };
+use ringstone_rbd::{Cluster, ClusterSpec, Image, ImageSpec};
 use serde::{Deserialize, Serialize};
 
 use crate::error::EngineError;
@@ -171,7 +171,10 @@ impl BackendSpec {
 
     fn open_image(&self, size: u64, read_only: bool) -> Result<Image, EngineError> {
         let Self::Rbd { conf, user, keyring, pool, namespace, image, epoch, predecessors } = self else {
-            return Err(EngineError::Handover(format!("a volume on {} is handed over as an image", self.kind())));
+            return Err(EngineError::Handover(format!(
+                "a volume on {} is handed over as an image",
+                self.kind()
+            )));
         };
         let cluster = ClusterSpec { conf: conf.clone(), user: user.clone(), keyring: keyring.clone() };
         let spec = ImageSpec {

@@ -152,7 +152,9 @@ fn volume_code(error: &VolumeError) -> Code {
 /// The kind of an error of a Ceph cluster.
 pub fn rbd_code(error: &RbdError) -> Code {
     match error {
-        RbdError::NoLibrary(_) | RbdError::Features { .. } | RbdError::NoExclusiveLock { .. } => Code::Unsupported,
+        RbdError::NoLibrary(_) | RbdError::Features { .. } | RbdError::NoExclusiveLock { .. } => {
+            Code::Unsupported
+        }
         RbdError::Nul(_) | RbdError::Setting { .. } => Code::Invalid,
         RbdError::NoConf { .. }
         | RbdError::NoKeyring { .. }

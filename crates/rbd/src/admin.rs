@@ -194,8 +194,7 @@ impl Admin {
     pub fn resize(&self, name: &str, size: u64) -> Result<(), RbdError> {
         let image = self.open(name, false)?;
         // SAFETY: an open image; no progress is asked for.
-        let code =
-            unsafe { image.library().rbd_resize2(image.handle(), size, true, None, ptr::null_mut()) };
+        let code = unsafe { image.library().rbd_resize2(image.handle(), size, true, None, ptr::null_mut()) };
         check(code, || format!("resizing image {name}")).map(drop)
     }
 
@@ -286,9 +285,7 @@ impl Admin {
         };
         match -code {
             libc::EEXIST => Err(RbdError::ImageExists { image: image.into() }),
-            libc::ENOENT => {
-                Err(RbdError::NoSnapshot { image: parent.into(), snapshot: snapshot.into() })
-            }
+            libc::ENOENT => Err(RbdError::NoSnapshot { image: parent.into(), snapshot: snapshot.into() }),
             _ => check(code, || format!("cloning {parent}@{snapshot} as {image}")).map(drop),
         }
     }

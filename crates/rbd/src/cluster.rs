@@ -130,7 +130,10 @@ impl Cluster {
         }
         if let Some(keyring) = &self.spec.keyring {
             if !keyring.is_file() {
-                return Err(RbdError::NoKeyring { user: self.spec.user.clone(), conf: self.spec.conf.clone() });
+                return Err(RbdError::NoKeyring {
+                    user: self.spec.user.clone(),
+                    conf: self.spec.conf.clone(),
+                });
             }
             self.set("keyring", &keyring.to_string_lossy())?;
         }
@@ -184,8 +187,7 @@ impl Cluster {
     pub fn fsid(&self) -> Result<String, RbdError> {
         let mut buffer = [0 as c_char; 64];
         // SAFETY: a connected handle and a live buffer of the length given.
-        let code =
-            unsafe { self.library.rados_cluster_fsid(self.handle, buffer.as_mut_ptr(), buffer.len()) };
+        let code = unsafe { self.library.rados_cluster_fsid(self.handle, buffer.as_mut_ptr(), buffer.len()) };
         check(code, || "asking for the cluster's id".into())?;
         // SAFETY: it was NUL-terminated, being shorter than the buffer.
         Ok(unsafe { text(buffer.as_ptr()) })

@@ -5,7 +5,9 @@ use std::path::PathBuf;
 /// Why something with a Ceph cluster did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum RbdError {
-    #[error("Ceph's library cannot be loaded ({0}); install librbd1 (`apt-get install librbd1`) to use rbd pools")]
+    #[error(
+        "Ceph's library cannot be loaded ({0}); install librbd1 (`apt-get install librbd1`) to use rbd pools"
+    )]
     NoLibrary(String),
     #[error("{0:?} contains a NUL byte; correct the name")]
     Nul(String),

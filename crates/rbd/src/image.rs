@@ -77,7 +77,9 @@ impl Image {
         let code = unsafe {
             match read_only {
                 false => library.rbd_open(space.handle, c_name.as_ptr(), &raw mut handle, ptr::null()),
-                true => library.rbd_open_read_only(space.handle, c_name.as_ptr(), &raw mut handle, ptr::null()),
+                true => {
+                    library.rbd_open_read_only(space.handle, c_name.as_ptr(), &raw mut handle, ptr::null())
+                }
             }
         };
         match -code {
@@ -86,10 +88,9 @@ impl Image {
             libc::ENOSYS | libc::EOPNOTSUPP | libc::EXDEV => {
                 Err(RbdError::Features { image: name.into(), source: os(code) })
             }
-            libc::EPERM | libc::EACCES => Err(RbdError::NoCaps {
-                user: space.cluster.spec().user.clone(),
-                pool: space.pool.clone(),
-            }),
+            libc::EPERM | libc::EACCES => {
+                Err(RbdError::NoCaps { user: space.cluster.spec().user.clone(), pool: space.pool.clone() })
+            }
             _ => check(code, || format!("opening image {name}")).map(|_| unreachable!()),
         }
     }
@@ -143,9 +144,8 @@ impl Image {
         let mut completion: rbd_completion_t = ptr::null_mut();
         let argument = ptr::from_ref(ticket).cast_mut().cast::<c_void>();
         // SAFETY: the callback gets the ticket, which the submitter keeps where it is until it is back.
-        let code = unsafe {
-            self.library.rbd_aio_create_completion(argument, Some(returned), &raw mut completion)
-        };
+        let code =
+            unsafe { self.library.rbd_aio_create_completion(argument, Some(returned), &raw mut completion) };
         if code < 0 {
             ticket.take_back();
             return Err(code);

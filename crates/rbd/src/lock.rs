@@ -142,9 +142,7 @@ impl Image {
         match -code {
             // It has let go meanwhile.
             libc::ENOENT => Ok(()),
-            _ => {
-                check(code, || format!("breaking the lock of {owner} on image {}", self.name)).map(drop)
-            }
+            _ => check(code, || format!("breaking the lock of {owner} on image {}", self.name)).map(drop),
         }
     }
 
@@ -154,12 +152,7 @@ impl Image {
         let mut len = value.len();
         // SAFETY: an open image, a live string and a live buffer of the length given.
         let code: c_int = unsafe {
-            self.library().rbd_metadata_get(
-                self.handle(),
-                c_key.as_ptr(),
-                value.as_mut_ptr(),
-                &raw mut len,
-            )
+            self.library().rbd_metadata_get(self.handle(), c_key.as_ptr(), value.as_mut_ptr(), &raw mut len)
         };
         if -code == libc::ENOENT {
             return Ok(None);

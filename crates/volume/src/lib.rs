@@ -54,7 +54,16 @@ impl Volume {
         let mut bytes = [0u8; SERIAL_LEN];
         bytes[..serial.len()].copy_from_slice(serial.as_bytes());
         let size = AtomicU64::new(size);
-        Ok(Self { name: name.into(), serial: bytes, size, block_size, read_only, drive, faults, fenced: AtomicBool::new(false) })
+        Ok(Self {
+            name: name.into(),
+            serial: bytes,
+            size,
+            block_size,
+            read_only,
+            drive,
+            faults,
+            fenced: AtomicBool::new(false),
+        })
     }
 
     pub fn name(&self) -> &str {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use ringstone_blockdev::Drive;
 use ringstone_rbd::Image;
-use ringstone_volume::Volume;
 use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
+use ringstone_volume::Volume;
 
 use super::format::{
     kind, AttachmentState, FrontendState, Greeting, HandoverState, Refused, Serving, VolumeState, FORMAT,
@@ -239,7 +239,11 @@ impl Control {
             let Some(image) = image_of(&open.volume) else { continue };
             if let Err(error) = image.retake() {
                 open.volume.fence();
-                self.events.log(Level::Error, open.volume.name(), format!("it is not served any more: {error}"));
+                self.events.log(
+                    Level::Error,
+                    open.volume.name(),
+                    format!("it is not served any more: {error}"),
+                );
             }
         }
     }

@@ -154,7 +154,15 @@ impl<R: VirtRing> RingQueue<R> {
         unsafe { self.submit(head, entry, shared) };
     }
 
-    pub(super) fn fallocate(&mut self, head: u16, fd: RawFd, mode: i32, offset: u64, len: u64, shared: &mut Shared) {
+    pub(super) fn fallocate(
+        &mut self,
+        head: u16,
+        fd: RawFd,
+        mode: i32,
+        offset: u64,
+        len: u64,
+        shared: &mut Shared,
+    ) {
         let entry = opcode::Fallocate::new(types::Fd(fd), len).offset(offset).mode(mode).build();
         // SAFETY: no buffers.
         unsafe { self.submit(head, entry, shared) };

@@ -45,8 +45,7 @@ impl Carrier for Image {
         let (tag, ticket) = (queue.tag(head).encode(), &queue.tickets[usize::from(head)]);
         let slot = &queue.slots[usize::from(head)];
         // SAFETY: as above.
-        let asked =
-            unsafe { self.write_zeroes(slot.offset, slot.len, unmap, ticket, &shared.returned, tag) };
+        let asked = unsafe { self.write_zeroes(slot.offset, slot.len, unmap, ticket, &shared.returned, tag) };
         queue.asked(head, asked, shared);
     }
 }
