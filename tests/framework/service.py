@@ -45,7 +45,7 @@ class Host:
 
     def pool(self, kind: str = "file", name: str = "p", capacity: int | None = None) -> PoolRecord:
         path = str(self.memory / name) if kind == "memory" else None
-        return self.service.create_pool(PoolRecord(name, kind, path, capacity, 1))
+        return self.service.pools.create(PoolRecord(name, kind, path, capacity, 1))
 
     def files(self) -> list[str]:
         """Of all pools, by name."""

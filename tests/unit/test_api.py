@@ -60,7 +60,7 @@ def api(tmp_path: Path, engine: FakeEngine) -> Iterator[Api]:
     config = GatewayConfig((0,), 200, tmp_path, tmp_path, tmp_path / "gateway.sock", "info")
     with StatsPage(tmp_path / "stats") as stats:
         context = ApiContext(config, service, stats, "0.0.0", 1_700_000_000_123_456_789)
-        service.create_pool(PoolRecord("p", "null", None, None, 1))
+        service.pools.create(PoolRecord("p", "null", None, None, 1))
         service.create_volume("alpha", "p", MIB, 512)
         yield Api(context)
     store.close()

@@ -38,7 +38,7 @@ def test_a_pool_without_a_path_gets_one(host: Host) -> None:
     assert host.pool("file").path == str(host.root / "pools/p")
     assert (host.root / "pools/p").is_dir()
     assert host.pool("null", "n").path is None
-    host.service.delete_pool("p")
+    host.service.pools.delete("p")
     assert not (host.root / "pools/p").exists()
 
 
@@ -63,9 +63,9 @@ def test_good_names_are_taken(host: Host, name: str) -> None:
 def test_pools_do_not_share_a_medium(host: Host) -> None:
     (host.root / "disk").mkdir()
     (host.root / "same").symlink_to(host.root / "disk")
-    host.service.create_pool(PoolRecord("a", "file", str(host.root / "disk"), None, 1))
+    host.service.pools.create(PoolRecord("a", "file", str(host.root / "disk"), None, 1))
     with pytest.raises(ExistsError, match="belongs to pool 'a'"):
-        host.service.create_pool(PoolRecord("b", "file", str(host.root / "same"), None, 1))
+        host.service.pools.create(PoolRecord("b", "file", str(host.root / "same"), None, 1))
     assert (host.root / "disk").is_dir()
 
 
@@ -83,9 +83,9 @@ def test_pools_that_cannot_be_are_refused_and_leave_nothing(host: Host) -> None:
     ]
     for record, error in cases:
         with pytest.raises(error):
-            host.service.create_pool(record)
+            host.service.pools.create(record)
     with pytest.raises(InvalidError, match="Only memory pools"):
-        host.service.create_pool(PoolRecord("q", "file", None, None, 1), hugepages=True)
+        host.service.pools.create(PoolRecord("q", "file", None, None, 1), hugepages=True)
     assert [pool.name for pool in host.store.pools()] == ["p"]
     assert (host.memory / "p").is_dir()
     assert not (host.root / "pools/q").exists()
@@ -95,9 +95,9 @@ def test_a_pool_with_volumes_stays(host: Host) -> None:
     host.pool()
     host.service.create_volume("v", "p", MIB, 512)
     with pytest.raises(BusyError, match="still has volumes"):
-        host.service.delete_pool("p")
+        host.service.pools.delete("p")
     with pytest.raises(NotFoundError):
-        host.service.delete_pool("q")
+        host.service.pools.delete("q")
     assert host.files() == ["v.raw"]
 
 
@@ -491,7 +491,7 @@ def test_what_was_done_is_told(host: Host) -> None:
     host.service.resize_volume("v", 2 * MIB)
     host.service.detach("v")
     host.service.delete_volume("v")
-    host.service.delete_pool("p")
+    host.service.pools.delete("p")
     assert [(event.volume, event.message) for event in host.events.latest(100)] == [
         ("", "Made file pool p."),
         ("v", "Made in pool p with 1 MiB."),

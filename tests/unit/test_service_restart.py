@@ -66,7 +66,7 @@ def test_a_failed_volume_can_be_detached_and_deleted(host: Host) -> None:
     host.crash_and_restart()
     host.service.detach("v")
     host.service.delete_volume("v")
-    host.service.delete_pool("p")
+    host.service.pools.delete("p")
     assert host.store.pools() == []
 
 

@@ -33,7 +33,7 @@ def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
     if body.rbd is not None:
         options |= body.rbd.model_dump(exclude_none=True)
     record = PoolRecord(body.name, body.type, body.path, body.capacity, time.time_ns(), options)
-    return pool_view(service, service.create_pool(record, hugepages=body.hugepages))
+    return pool_view(service, service.pools.create(record, hugepages=body.hugepages))
 
 
 @router.get("/{name}")
@@ -44,4 +44,4 @@ def show_pool(name: str, service: ServiceDep) -> models.Pool:
 @router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, service: ServiceDep) -> None:
     """The pool must have no volumes."""
-    service.delete_pool(name)
+    service.pools.delete(name)

@@ -23,7 +23,7 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
     usage = Usage(None, None)
     try:
         # What only another host reaches is that one's to judge.
-        if service.reaches(record):
+        if service.pools.reaches(record):
             pool.check()
             usage = pool.usage()
     except RingstoneError as error:
@@ -72,7 +72,7 @@ def _volume_view(
         block_size=record.block_size,
         state=state,
         reason=reason,
-        allocated=open_pool(pool).allocated(record) if service.reaches(pool) else None,
+        allocated=open_pool(pool).allocated(record) if service.pools.reaches(pool) else None,
         detail=opened.detail if opened else None,
         attachment=attachment,
         created_at=utc(record.created_ns),

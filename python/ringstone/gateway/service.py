@@ -1,4 +1,4 @@
-"""The nouns' logic: pools, volumes and attachments over the store, the pools and the engine.
+"""The nouns' logic: volumes and attachments over the store, the pools and the engine.
 
 The order of the steps keeps the store ahead of the disk: a volume's row is written in state `creating` or
 `deleting` before its backing is touched, so that whatever interrupts the gateway, restore() finds the rest
@@ -6,7 +6,6 @@ and cleans it up. The engine has a volume open only while it is attached.
 """
 
 import logging
-import os
 import threading
 import time
 import uuid
@@ -18,7 +17,6 @@ from pathlib import Path
 
 from ringstone.errors import (
     BusyError,
-    ExistsError,
     FailedError,
     InvalidError,
     NotFoundError,
@@ -29,13 +27,12 @@ from ringstone.gateway import checks, ownership
 from ringstone.gateway.engine import EngineAttachment, EnginePort
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
+from ringstone.gateway.pools import Pools
 from ringstone.gateway.undo import undoing
-from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, SharedPool, open_pool
-from ringstone.pools.memory import default_path
+from ringstone.pools import Pool, SharedPool, open_pool
 from ringstone.store import (
     LOCAL_HOST,
     AttachmentRecord,
-    PoolRecord,
     Store,
     VolumeRecord,
     VolumeState,
@@ -73,10 +70,16 @@ class Service:
         self.events = events
         self.host = host
         self._sockets = run_dir / "vhost"
-        self._pools = state_dir / "pools"
         self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
-        self._types = PUBLIC_TYPES + TEST_TYPES if allow_test_pools else PUBLIC_TYPES
         self.locks = NamedLocks()
+        self.pools = Pools(
+            store,
+            events,
+            self.locks,
+            host=host,
+            directory=state_dir / "pools",
+            allow_test_pools=allow_test_pools,
+        )
         # Of the volumes that the engine serves, the epoch in which this host owns them.
         self._epochs: dict[str, int] = {}
         # Attachments of the store that the engine does not serve, with the reason.
@@ -91,95 +94,13 @@ class Service:
                 f"This is host {self.host!r}, not {name!r}; ask that one, or a manager with --manager."
             )
 
-    # pools
-
-    def create_pool(self, record: PoolRecord, *, hugepages: bool = False) -> PoolRecord:
-        """Make a pool of `record`; its path is chosen here when it is None. Option `managed` marks a
-        directory that is made with the pool and removed with it."""
-        checks.check_name("pool", record.name)
-        if record.type not in self._types:
-            raise InvalidError(f"{record.type!r} is not a pool type; use {', '.join(PUBLIC_TYPES)}.")
-        if hugepages and record.type != "memory":
-            raise InvalidError(
-                "Only memory pools can be on hugepages; leave hugepages out or make a memory pool."
-            )
-        with self.locks.hold(f"pool {record.name}"):
-            record = self._placed(
-                replace(record, host=None if record.type in SHARED_TYPES else self.host), hugepages
-            )
-            pool = open_pool(record)
-            if any(known.name == record.name for known in self.store.pools()):
-                raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
-
-            def add() -> None:
-                self._refuse_shared_medium(pool)
-                self.store.add_pool(record)
-
-            with undoing(self.events) as undo_later:
-                pool.prepare()
-                undo_later("preparing the pool", pool.discard)
-                self.store.transact(add)
-            self.events.say("info", f"Made {record.type} pool {record.name}.")
-            return record
-
-    def _placed(self, record: PoolRecord, hugepages: bool) -> PoolRecord:
-        kind = record.options.get("inner", "memory") if record.type == "faulty" else record.type
-        if kind in ("null", "rbd"):
-            if record.path is not None:
-                raise InvalidError(f"{kind} pools are in no directory; leave the path out.")
-            return record
-        ours = {**record.options, "managed": True}
-        if record.path is not None:
-            checks.check_absolute("path", record.path)
-            # A directory in memory is gone after a restart of the host and made anew then, so it is made now
-            # too.
-            made = kind == "memory" and not os.path.lexists(record.path)
-            return replace(record, options=ours) if made else record
-        if kind == "memory":
-            path = default_path(record.name, huge=hugepages)
-        else:
-            path = str(self._pools / record.name)
-        return replace(record, path=path, options=ours)
-
-    def _refuse_shared_medium(self, pool: Pool) -> None:
-        identity = pool.identity()
-        if identity is None:
-            return
-        for other in self.store.pools():
-            if other.host == pool.record.host and open_pool(other).identity() == identity:
-                raise ExistsError(
-                    f"{pool.record.path or 'That pool of Ceph'} already belongs to pool {other.name!r}; choose another "
-                    f"{'path' if pool.record.path else 'one'}."
-                )
-
-    def delete_pool(self, name: str) -> None:
-        """BusyError while it has volumes."""
-        with self.locks.hold(f"pool {name}"):
-            pool = self.reach(name)
-            self.store.remove_pool(name)
-            pool.discard()
-            self.events.say("info", f"Deleted pool {name}.")
-
-    def reaches(self, record: PoolRecord) -> bool:
-        """Whether this host reaches the pool."""
-        return record.host is None or record.host == self.host
-
-    def reach(self, name: str) -> Pool:
-        """InvalidError for one of another host."""
-        record = self.store.pool(name)
-        if not self.reaches(record):
-            raise InvalidError(
-                f"Pool {name!r} is on host {record.host!r} and this is {self.host!r}; do it on that host."
-            )
-        return open_pool(record)
-
     # volumes
 
     def create_volume(self, name: str, pool_name: str, size: int | None, block_size: int) -> VolumeRecord:
         checks.check_name("volume", name)
         checks.check_block_size(block_size)
         with self.locks.hold(f"volume {name}"):
-            pool = self.reach(pool_name)
+            pool = self.pools.reach(pool_name)
             pool.check()
             if size is None:
                 size = self._natural_size(pool, block_size)
@@ -244,7 +165,7 @@ class Service:
             volume = self.usable(name)
             checks.check_size(size, volume.block_size)
             checks.check_growth(name, volume.size, size)
-            pool = self.reach(volume.pool)
+            pool = self.pools.reach(volume.pool)
             pool.check_backing(volume)
 
             def grow() -> None:
@@ -266,7 +187,7 @@ class Service:
         again."""
         with self.locks.hold(f"volume {name}"):
             volume = self.store.volume(name)
-            pool = self.reach(volume.pool)
+            pool = self.pools.reach(volume.pool)
 
             def mark() -> None:
                 if self.store.attachment(name) is not None:
@@ -322,7 +243,7 @@ class Service:
         checks.check_socket(path)
         with self.locks.hold(f"volume {name}"):
             volume = self.usable(name)
-            self.reach(volume.pool)
+            self.pools.reach(volume.pool)
             record = AttachmentRecord(
                 name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host, ha=ha
             )
@@ -372,7 +293,7 @@ class Service:
 
     def _serve(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
         """Open the volume in the engine and listen; all or nothing."""
-        pool = self.reach(volume.pool)
+        pool = self.pools.reach(volume.pool)
         pool.check_backing(volume)
         path = Path(record.socket)
         if path.parent == self._sockets:
@@ -482,7 +403,7 @@ class Service:
                     volume=opened.name,
                 )
                 volume = self.store.volume(opened.name)
-                pool = self.reach(volume.pool)
+                pool = self.pools.reach(volume.pool)
                 if self._served(opened.name):
                     self.engine.detach(opened.name, force=True)
                 self._close(opened.name)
@@ -558,7 +479,7 @@ class Service:
                 self._restore_attachment(volumes[record.volume], record)
                 continue
             self._epochs[record.volume] = record.epoch
-            pool = self.reach(volumes[record.volume].pool)
+            pool = self.pools.reach(volumes[record.volume].pool)
             if isinstance(pool, SharedPool) and not record.read_only:
                 ownership.note_owner(self.store, pool, record)
 

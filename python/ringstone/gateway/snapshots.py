@@ -19,7 +19,7 @@ class Snapshots:
         self._service = service
 
     def _pool(self, volume: VolumeRecord) -> SnapshotPool:
-        pool: Pool = self._service.reach(volume.pool)
+        pool: Pool = self._service.pools.reach(volume.pool)
         if not isinstance(pool, SnapshotPool):
             raise UnsupportedError(
                 f"Volume {volume.name!r} is in a {pool.record.type} pool, which has no snapshots; use an rbd pool for "
@@ -59,7 +59,7 @@ class Snapshots:
                 )
             self._pool(volume).revert(volume, snapshot)
             # The snapshot may be from before the volume grew, and the backing has its size now.
-            self._service.reach(volume.pool).resize_backing(volume, volume.size)
+            self._service.pools.reach(volume.pool).resize_backing(volume, volume.size)
             self._service.events.say("info", f"Reverted to snapshot {snapshot}.", volume=name)
 
     def clone(self, parent: str, snapshot: str, name: str) -> VolumeRecord:
@@ -84,7 +84,7 @@ class Snapshots:
             def add() -> None:
                 others = service.store.volumes(origin.pool)
                 service.store.add_volume(volume)
-                service.reach(origin.pool).admit(size, others, new=True)
+                service.pools.reach(origin.pool).admit(size, others, new=True)
 
             with undoing(service.events, volume=name) as undo_later:
                 service.store.transact(add)

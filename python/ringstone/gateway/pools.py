@@ -1,0 +1,116 @@
+"""The logic of pools over the store: made, deleted, and which of them this host reaches."""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+from ringstone.errors import ExistsError, InvalidError
+from ringstone.gateway import checks
+from ringstone.gateway.events import EventLog
+from ringstone.gateway.locks import NamedLocks
+from ringstone.gateway.undo import undoing
+from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, open_pool
+from ringstone.pools.memory import default_path
+from ringstone.store import PoolRecord, Store
+
+
+class Pools:
+    """Every method may be called from any thread, blocks until done, and raises errors of ringstone.errors."""
+
+    def __init__(
+        self,
+        store: Store,
+        events: EventLog,
+        locks: NamedLocks,
+        *,
+        host: str,
+        directory: Path,
+        allow_test_pools: bool,
+    ) -> None:
+        """`directory`: where pools go whose path nobody chose."""
+        self._store = store
+        self._events = events
+        self._locks = locks
+        self._host = host
+        self._directory = directory
+        self._types = PUBLIC_TYPES + TEST_TYPES if allow_test_pools else PUBLIC_TYPES
+
+    def create(self, record: PoolRecord, *, hugepages: bool = False) -> PoolRecord:
+        """Make a pool of `record`; its path is chosen here when it is None. Option `managed` marks a
+        directory that is made with the pool and removed with it."""
+        checks.check_name("pool", record.name)
+        if record.type not in self._types:
+            raise InvalidError(f"{record.type!r} is not a pool type; use {', '.join(PUBLIC_TYPES)}.")
+        if hugepages and record.type != "memory":
+            raise InvalidError(
+                "Only memory pools can be on hugepages; leave hugepages out or make a memory pool."
+            )
+        with self._locks.hold(f"pool {record.name}"):
+            record = self._placed(
+                replace(record, host=None if record.type in SHARED_TYPES else self._host), hugepages
+            )
+            pool = open_pool(record)
+            if any(known.name == record.name for known in self._store.pools()):
+                raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
+
+            def add() -> None:
+                self._refuse_shared_medium(pool)
+                self._store.add_pool(record)
+
+            with undoing(self._events) as undo_later:
+                pool.prepare()
+                undo_later("preparing the pool", pool.discard)
+                self._store.transact(add)
+            self._events.say("info", f"Made {record.type} pool {record.name}.")
+            return record
+
+    def _placed(self, record: PoolRecord, hugepages: bool) -> PoolRecord:
+        kind = record.options.get("inner", "memory") if record.type == "faulty" else record.type
+        if kind in ("null", "rbd"):
+            if record.path is not None:
+                raise InvalidError(f"{kind} pools are in no directory; leave the path out.")
+            return record
+        ours = {**record.options, "managed": True}
+        if record.path is not None:
+            checks.check_absolute("path", record.path)
+            # A directory in memory is gone after a restart of the host and made anew then, so it is made now
+            # too.
+            made = kind == "memory" and not os.path.lexists(record.path)
+            return replace(record, options=ours) if made else record
+        if kind == "memory":
+            path = default_path(record.name, huge=hugepages)
+        else:
+            path = str(self._directory / record.name)
+        return replace(record, path=path, options=ours)
+
+    def _refuse_shared_medium(self, pool: Pool) -> None:
+        identity = pool.identity()
+        if identity is None:
+            return
+        for other in self._store.pools():
+            if other.host == pool.record.host and open_pool(other).identity() == identity:
+                raise ExistsError(
+                    f"{pool.record.path or 'That pool of Ceph'} already belongs to pool {other.name!r}; choose another "
+                    f"{'path' if pool.record.path else 'one'}."
+                )
+
+    def delete(self, name: str) -> None:
+        """BusyError while it has volumes."""
+        with self._locks.hold(f"pool {name}"):
+            pool = self.reach(name)
+            self._store.remove_pool(name)
+            pool.discard()
+            self._events.say("info", f"Deleted pool {name}.")
+
+    def reaches(self, record: PoolRecord) -> bool:
+        """Whether this host reaches the pool."""
+        return record.host is None or record.host == self._host
+
+    def reach(self, name: str) -> Pool:
+        """InvalidError for one of another host."""
+        record = self._store.pool(name)
+        if not self.reaches(record):
+            raise InvalidError(
+                f"Pool {name!r} is on host {record.host!r} and this is {self._host!r}; do it on that host."
+            )
+        return open_pool(record)
