@@ -160,10 +160,19 @@ impl FileDrive {
         format!("{kind}, io_uring, {mode}")
     }
 
-    pub(crate) fn check_len(&self, want: u64) -> Result<(), DriveError> {
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Bytes of the file or device.
+    pub(crate) fn len(&self) -> Result<u64, DriveError> {
         let fail = |source| DriveError::Open { path: self.path.clone(), source };
         // The end of a block device is found by seeking; the offset is not used by anybody else.
-        let have = (&self.file).seek(SeekFrom::End(0)).map_err(fail)?;
+        (&self.file).seek(SeekFrom::End(0)).map_err(fail)
+    }
+
+    fn check_len(&self, want: u64) -> Result<(), DriveError> {
+        let have = self.len()?;
         if have < want {
             return Err(DriveError::TooShort { path: self.path.clone(), have, want });
         }

@@ -5,16 +5,17 @@
 //! can do), and the reactor owns the request from then on. Which of them a queue talks to is one match a batch, not a
 //! virtual call a request.
 
-use std::os::fd::BorrowedFd;
+use ringstone_rbd::Image;
 
-use ringstone_rbd::{Image, RbdError};
-
+mod backing;
 mod error;
 mod faulty;
 mod file;
 mod lock;
 mod mapped;
 
+pub use backing::Backing;
+use backing::Nothing;
 pub use error::DriveError;
 pub use faulty::{Fault, FaultDice, Faults};
 pub use file::{lives_in_memory, Direct, FileDrive};
@@ -30,56 +31,13 @@ pub enum Drive {
 }
 
 impl Drive {
-    /// Ranges can be deallocated and read as zeroes afterwards.
-    pub fn can_discard(&self) -> bool {
+    /// What is common to all kinds, for the control side.
+    pub fn backing(&self) -> &dyn Backing {
         match self {
-            Self::Mapped(_) | Self::Null | Self::Rbd(_) => true,
-            Self::File(file) => file.can_punch(),
-        }
-    }
-
-    /// The open file under the drive, if it has one.
-    pub fn file(&self) -> Option<BorrowedFd<'_>> {
-        match self {
-            Self::Mapped(mapped) => Some(mapped.file()),
-            Self::File(file) => Some(file.file()),
-            Self::Rbd(_) | Self::Null => None,
-        }
-    }
-
-    /// What storage across hosts knows this client by.
-    pub fn client(&self) -> Option<&str> {
-        match self {
-            Self::Rbd(image) => Some(image.client()),
-            Self::Mapped(_) | Self::File(_) | Self::Null => None,
-        }
-    }
-
-    /// One line for a person.
-    pub fn describe(&self) -> String {
-        match self {
-            Self::Mapped(mapped) => mapped.describe(),
-            Self::File(file) => file.describe(),
-            Self::Rbd(image) => format!("librbd, {}/{} as {}", image.pool(), image.name(), image.client()),
-            Self::Null => "reads and writes do nothing".into(),
-        }
-    }
-
-    /// Make the drive `size` bytes long. Only growing.
-    ///
-    /// # Errors
-    /// The backing file is shorter than that.
-    pub fn resize(&self, size: u64) -> Result<(), DriveError> {
-        match self {
-            Self::Mapped(mapped) => mapped.resize(size),
-            Self::File(file) => file.check_len(size),
-            Self::Rbd(image) => match image.size()? {
-                have if have < size => {
-                    Err(RbdError::TooShort { image: image.name().into(), have, want: size }.into())
-                }
-                _ => Ok(()),
-            },
-            Self::Null => Ok(()),
+            Self::Mapped(mapped) => mapped,
+            Self::File(file) => file,
+            Self::Rbd(image) => image,
+            Self::Null => &Nothing,
         }
     }
 }

@@ -160,6 +160,16 @@ impl MappedDrive {
         self.file.as_fd()
     }
 
+    pub(crate) fn path(&self) -> Option<&Path> {
+        self.path.as_deref()
+    }
+
+    /// Bytes of the file.
+    pub(crate) fn len(&self) -> Result<u64, DriveError> {
+        let fail = |source| DriveError::Open { path: self.path.clone().unwrap_or_default(), source };
+        Ok(self.file.metadata().map_err(fail)?.len())
+    }
+
     pub fn describe(&self) -> String {
         let page = self.view().mapping.page_size();
         let pages = if page > 4096 { format!("{} MiB pages", page >> 20) } else { "4 KiB pages".into() };
@@ -180,7 +190,8 @@ impl MappedDrive {
         Ok(())
     }
 
-    pub(crate) fn resize(&self, size: u64) -> Result<(), DriveError> {
+    /// Map `size` bytes; a file of somebody else's is that long already.
+    pub(crate) fn grow(&self, size: u64) -> Result<(), DriveError> {
         if self.path.is_none() {
             let page = self.view().mapping.page_size() as u64;
             self.file
@@ -485,7 +496,7 @@ mod tests {
     fn growing_keeps_the_content() {
         let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
         write(&drive, 1000, b"kept");
-        drive.resize(2 << 20).unwrap();
+        drive.grow(2 << 20).unwrap();
         write(&drive, (2 << 20) - 4, b"tail");
         assert_eq!(read(&drive, 1000, 4), b"kept");
         assert_eq!(read(&drive, (2 << 20) - 4, 4), b"tail");

@@ -50,7 +50,7 @@ impl BlockDevice {
             size: self.volume.size(),
             block_size: self.volume.block_size(),
             read_only: self.volume.read_only(),
-            discard: ranges && self.volume.drive().can_discard(),
+            discard: ranges && self.volume.drive().backing().can_discard(),
             write_zeroes: ranges,
             max_discard: MAX_RANGE,
             max_write_zeroes: self.max_write_zeroes(),

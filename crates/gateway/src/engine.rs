@@ -280,17 +280,11 @@ impl Engine {
                 size: volume.size(),
                 block_size: volume.block_size(),
                 read_only: volume.read_only(),
-                backend: match (volume.faults(), volume.drive()) {
-                    (Some(_), _) => "faulty",
-                    (None, ringstone_blockdev::Drive::Mapped(_)) => "memory",
-                    (None, ringstone_blockdev::Drive::File(_)) => "file",
-                    (None, ringstone_blockdev::Drive::Rbd(_)) => "rbd",
-                    (None, ringstone_blockdev::Drive::Null) => "null",
-                },
-                detail: volume.drive().describe(),
-                discard: !volume.read_only() && volume.drive().can_discard(),
+                backend: if volume.faults().is_some() { "faulty" } else { volume.drive().backing().kind() },
+                detail: volume.drive().backing().describe(),
+                discard: !volume.read_only() && volume.drive().backing().can_discard(),
                 fenced: volume.is_fenced(),
-                client: volume.drive().client().map(str::to_owned),
+                client: volume.drive().backing().client().map(str::to_owned),
                 attached: control.attachment_of(volume.name()).is_some(),
             };
             control.volumes.values().map(|open| info(&open.volume)).collect::<Vec<_>>()

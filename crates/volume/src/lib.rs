@@ -120,7 +120,7 @@ impl Volume {
         if size < now {
             return Err(VolumeError::Shrink { now, size });
         }
-        self.drive.resize(size)?;
+        self.drive.backing().resize(size)?;
         self.size.store(size, Ordering::Release);
         Ok(())
     }

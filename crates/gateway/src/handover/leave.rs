@@ -309,7 +309,7 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
             Drive::Null => "null",
         }
         .into(),
-        fd: drive.file().map(|fd| fds.add(fd)).transpose().map_err(failed)?,
+        fd: drive.backing().file().map(|fd| fds.add(fd)).transpose().map_err(failed)?,
         presence,
     })
 }
