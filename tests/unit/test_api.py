@@ -61,7 +61,7 @@ def api(tmp_path: Path, engine: FakeEngine) -> Iterator[Api]:
     with StatsPage(tmp_path / "stats") as stats:
         context = ApiContext(config, service, stats, "0.0.0", 1_700_000_000_123_456_789)
         service.pools.create(PoolRecord("p", "null", None, None, 1))
-        service.create_volume("alpha", "p", MIB, 512)
+        service.volumes.create("alpha", "p", MIB, 512)
         yield Api(context)
     store.close()
 

@@ -18,6 +18,7 @@ from ringstone.errors import (
     NotFoundError,
     RingstoneError,
     StorageError,
+    UnreachableError,
 )
 from ringstone.store import PoolRecord, VolumeState
 from tests.framework.service import Host
@@ -48,7 +49,7 @@ def test_bad_names_are_refused(host: Host, name: str) -> None:
     with pytest.raises(InvalidError, match="is not a pool name"):
         host.pool("null", name)
     with pytest.raises(InvalidError, match="is not a volume name"):
-        host.service.create_volume(name, "p", MIB, 512)
+        host.service.volumes.create(name, "p", MIB, 512)
     with pytest.raises(InvalidError, match="is not a volume name"):
         host.service.attach(name)
     assert (len(host.store.pools()), host.store.volumes()) == (1, [])
@@ -57,7 +58,7 @@ def test_bad_names_are_refused(host: Host, name: str) -> None:
 @pytest.mark.parametrize("name", ["a", "0", "A.b-c_9", "x" * 63])
 def test_good_names_are_taken(host: Host, name: str) -> None:
     host.pool("null", name)
-    host.service.create_volume(name, name, MIB, 512)
+    host.service.volumes.create(name, name, MIB, 512)
 
 
 def test_pools_do_not_share_a_medium(host: Host) -> None:
@@ -93,7 +94,7 @@ def test_pools_that_cannot_be_are_refused_and_leave_nothing(host: Host) -> None:
 
 def test_a_pool_with_volumes_stays(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     with pytest.raises(BusyError, match="still has volumes"):
         host.service.pools.delete("p")
     with pytest.raises(NotFoundError):
@@ -106,7 +107,7 @@ def test_a_pool_with_volumes_stays(host: Host) -> None:
 
 def test_a_volume_is_made_checked_by_the_engine_and_ready(host: Host) -> None:
     host.pool()
-    made = host.service.create_volume("v", "p", MIB, 4096)
+    made = host.service.volumes.create("v", "p", MIB, 4096)
     assert host.store.volume("v") == made
     assert (made.size, made.block_size, made.state) == (MIB, 4096, VolumeState.READY)
     assert host.engine.calls == ["open_volume v", "close_volume v"]
@@ -139,10 +140,10 @@ def test_volumes_that_cannot_be_are_refused_and_leave_nothing(
     message: str,
 ) -> None:
     host.pool(capacity=8 * MIB)
-    host.service.create_volume("taken", "p", MIB, 512)
+    host.service.volumes.create("taken", "p", MIB, 512)
     (host.root / "pools/p/foreign.raw").write_bytes(b"precious")
     with pytest.raises(error, match=message):
-        host.service.create_volume(name, pool, size, block_size)
+        host.service.volumes.create(name, pool, size, block_size)
     assert [volume.name for volume in host.store.volumes()] == ["taken"]
     assert host.files() == ["foreign.raw", "taken.raw"]
     assert (host.root / "pools/p/foreign.raw").read_bytes() == b"precious"
@@ -153,7 +154,7 @@ def test_a_volume_the_engine_refuses_is_taken_back(host: Host, step: str) -> Non
     host.pool()
     host.engine.failures[step] = StorageError("The drive has gone.")
     with pytest.raises(StorageError, match="The drive has gone"):
-        host.service.create_volume("v", "p", MIB, 512)
+        host.service.volumes.create("v", "p", MIB, 512)
     assert (host.store.volumes(), host.files(), host.engine.volumes()) == ([], [], [])
 
 
@@ -167,11 +168,11 @@ def test_a_failing_undo_is_told_and_can_be_repeated(host: Host, monkeypatch: pyt
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", stuck)
         with pytest.raises(StorageError, match="The drive has gone"):
-            host.service.create_volume("v", "p", MIB, 512)
+            host.service.volumes.create("v", "p", MIB, 512)
     assert host.levels() == [("error", "v")]
     assert host.store.volume("v").state is VolumeState.DELETING
     assert host.files() == ["v.raw"]
-    host.service.delete_volume("v")
+    host.service.volumes.delete("v")
     assert (host.store.volumes(), host.files()) == ([], [])
 
 
@@ -184,7 +185,7 @@ def test_a_foreign_file_is_seen_before_anything_is_written(
     (host.root / "pools/p/v.raw").write_bytes(b"precious")
     monkeypatch.setattr("ringstone.pools.file.FilePool.create_backing", lambda *_: interrupt())
     with pytest.raises(ExistsError, match="belongs to no volume"):
-        host.service.create_volume("v", "p", MIB, 512)
+        host.service.volumes.create("v", "p", MIB, 512)
     host.crash_and_restart()
     assert (host.root / "pools/p/v.raw").read_bytes() == b"precious"
 
@@ -196,7 +197,7 @@ def test_a_foreign_file_that_comes_in_between_is_not_taken_back(
     (host.root / "pools/p/v.raw").write_bytes(b"precious")
     monkeypatch.setattr("ringstone.pools.file.FilePool.refuse_foreign", lambda *_: None)
     with pytest.raises(ExistsError, match="belongs to no volume"):
-        host.service.create_volume("v", "p", MIB, 512)
+        host.service.volumes.create("v", "p", MIB, 512)
     assert host.store.volumes() == []
     assert (host.root / "pools/p/v.raw").read_bytes() == b"precious"
 
@@ -207,12 +208,12 @@ def test_an_interrupted_creation_is_undone_at_the_next_start(
     host: Host, monkeypatch: pytest.MonkeyPatch, kind: str, at: str
 ) -> None:
     host.pool(kind)
-    died_with_undo_off(host, monkeypatch, at, lambda: host.service.create_volume("v", "p", MIB, 512))
+    died_with_undo_off(host, monkeypatch, at, lambda: host.service.volumes.create("v", "p", MIB, 512))
     assert host.files() == ["v.raw"]
     host.crash_and_restart()
     assert (host.store.volumes(), host.files()) == ([], [])
     assert host.levels() == [("warning", "v")]
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
 
 
 def died_with_undo_off(
@@ -228,26 +229,26 @@ def died_with_undo_off(
 
 def test_a_deleted_volume_is_gone(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
-    host.service.delete_volume("v")
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.volumes.delete("v")
     assert (host.store.volumes(), host.files()) == ([], [])
     with pytest.raises(NotFoundError):
-        host.service.delete_volume("v")
+        host.service.volumes.delete("v")
 
 
 def test_an_attached_volume_is_not_deleted(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     with pytest.raises(BusyError, match="volume detach v"):
-        host.service.delete_volume("v")
+        host.service.volumes.delete("v")
     assert host.store.volume("v").state is VolumeState.READY
     assert host.files() == ["v.raw"]
 
 
 def test_a_failed_deletion_can_be_repeated(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
 
     def stuck(*_: object, **__: object) -> None:
         raise OSError(5, "Input/output error")
@@ -255,18 +256,18 @@ def test_a_failed_deletion_can_be_repeated(host: Host, monkeypatch: pytest.Monke
     with monkeypatch.context() as patched:
         patched.setattr(Path, "unlink", stuck)
         with pytest.raises(StorageError, match="Input/output error"):
-            host.service.delete_volume("v")
+            host.service.volumes.delete("v")
     assert host.store.volume("v").state is VolumeState.DELETING
-    for use in (lambda: host.service.attach("v"), lambda: host.service.resize_volume("v", 2 * MIB)):
+    for use in (lambda: host.service.attach("v"), lambda: host.service.volumes.resize("v", 2 * MIB)):
         with pytest.raises(BusyError, match="half deleted"):
             use()
-    host.service.delete_volume("v")
+    host.service.volumes.delete("v")
     assert (host.store.volumes(), host.files()) == ([], [])
 
 
 def test_an_interrupted_deletion_is_finished_at_the_next_start(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.store.set_volume_state("v", VolumeState.DELETING)
     host.crash_and_restart()
     assert (host.store.volumes(), host.files()) == ([], [])
@@ -275,10 +276,10 @@ def test_an_interrupted_deletion_is_finished_at_the_next_start(host: Host) -> No
 @pytest.mark.parametrize("kind", ["file", "memory"])
 def test_a_volume_grows_attached_or_not(host: Host, kind: str) -> None:
     host.pool(kind)
-    host.service.create_volume("v", "p", MIB, 512)
-    host.service.resize_volume("v", 2 * MIB)
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.volumes.resize("v", 2 * MIB)
     host.service.attach("v")
-    host.service.resize_volume("v", 3 * MIB)
+    host.service.volumes.resize("v", 3 * MIB)
     assert host.store.volume("v").size == 3 * MIB
     assert host.engine.volumes()[0].size == 3 * MIB
     (path,) = [path for top in (host.root, host.memory) for path in top.rglob("v.raw")]
@@ -298,31 +299,31 @@ def test_a_size_that_cannot_be_changes_nothing(
     host: Host, size: int, error: type[RingstoneError], message: str
 ) -> None:
     host.pool(capacity=8 * MIB)
-    host.service.create_volume("v", "p", 2 * MIB, 512)
+    host.service.volumes.create("v", "p", 2 * MIB, 512)
     host.service.attach("v")
     with pytest.raises(error, match=message):
-        host.service.resize_volume("v", size)
+        host.service.volumes.resize("v", size)
     assert host.store.volume("v").size == host.engine.volumes()[0].size == 2 * MIB
     assert (host.root / "pools/p/v.raw").stat().st_size == 2 * MIB
 
 
 def test_a_volume_without_its_backing_does_not_grow(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     os.truncate(host.root / "pools/p/v.raw", 512)
     with pytest.raises(FailedError, match="512 bytes instead of"):
-        host.service.resize_volume("v", 2 * MIB)
+        host.service.volumes.resize("v", 2 * MIB)
     assert host.store.volume("v").size == MIB
     assert (host.root / "pools/p/v.raw").stat().st_size == 512
 
 
 def test_a_growth_the_engine_refuses_is_taken_back(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     host.engine.failures["resize_volume"] = StorageError("No.")
     with pytest.raises(StorageError):
-        host.service.resize_volume("v", 2 * MIB)
+        host.service.volumes.resize("v", 2 * MIB)
     assert host.store.volume("v").size == MIB
     assert (host.root / "pools/p/v.raw").stat().st_size == MIB
 
@@ -335,7 +336,7 @@ def test_only_one_of_two_creations_gets_the_last_room(host: Host) -> None:
     def create(name: str) -> None:
         barrier.wait()
         try:
-            host.service.create_volume(name, "p", MIB, 512)
+            host.service.volumes.create(name, "p", MIB, 512)
             outcomes.append("made")
         except NoSpaceError:
             outcomes.append("full")
@@ -354,7 +355,7 @@ def test_only_one_of_two_creations_gets_the_last_room(host: Host) -> None:
 
 def test_an_attachment_has_sensible_defaults(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     record = host.service.attach("v")
     assert (record.socket, record.queues, record.read_only) == (str(host.root / "run/vhost/v.sock"), 2, False)
     assert (host.root / "run/vhost").is_dir()
@@ -365,7 +366,7 @@ def test_an_attachment_has_sensible_defaults(host: Host) -> None:
 
 def test_read_only_reaches_the_engine(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v", read_only=True)
     assert host.engine.volumes()[0].read_only
 
@@ -373,7 +374,7 @@ def test_read_only_reaches_the_engine(host: Host) -> None:
 def test_attachments_that_cannot_be_are_refused_and_leave_nothing(host: Host) -> None:
     host.pool()
     for name in ("v", "w"):
-        host.service.create_volume(name, "p", MIB, 512)
+        host.service.volumes.create(name, "p", MIB, 512)
     record = host.service.attach("v")
     with pytest.raises(ExistsError, match=r"already attached at .*vhost/v\.sock"):
         host.service.attach("v", socket=str(host.root / "other.sock"))
@@ -394,7 +395,7 @@ def test_attachments_that_cannot_be_are_refused_and_leave_nothing(host: Host) ->
 def test_the_longest_socket_path_is_taken(host: Host) -> None:
     """sockaddr_un has 108 bytes, the last of them a NUL: unix(7)."""
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     longest = f"{host.memory}/".ljust(107, "x")
     assert host.service.attach("v", socket=longest).socket == longest
 
@@ -402,7 +403,7 @@ def test_the_longest_socket_path_is_taken(host: Host) -> None:
 @pytest.mark.parametrize("step", ["open_volume", "attach"])
 def test_an_attachment_the_engine_refuses_is_taken_back(host: Host, step: str) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.engine.failures[step] = ExistsError("Another process listens there.")
     with pytest.raises(ExistsError, match="Another process"):
         host.service.attach("v")
@@ -412,7 +413,7 @@ def test_an_attachment_the_engine_refuses_is_taken_back(host: Host, step: str) -
 
 def test_a_volume_in_use_is_detached_only_by_force(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     host.engine.connect("v", peer_pid=1)
     with pytest.raises(BusyError):
@@ -429,7 +430,7 @@ def test_a_volume_in_use_is_detached_only_by_force(host: Host) -> None:
 
 def test_sharing_is_for_attachments_that_are_served(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     with pytest.raises(NotFoundError, match="no volume"):
         host.service.share("x", True)
     with pytest.raises(NotFoundError, match="not attached"):
@@ -450,9 +451,36 @@ def test_sharing_is_for_attachments_that_are_served(host: Host) -> None:
         host.service.share("v", True)
 
 
+def test_what_the_storage_shut_out_is_served_again_as_soon_as_that_is_possible(host: Host) -> None:
+    host.pool()
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.engine.fence_volume("v")
+    host.engine.failures["open_volume"] = UnreachableError("The monitors do not answer.")
+    host.service.take_back_fenced()
+    assert host.engine.volumes() == []
+    assert host.service.attachment_failure("v") == "The monitors do not answer."
+    host.service.take_back_fenced()
+    assert [(volume.fenced, volume.attached) for volume in host.engine.volumes()] == [(False, True)]
+    assert host.service.attachment_failure("v") is None
+
+
+def test_what_was_shut_out_and_lost_meanwhile_is_not_served_again(host: Host) -> None:
+    host.pool()
+    host.service.volumes.create("v", "p", MIB, 512)
+    record = host.service.attach("v")
+    host.engine.fence_volume("v")
+    host.engine.failures["open_volume"] = UnreachableError("The monitors do not answer.")
+    host.service.take_back_fenced()
+    host.store.remove_attachment("v", record.epoch)
+    host.service.give_up("v", None)
+    host.service.take_back_fenced()
+    assert host.engine.volumes() == []
+
+
 def test_an_interrupted_detachment_can_be_repeated(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     host.engine.failures["close_volume"] = StorageError("Later.")
     with pytest.raises(StorageError):
@@ -464,7 +492,7 @@ def test_an_interrupted_detachment_can_be_repeated(host: Host) -> None:
 def test_work_on_one_volume_does_not_wait_for_another(host: Host) -> None:
     host.pool()
     for name in ("slow", "quick"):
-        host.service.create_volume(name, "p", MIB, 512)
+        host.service.volumes.create(name, "p", MIB, 512)
         host.service.attach(name)
     entered, leave = threading.Event(), threading.Event()
 
@@ -478,7 +506,7 @@ def test_work_on_one_volume_does_not_wait_for_another(host: Host) -> None:
     thread.start()
     assert entered.wait(30)
     host.service.detach("quick")
-    host.service.create_volume("new", "p", MIB, 512)
+    host.service.volumes.create("new", "p", MIB, 512)
     leave.set()
     thread.join()
     assert host.store.attachments() == []
@@ -486,11 +514,11 @@ def test_work_on_one_volume_does_not_wait_for_another(host: Host) -> None:
 
 def test_what_was_done_is_told(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     record = host.service.attach("v")
-    host.service.resize_volume("v", 2 * MIB)
+    host.service.volumes.resize("v", 2 * MIB)
     host.service.detach("v")
-    host.service.delete_volume("v")
+    host.service.volumes.delete("v")
     host.service.pools.delete("p")
     assert [(event.volume, event.message) for event in host.events.latest(100)] == [
         ("", "Made file pool p."),
@@ -505,7 +533,7 @@ def test_what_was_done_is_told(host: Host) -> None:
 
 def test_a_run_directory_that_cannot_be_made_is_told(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     (host.root / "run").write_text("in the way")
     with pytest.raises(RingstoneError, match="run/vhost failed"):
         host.service.attach("v")

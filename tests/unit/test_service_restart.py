@@ -20,7 +20,7 @@ def test_everything_is_served_again_after_a_restart(host: Host) -> None:
     host.pool("file")
     host.pool("memory", "m")
     for name, pool in (("a", "p"), ("b", "m"), ("c", "p")):
-        host.service.create_volume(name, pool, MIB, 512)
+        host.service.volumes.create(name, pool, MIB, 512)
     kept = [host.service.attach("a", queues=3, read_only=True), host.service.attach("b")]
     host.crash_and_restart()
     assert host.store.attachments() == kept
@@ -35,13 +35,13 @@ def test_everything_is_served_again_after_a_restart(host: Host) -> None:
 def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:
     host.pool()
     for name in ("a", "b", "c"):
-        host.service.create_volume(name, "p", MIB, 512)
+        host.service.volumes.create(name, "p", MIB, 512)
         host.service.attach(name)
     lost = host.root / "pools/p/b.raw"
     away = lost.rename(host.root / "away")
     host.crash_and_restart()
     assert [one.volume for one in host.engine.attachments()] == ["a", "c"]
-    reason = host.service.volume_failure(host.store.volume("b"))
+    reason = host.service.volumes.failure(host.store.volume("b"))
     assert reason is not None
     assert str(lost) in reason
     assert host.service.attachment_failure("b") is not None
@@ -60,12 +60,12 @@ def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:
 
 def test_a_failed_volume_can_be_detached_and_deleted(host: Host) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     os.unlink(host.root / "pools/p/v.raw")
     host.crash_and_restart()
     host.service.detach("v")
-    host.service.delete_volume("v")
+    host.service.volumes.delete("v")
     host.service.pools.delete("p")
     assert host.store.pools() == []
 
@@ -73,7 +73,7 @@ def test_a_failed_volume_can_be_detached_and_deleted(host: Host) -> None:
 def test_one_engine_failure_does_not_stop_the_restart(host: Host) -> None:
     host.pool()
     for name in ("a", "b"):
-        host.service.create_volume(name, "p", MIB, 512)
+        host.service.volumes.create(name, "p", MIB, 512)
         host.service.attach(name)
     host.store.close()
     again = Host.boot(host.root, host.memory)
@@ -86,7 +86,7 @@ def test_one_engine_failure_does_not_stop_the_restart(host: Host) -> None:
 
 def test_memory_lost_with_the_host_is_made_anew_and_told(host: Host) -> None:
     host.pool("memory")
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     shutil.rmtree(host.memory / "p")
     host.crash_and_restart()
@@ -99,7 +99,7 @@ def test_a_backing_in_use_is_waited_for_and_holds_up_no_other(host: Host) -> Non
     """A killed gateway's locks last until the kernel has finished its I/O; its successor gave such volumes up."""
     host.pool()
     for name in ("a", "b"):
-        host.service.create_volume(name, "p", MIB, 512)
+        host.service.volumes.create(name, "p", MIB, 512)
         host.service.attach(name)
     host.store.close()
     again = Host.boot(host.root, host.memory)
@@ -127,7 +127,7 @@ def test_a_backing_in_use_is_waited_for_and_holds_up_no_other(host: Host) -> Non
 @pytest.mark.parametrize("how", ["time is up", "the gateway stops", "a person detaches"])
 def test_a_backing_that_stays_in_use_ends_the_wait(host: Host, how: str) -> None:
     host.pool()
-    host.service.create_volume("v", "p", MIB, 512)
+    host.service.volumes.create("v", "p", MIB, 512)
     host.service.attach("v")
     host.store.close()
     again = Host.boot(host.root, host.memory)

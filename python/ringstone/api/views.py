@@ -61,7 +61,7 @@ def _volume_view(
     attachment: models.Attachment | None,
 ) -> models.Volume:
     pool = service.store.pool(record.pool)
-    reason = service.volume_failure(record)
+    reason = service.volumes.failure(record)
     state = "failed" if reason and record.state is VolumeState.READY else record.state.value
     return models.Volume(
         name=record.name,

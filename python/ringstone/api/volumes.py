@@ -25,7 +25,7 @@ def list_volumes(service: ServiceDep, pool: str | None = None) -> list[models.Vo
 
 @router.post("", status_code=status.HTTP_201_CREATED)
 def create_volume(body: models.VolumeCreate, service: ServiceDep) -> models.Volume:
-    return _view(service, service.create_volume(body.name, body.pool, body.size, body.block_size))
+    return _view(service, service.volumes.create(body.name, body.pool, body.size, body.block_size))
 
 
 @router.get("/{name}")
@@ -36,10 +36,10 @@ def show_volume(name: str, service: ServiceDep) -> models.Volume:
 @router.patch("/{name}")
 def resize_volume(name: str, body: models.VolumeResize, service: ServiceDep) -> models.Volume:
     """Grow a volume, attached or not; a running guest sees the new size at once."""
-    return _view(service, service.resize_volume(name, body.size))
+    return _view(service, service.volumes.resize(name, body.size))
 
 
 @router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
 def delete_volume(name: str, service: ServiceDep) -> None:
     """The volume must not be attached. Its content is gone for good."""
-    service.delete_volume(name)
+    service.volumes.delete(name)

@@ -1,14 +1,8 @@
-"""The nouns' logic: volumes and attachments over the store, the pools and the engine.
-
-The order of the steps keeps the store ahead of the disk: a volume's row is written in state `creating` or
-`deleting` before its backing is touched, so that whatever interrupts the gateway, restore() finds the rest
-and cleans it up. The engine has a volume open only while it is attached.
-"""
+"""Attachments, reactors and what a start brings back. Pools and volumes have files of their own."""
 
 import logging
 import threading
 import time
-import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -24,21 +18,19 @@ from ringstone.errors import (
     error_of_os,
 )
 from ringstone.gateway import checks, ownership
-from ringstone.gateway.engine import EngineAttachment, EnginePort
+from ringstone.gateway.engine import EngineAttachment, EnginePort, EngineVolume
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
 from ringstone.gateway.undo import undoing
-from ringstone.pools import Pool, SharedPool, open_pool
+from ringstone.gateway.volumes import Volumes
+from ringstone.pools import SharedPool
 from ringstone.store import (
     LOCAL_HOST,
     AttachmentRecord,
     Store,
     VolumeRecord,
-    VolumeState,
 )
-from ringstone.store.records import JsonValue
-from ringstone.units import format_size
 
 _MOST_DEFAULT_QUEUES = 4
 # Between two rounds of wait_for_backings(): I/O in flight takes milliseconds, or something is wrong.
@@ -80,12 +72,15 @@ class Service:
             directory=state_dir / "pools",
             allow_test_pools=allow_test_pools,
         )
+        self.volumes = Volumes(store, engine, events, self.locks, self.pools, host=host)
         # Of the volumes that the engine serves, the epoch in which this host owns them.
         self._epochs: dict[str, int] = {}
         # Attachments of the store that the engine does not serve, with the reason.
         self._failed_attachments: dict[str, str] = {}
         # Of them, those whose backing was in use.
         self._waiting: dict[str, AttachmentRecord] = {}
+        # Of what this host owns, what the storage has shut out and is not served again yet.
+        self._shut_out: set[str] = set()
 
     def refuse_other_host(self, name: str | None) -> None:
         """InvalidError unless it is this one's, or None."""
@@ -93,134 +88,6 @@ class Service:
             raise InvalidError(
                 f"This is host {self.host!r}, not {name!r}; ask that one, or a manager with --manager."
             )
-
-    # volumes
-
-    def create_volume(self, name: str, pool_name: str, size: int | None, block_size: int) -> VolumeRecord:
-        checks.check_name("volume", name)
-        checks.check_block_size(block_size)
-        with self.locks.hold(f"volume {name}"):
-            pool = self.pools.reach(pool_name)
-            pool.check()
-            if size is None:
-                size = self._natural_size(pool, block_size)
-            checks.check_size(size, block_size)
-            volume = VolumeRecord(
-                name, str(uuid.uuid4()), pool_name, size, block_size, VolumeState.CREATING, time.time_ns()
-            )
-            made = False
-
-            def take_back() -> None:
-                # A row whose backing cannot be removed stays, so that the deletion can be repeated.
-                self.store.set_volume_state(name, VolumeState.DELETING)
-                self._close(name)
-                if made:
-                    pool.remove_backing(volume)
-                self.store.remove_volume(name)
-
-            def add() -> None:
-                others = self.store.volumes(pool_name)
-                # The row comes first, so that a taken name is told before a full pool.
-                self.store.add_volume(volume)
-                pool.admit(volume.size, others, new=True)
-                pool.refuse_foreign(volume)
-
-            with undoing(self.events, volume=name) as undo_later:
-                self.store.transact(add)
-                undo_later("making the volume", take_back)
-                pool.create_backing(volume)
-                made = True
-                self._open(volume, pool.backend(volume), read_only=False)
-                self.engine.close_volume(name)
-                self.store.set_volume_state(name, VolumeState.READY)
-            self.events.say("info", f"Made in pool {pool_name} with {format_size(size)}.", volume=name)
-            return replace(volume, state=VolumeState.READY)
-
-    def _natural_size(self, pool: Pool, block_size: int) -> int:
-        size = pool.default_size()
-        if size is None:
-            raise InvalidError(
-                "A volume needs a size, for example 10G; only one on a block device has its own."
-            )
-        return size // block_size * block_size
-
-    def _open(self, volume: VolumeRecord, backend: dict[str, JsonValue], *, read_only: bool) -> None:
-        self.engine.open_volume(
-            volume.name,
-            backend,
-            size=volume.size,
-            block_size=volume.block_size,
-            read_only=read_only,
-            serial=volume.serial,
-        )
-
-    def _close(self, name: str) -> None:
-        """Whether or not the engine has it open."""
-        if any(volume.name == name for volume in self.engine.volumes()):
-            self.engine.close_volume(name)
-
-    def resize_volume(self, name: str, size: int) -> VolumeRecord:
-        """Grow a volume, attached or not; a running guest is told."""
-        with self.locks.hold(f"volume {name}"):
-            volume = self.usable(name)
-            checks.check_size(size, volume.block_size)
-            checks.check_growth(name, volume.size, size)
-            pool = self.pools.reach(volume.pool)
-            pool.check_backing(volume)
-
-            def grow() -> None:
-                pool.admit(size - volume.size, self.store.volumes(volume.pool), new=False)
-                self.store.set_volume_size(name, size)
-
-            with undoing(self.events, volume=name) as undo_later:
-                self.store.transact(grow)
-                undo_later("the volume's size", lambda: self.store.set_volume_size(name, volume.size))
-                pool.resize_backing(volume, size)
-                undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
-                if self._served(name):
-                    self.engine.resize_volume(name, size)
-            self.events.say("info", f"Grown to {format_size(size)}.", volume=name)
-            return replace(volume, size=size)
-
-    def delete_volume(self, name: str) -> None:
-        """BusyError while attached. After a failure the volume stays in state `deleting`, and may be deleted
-        again."""
-        with self.locks.hold(f"volume {name}"):
-            volume = self.store.volume(name)
-            pool = self.pools.reach(volume.pool)
-
-            def mark() -> None:
-                if self.store.attachment(name) is not None:
-                    raise BusyError(
-                        f"Volume {name!r} is attached; run `ringstone volume detach {name}` first."
-                    )
-                self.store.set_volume_state(name, VolumeState.DELETING)
-
-            self.store.transact(mark)
-            pool.remove_backing(volume)
-            self.store.remove_volume(name)
-            self.events.say("info", "Deleted.", volume=name)
-
-    def usable(self, name: str) -> VolumeRecord:
-        volume = self.store.volume(name)
-        if volume.state is VolumeState.DELETING:
-            raise BusyError(f"Volume {name!r} is half deleted; run `ringstone volume delete {name}` again.")
-        if volume.state is VolumeState.CREATING:
-            raise BusyError(f"Volume {name!r} is still being made; wait a moment and try again.")
-        return volume
-
-    def volume_failure(self, volume: VolumeRecord) -> str | None:
-        """Why the volume cannot be used now; None when it can."""
-        if volume.state is not VolumeState.READY:
-            return None
-        try:
-            record = self.store.pool(volume.pool)
-            # What is in a cluster is not asked for at every look: it takes long, and for ever when OSDs are away.
-            if record.host == self.host:
-                open_pool(record).check_backing(volume)
-        except RingstoneError as error:
-            return error.message
-        return None
 
     # attachments
 
@@ -242,7 +109,7 @@ class Service:
         checks.check_name("volume", name)
         checks.check_socket(path)
         with self.locks.hold(f"volume {name}"):
-            volume = self.usable(name)
+            volume = self.volumes.usable(name)
             self.pools.reach(volume.pool)
             record = AttachmentRecord(
                 name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host, ha=ha
@@ -308,13 +175,14 @@ class Service:
             if isinstance(pool, SharedPool) and owned
             else pool.backend(volume)
         )
-        self._open(volume, backend, read_only=record.read_only)
+        self.volumes.open(volume, backend, read_only=record.read_only)
         with undoing(self.events, volume=volume.name) as undo_later:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
             if isinstance(pool, SharedPool) and owned:
                 ownership.note_owner(self.store, pool, record)
             self.engine.attach(volume.name, record.socket, queues=record.queues)
             self._epochs[volume.name] = record.epoch
+            self._shut_out.discard(volume.name)
 
     def _make_socket_directory(self) -> None:
         try:
@@ -342,7 +210,7 @@ class Service:
                 if epoch is not None:
                     self._epochs[name] = epoch
                 raise
-            self._close(name)
+            self.volumes.close(name)
             self.store.remove_attachment(name, record.epoch)
             self._failed_attachments.pop(name, None)
             self.events.say("info", "Detached.", volume=name)
@@ -360,7 +228,9 @@ class Service:
         if not self.has_lost(name, record):
             return
         owner = f"host {record.host!r} owns it since epoch {record.epoch}" if record else "nobody owns it"
-        self.engine.fence_volume(name)
+        opened = self.volumes.opened(name)
+        if opened is not None:
+            self.engine.fence_volume(name)
         self.events.say(
             "error", f"It is not served here any more: {owner}, and this host had epoch {epoch}.", volume=name
         )
@@ -368,9 +238,8 @@ class Service:
             if self._epochs.get(name) != epoch:
                 return
             del self._epochs[name]
-            if self._served(name):
-                self.engine.detach(name, force=True)
-            self._close(name)
+            if opened is not None:
+                self._drop(opened)
 
     def is_idle(self, name: str, record: AttachmentRecord | None) -> bool:
         """Whether `record` is this host's, and nothing has come of it yet."""
@@ -389,27 +258,48 @@ class Service:
 
     def take_back_fenced(self) -> None:
         """Serve again what the storage has shut out though this host still owns it: the connection that its volumes
-        shared was shut out for the sake of another one. Guests reconnect, and what they wait for is done again."""
+        shared was shut out for the sake of another one. Guests reconnect, and what they wait for is done again. What
+        cannot be served yet is tried anew at the next call."""
         for opened in self.engine.volumes():
-            record = self.store.attachment(opened.name) if opened.fenced else None
-            if record is None or self.has_lost(opened.name, record):
-                continue
-            with self.locks.hold(f"volume {opened.name}"):
-                if self._epochs.get(opened.name) != record.epoch:
-                    continue
-                self.events.say(
-                    "warning",
-                    "The cluster has shut this host's connection out; making a new one.",
-                    volume=opened.name,
-                )
-                volume = self.store.volume(opened.name)
-                pool = self.pools.reach(volume.pool)
-                if self._served(opened.name):
-                    self.engine.detach(opened.name, force=True)
-                self._close(opened.name)
-                if isinstance(pool, SharedPool):
-                    pool.reconnect()
-                self._serve(volume, record)
+            if opened.fenced:
+                with self.locks.hold(f"volume {opened.name}"):
+                    self._close_fenced(opened)
+        for name in list(self._shut_out):
+            with self.locks.hold(f"volume {name}"):
+                self._take_back(name)
+
+    def _close_fenced(self, opened: EngineVolume) -> None:
+        name = opened.name
+        record = self.store.attachment(name)
+        if record is None or self._epochs.get(name) is None or self.has_lost(name, record):
+            return
+        self.events.say(
+            "warning", "The cluster has shut this host's connection out; making a new one.", volume=name
+        )
+        self._drop(opened)
+        self._shut_out.add(name)
+
+    def _take_back(self, name: str) -> None:
+        record = self.store.attachment(name)
+        if record is None or self._epochs.get(name) is None or self.has_lost(name, record):
+            self._shut_out.discard(name)
+            return
+        serve = partial(self._serve, self.store.volume(name), record)
+        reason = self._attempt("It is not served yet", name, serve)
+        if reason is not None:
+            self._failed_attachments[name] = reason
+            return
+        self._failed_attachments.pop(name, None)
+
+    def _drop(self, opened: EngineVolume) -> None:
+        """Close what the storage has shut out, or may have. Nothing new shares its connection."""
+        volume = self.store.volume(opened.name)
+        pool = self.pools.reach(volume.pool)
+        if isinstance(pool, SharedPool) and opened.client is not None:
+            pool.retire(opened.client)
+        if self._served(opened.name):
+            self.engine.detach(opened.name, force=True)
+        self.engine.close_volume(opened.name)
 
     def share(self, name: str, shared: bool) -> AttachmentRecord:
         """Let a second frontend connect beside the first, for a live migration, or end that; it does not outlive
@@ -492,7 +382,7 @@ class Service:
         own = {pool.name for pool in self.store.pools() if pool.host == self.host}
         for volume in self.store.volumes():
             if volume.pool in own:
-                self._attempt("The volume is not usable", volume.name, partial(self._restore_volume, volume))
+                self._attempt("The volume is not usable", volume.name, partial(self.volumes.restore, volume))
         volumes = {volume.name: volume for volume in self.store.volumes()}
         for record in self._own_attachments():
             self._restore_attachment(volumes[record.volume], record)
@@ -575,20 +465,3 @@ class Service:
             return None
         self.events.say("error", f"{failure}: {reason}", volume=volume)
         return reason
-
-    def _restore_volume(self, volume: VolumeRecord) -> None:
-        pool = open_pool(self.store.pool(volume.pool))
-        if volume.state is VolumeState.READY:
-            notice = pool.restore_backing(volume)
-            if notice is not None:
-                self.events.say("warning", notice, volume=volume.name)
-            return
-        pool.remove_backing(volume)
-        self.store.remove_volume(volume.name)
-        self.events.say(
-            "warning",
-            "Making the volume was interrupted and has been undone; make it again if it is wanted."
-            if volume.state is VolumeState.CREATING
-            else "Deleting the volume was interrupted and has been finished.",
-            volume=volume.name,
-        )

@@ -29,14 +29,14 @@ class Snapshots:
 
     def list(self, name: str) -> list[Snapshot]:
         """Oldest first."""
-        volume = self._service.usable(name)
+        volume = self._service.volumes.usable(name)
         return self._pool(volume).snapshots(volume)
 
     def create(self, name: str, snapshot: str) -> Snapshot:
         """It holds every write that was acknowledged before; the volume may be attached."""
         checks.check_name("snapshot", snapshot)
         with self._service.locks.hold(f"volume {name}"):
-            volume = self._service.usable(name)
+            volume = self._service.volumes.usable(name)
             pool = self._pool(volume)
             pool.create_snapshot(volume, snapshot)
             self._service.events.say("info", f"Made snapshot {snapshot}.", volume=name)
@@ -44,14 +44,14 @@ class Snapshots:
 
     def delete(self, name: str, snapshot: str) -> None:
         with self._service.locks.hold(f"volume {name}"):
-            volume = self._service.usable(name)
+            volume = self._service.volumes.usable(name)
             self._pool(volume).remove_snapshot(volume, snapshot)
             self._service.events.say("info", f"Deleted snapshot {snapshot}.", volume=name)
 
     def revert(self, name: str, snapshot: str) -> None:
         """The volume gets the snapshot's content. BusyError while it is attached: a guest would not notice."""
         with self._service.locks.hold(f"volume {name}"):
-            volume = self._service.usable(name)
+            volume = self._service.volumes.usable(name)
             if self._service.store.attachment(name) is not None:
                 raise BusyError(
                     f"Volume {name!r} is attached, and its guest would not notice that its blocks change; run "
@@ -67,7 +67,7 @@ class Snapshots:
         checks.check_name("volume", name)
         service = self._service
         with service.locks.hold(f"volume {name}"):
-            origin = service.usable(parent)
+            origin = service.volumes.usable(parent)
             pool = self._pool(origin)
             found = next((one for one in pool.snapshots(origin) if one.name == snapshot), None)
             size = found.size if found is not None else origin.size
@@ -97,6 +97,6 @@ class Snapshots:
     def flatten(self, name: str) -> None:
         """Copy what the clone still reads from its parent, so that it stands alone."""
         with self._service.locks.hold(f"volume {name}"):
-            volume = self._service.usable(name)
+            volume = self._service.volumes.usable(name)
             self._pool(volume).flatten(volume)
             self._service.events.say("info", "Flattened: it has no parent any more.", volume=name)

@@ -105,8 +105,8 @@ class SharedPool(Protocol):
         """What the storage calls this process."""
         ...
 
-    def reconnect(self) -> None:
-        """Use a connection of its own from now on: the storage has shut the one before out."""
+    def retire(self, client: str) -> None:
+        """Open nothing more over `client`, a connection that the storage has shut out. What is open on it stays."""
         ...
 
     def owners(self, volume: VolumeRecord) -> tuple[str, ...]:

@@ -130,9 +130,11 @@ class RbdPool:
     def client(self) -> str:
         return self._images().client()
 
-    def reconnect(self) -> None:
-        self._images().retire()
-        self._opened = None
+    def retire(self, client: str) -> None:
+        # Another volume's sake may have been enough to make a new one.
+        if self.client() == client:
+            self._images().retire()
+            self._opened = None
 
     def owners(self, volume: VolumeRecord) -> tuple[str, ...]:
         return self._images().info(volume.name).owners

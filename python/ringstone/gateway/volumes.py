@@ -1,0 +1,189 @@
+"""The logic of volumes over the store, the pools and the engine: made, grown, deleted, opened.
+
+The order of the steps keeps the store ahead of the disk: a volume's row is written in state `creating` or
+`deleting` before its backing is touched, so that whatever interrupts the gateway, restore() finds the rest
+and cleans it up. The engine has a volume open only while it is attached.
+"""
+
+import time
+import uuid
+from dataclasses import replace
+
+from ringstone.errors import BusyError, InvalidError, RingstoneError
+from ringstone.gateway import checks
+from ringstone.gateway.engine import EnginePort, EngineVolume
+from ringstone.gateway.events import EventLog
+from ringstone.gateway.locks import NamedLocks
+from ringstone.gateway.pools import Pools
+from ringstone.gateway.undo import undoing
+from ringstone.pools import Pool, open_pool
+from ringstone.store import Store, VolumeRecord, VolumeState
+from ringstone.store.records import JsonValue
+from ringstone.units import format_size
+
+
+class Volumes:
+    """Every method may be called from any thread, blocks until done, and raises errors of ringstone.errors."""
+
+    def __init__(
+        self,
+        store: Store,
+        engine: EnginePort,
+        events: EventLog,
+        locks: NamedLocks,
+        pools: Pools,
+        *,
+        host: str,
+    ) -> None:
+        self._store = store
+        self._engine = engine
+        self._events = events
+        self._locks = locks
+        self._pools = pools
+        self._host = host
+
+    def create(self, name: str, pool_name: str, size: int | None, block_size: int) -> VolumeRecord:
+        checks.check_name("volume", name)
+        checks.check_block_size(block_size)
+        with self._locks.hold(f"volume {name}"):
+            pool = self._pools.reach(pool_name)
+            pool.check()
+            if size is None:
+                size = self._natural_size(pool, block_size)
+            checks.check_size(size, block_size)
+            volume = VolumeRecord(
+                name, str(uuid.uuid4()), pool_name, size, block_size, VolumeState.CREATING, time.time_ns()
+            )
+            made = False
+
+            def take_back() -> None:
+                # A row whose backing cannot be removed stays, so that the deletion can be repeated.
+                self._store.set_volume_state(name, VolumeState.DELETING)
+                self.close(name)
+                if made:
+                    pool.remove_backing(volume)
+                self._store.remove_volume(name)
+
+            def add() -> None:
+                others = self._store.volumes(pool_name)
+                # The row comes first, so that a taken name is told before a full pool.
+                self._store.add_volume(volume)
+                pool.admit(volume.size, others, new=True)
+                pool.refuse_foreign(volume)
+
+            with undoing(self._events, volume=name) as undo_later:
+                self._store.transact(add)
+                undo_later("making the volume", take_back)
+                pool.create_backing(volume)
+                made = True
+                self.open(volume, pool.backend(volume), read_only=False)
+                self._engine.close_volume(name)
+                self._store.set_volume_state(name, VolumeState.READY)
+            self._events.say("info", f"Made in pool {pool_name} with {format_size(size)}.", volume=name)
+            return replace(volume, state=VolumeState.READY)
+
+    def _natural_size(self, pool: Pool, block_size: int) -> int:
+        size = pool.default_size()
+        if size is None:
+            raise InvalidError(
+                "A volume needs a size, for example 10G; only one on a block device has its own."
+            )
+        return size // block_size * block_size
+
+    def open(self, volume: VolumeRecord, backend: dict[str, JsonValue], *, read_only: bool) -> None:
+        self._engine.open_volume(
+            volume.name,
+            backend,
+            size=volume.size,
+            block_size=volume.block_size,
+            read_only=read_only,
+            serial=volume.serial,
+        )
+
+    def opened(self, name: str) -> EngineVolume | None:
+        return next((volume for volume in self._engine.volumes() if volume.name == name), None)
+
+    def close(self, name: str) -> None:
+        """Whether or not the engine has it open."""
+        if self.opened(name) is not None:
+            self._engine.close_volume(name)
+
+    def resize(self, name: str, size: int) -> VolumeRecord:
+        """Grow a volume, attached or not; a running guest is told."""
+        with self._locks.hold(f"volume {name}"):
+            volume = self.usable(name)
+            checks.check_size(size, volume.block_size)
+            checks.check_growth(name, volume.size, size)
+            pool = self._pools.reach(volume.pool)
+            pool.check_backing(volume)
+
+            def grow() -> None:
+                pool.admit(size - volume.size, self._store.volumes(volume.pool), new=False)
+                self._store.set_volume_size(name, size)
+
+            with undoing(self._events, volume=name) as undo_later:
+                self._store.transact(grow)
+                undo_later("the volume's size", lambda: self._store.set_volume_size(name, volume.size))
+                pool.resize_backing(volume, size)
+                undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
+                if any(one.volume == name for one in self._engine.attachments()):
+                    self._engine.resize_volume(name, size)
+            self._events.say("info", f"Grown to {format_size(size)}.", volume=name)
+            return replace(volume, size=size)
+
+    def delete(self, name: str) -> None:
+        """BusyError while attached. After a failure the volume stays in state `deleting`, and may be deleted
+        again."""
+        with self._locks.hold(f"volume {name}"):
+            volume = self._store.volume(name)
+            pool = self._pools.reach(volume.pool)
+
+            def mark() -> None:
+                if self._store.attachment(name) is not None:
+                    raise BusyError(
+                        f"Volume {name!r} is attached; run `ringstone volume detach {name}` first."
+                    )
+                self._store.set_volume_state(name, VolumeState.DELETING)
+
+            self._store.transact(mark)
+            pool.remove_backing(volume)
+            self._store.remove_volume(name)
+            self._events.say("info", "Deleted.", volume=name)
+
+    def usable(self, name: str) -> VolumeRecord:
+        volume = self._store.volume(name)
+        if volume.state is VolumeState.DELETING:
+            raise BusyError(f"Volume {name!r} is half deleted; run `ringstone volume delete {name}` again.")
+        if volume.state is VolumeState.CREATING:
+            raise BusyError(f"Volume {name!r} is still being made; wait a moment and try again.")
+        return volume
+
+    def failure(self, volume: VolumeRecord) -> str | None:
+        """Why the volume cannot be used now; None when it can."""
+        if volume.state is not VolumeState.READY:
+            return None
+        try:
+            record = self._store.pool(volume.pool)
+            # What is in a cluster is not asked for at every look: it takes long, and for ever when OSDs are away.
+            if record.host == self._host:
+                open_pool(record).check_backing(volume)
+        except RingstoneError as error:
+            return error.message
+        return None
+
+    def restore(self, volume: VolumeRecord) -> None:
+        pool = open_pool(self._store.pool(volume.pool))
+        if volume.state is VolumeState.READY:
+            notice = pool.restore_backing(volume)
+            if notice is not None:
+                self._events.say("warning", notice, volume=volume.name)
+            return
+        pool.remove_backing(volume)
+        self._store.remove_volume(volume.name)
+        self._events.say(
+            "warning",
+            "Making the volume was interrupted and has been undone; make it again if it is wanted."
+            if volume.state is VolumeState.CREATING
+            else "Deleting the volume was interrupted and has been finished.",
+            volume=volume.name,
+        )
