@@ -20,7 +20,7 @@ from ringstone.errors import (
     StorageError,
     UnreachableError,
 )
-from ringstone.store import PoolRecord, VolumeState
+from ringstone.store import AttachmentRecord, PoolRecord, VolumeState
 from tests.framework.service import Host
 from tests.framework.service import host as host
 
@@ -284,6 +284,15 @@ def test_a_volume_grows_attached_or_not(host: Host, kind: str) -> None:
     assert host.engine.volumes()[0].size == 3 * MIB
     (path,) = [path for top in (host.root, host.memory) for path in top.rglob("v.raw")]
     assert path.stat().st_size == 3 * MIB
+
+
+def test_a_volume_that_another_host_serves_is_grown_there(host: Host) -> None:
+    host.pool()
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.store.claim(AttachmentRecord("v", "/run/v.sock", 1, False, 1, "other"))
+    with pytest.raises(InvalidError, match="or through a manager"):
+        host.service.volumes.resize("v", 2 * MIB)
+    assert host.store.volume("v").size == MIB
 
 
 @pytest.mark.parametrize(

@@ -118,6 +118,12 @@ class Volumes:
             pool.check_backing(volume)
 
             def grow() -> None:
+                held = self._store.attachment(name)
+                if held is not None and held.host != self._host:
+                    raise InvalidError(
+                        f"Volume {name!r} is attached on host {held.host!r} and this is {self._host!r}; grow it on "
+                        "that host, or through a manager, so that its guest is told."
+                    )
                 pool.admit(size - volume.size, self._store.volumes(volume.pool), new=False)
                 self._store.set_volume_size(name, size)
 
