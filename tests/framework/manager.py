@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from time import time_ns
 
 import httpx
 import pytest
@@ -111,7 +112,7 @@ class Cluster:
         host = FakeHost(name, service, engine, InProcess(TokenRequired(app, Tokens(self.token_file))))
         self.hosts[name] = host
         address = (f"http://{name}:7480",)
-        record = HostRecord(name, f"id of {name}", address, "1.0", (1,), free_cores, 1, 1)
+        record = HostRecord(name, f"id of {name}", address, "1.0", (1,), free_cores, time_ns(), 1)
         self.store.announce(record, 15)
         return host
 

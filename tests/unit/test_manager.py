@@ -1,6 +1,8 @@
 """The manager's decisions: who is asked to do what, and what is shown of hosts that do not answer."""
 
 from collections.abc import Callable
+from dataclasses import replace
+from time import time_ns
 
 import pytest
 
@@ -187,6 +189,16 @@ def test_a_host_that_does_not_answer_is_shown_as_such(
     assert shown.reason is not None
     assert "host 'a'" in shown.reason.lower()
     assert any("Host a does not answer" in reason for reason in client.health().reasons)
+
+
+@pytest.mark.parametrize(("behind_s", "said"), [(90, "90 s behind"), (-60, "s ahead of"), (10, ""), (-2, "")])
+def test_a_clock_that_is_off_is_told(
+    cluster: Cluster, client: RemoteClient, behind_s: int, said: str
+) -> None:
+    record = next(host for host in cluster.store.hosts() if host.name == "a")
+    cluster.store.announce(replace(record, seen_ns=time_ns() - behind_s * 10**9), 15)
+    reasons = client.health().reasons
+    assert [said in reason and "host a" in reason for reason in reasons] == ([True] if said else [])
 
 
 def test_a_dead_host_is_not_even_asked(cluster: Cluster, client: RemoteClient) -> None:

@@ -17,7 +17,7 @@ pub enum RbdError {
     Setting { name: String, value: String, source: io::Error },
     #[error("no keyring for Ceph user {user:?} was found; put its key into the `keyring` that {conf} names, or name the file with the pool's `keyring`")]
     NoKeyring { user: String, conf: PathBuf },
-    #[error("Ceph refuses user {user:?} ({source}); check that the keyring has its current key (`ceph auth get {user}`)")]
+    #[error("Ceph refuses user {user:?} ({source}); check that the keyring has its current key (`ceph auth get {user}`), and this host's clock")]
     Refused { user: String, source: io::Error },
     #[error("no monitor of the Ceph cluster in {conf} answered ({source}); check `mon_host` there, the network, and `ceph -s`")]
     NoMonitor { conf: PathBuf, source: io::Error },

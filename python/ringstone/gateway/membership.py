@@ -14,10 +14,7 @@ from time import time_ns
 from ringstone.errors import RingstoneError
 from ringstone.gateway.service import Service
 from ringstone.store import AttachmentRecord, HostRecord
-from ringstone.store.records import ATTACHMENTS
-
-# Seconds after its last word at which a host counts as dead. Three words fit into it.
-LEASE_SECONDS = 15
+from ringstone.store.records import ATTACHMENTS, LEASE_SECONDS
 
 log = logging.getLogger("ringstone.gateway")
 

@@ -4,11 +4,16 @@ shown as such."""
 from collections import Counter
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from time import time_ns
 
 from ringstone import models
 from ringstone.errors import NotFoundError, RingstoneError
 from ringstone.manager.operations import Operations
 from ringstone.store import AttachmentRecord, HostRecord, PoolRecord, VolumeRecord
+from ringstone.store.records import LEASE_SECONDS
+
+# Seconds by which clocks may differ, beside what an announcement is old.
+_CLOCK_SECONDS = 5
 
 Live = models.Volume | RingstoneError | None
 
@@ -186,15 +191,17 @@ def _attachment_view(record: AttachmentRecord, live: Live) -> models.Attachment:
 
 
 def health(manager: Operations) -> models.Health:
-    """Dead hosts, hosts that do not answer, and whatever a host says of itself."""
+    """Dead hosts, hosts that do not answer, clocks that differ, and whatever a host says of itself."""
     alive = manager.store.alive_hosts()
-    hosts = [host.name for host in manager.store.hosts()]
+    records = manager.store.hosts()
+    hosts = [host.name for host in records]
     attached = Counter(attachment.host for attachment in manager.store.attachments())
     reasons = [
         f"Host {name} is dead, with {attached[name]} volumes attached there."
         for name in hosts
         if name not in alive
     ]
+    reasons += filter(None, (clock_trouble(host, time_ns()) for host in records if host.name in alive))
     told = manager.hosts.look_at((name for name in hosts if name in alive), lambda client: client.health())
     for name in sorted(told):
         answer = told[name]
@@ -203,3 +210,16 @@ def health(manager: Operations) -> models.Health:
         else:
             reasons += [f"Host {name}: {reason}" for reason in answer.reasons]
     return models.Health(status="degraded" if reasons else "ok", reasons=reasons)
+
+
+def clock_trouble(host: HostRecord, now_ns: int) -> str | None:
+    """What is wrong between the clock of a living host and ours; None when they agree to the seconds that its
+    announcements leave open. Nothing of ours compares clocks, but certificates and cephx's tickets are by them."""
+    age = (now_ns - host.seen_ns) / 1e9
+    if -_CLOCK_SECONDS <= age <= LEASE_SECONDS + _CLOCK_SECONDS:
+        return None
+    off = f"{-age:.0f} s ahead of" if age < 0 else f"{age:.0f} s behind"
+    return (
+        f"The clock of host {host.name} is {off} this manager's. Run NTP on both (`timedatectl` tells which is off): "
+        "certificates and Ceph's keys are refused when a clock is far off."
+    )

@@ -19,6 +19,10 @@ class VolumeState(StrEnum):
     DELETING = "deleting"
 
 
+# After a host's last word, when it counts as dead. Three words fit into it.
+LEASE_SECONDS = 15
+
+
 @dataclass(frozen=True, slots=True)
 class HostRecord:
     """A machine with a gateway. `id` is a UUID that the machine keeps; `version` is its gateway's; `cores` are those
