@@ -4,9 +4,9 @@ import signal
 
 import pytest
 
-from tests.framework.lab import ceph, lab
+from tests.framework.lab import ceph, lab, manager
 
-__all__ = ["ceph", "lab"]
+__all__ = ["ceph", "lab", "manager"]
 
 MARKERS = (
     "guest: boots a real Linux guest in QEMU",

@@ -274,6 +274,8 @@ class ManagerInfo(_Answer):
 
 
 class GatewayInfo(_Answer):
+    """`pools`, `volumes` and `attachments` count what is in the state; None while it is out of reach."""
+
     version: str
     engine_version: str
     pid: int
@@ -284,9 +286,9 @@ class GatewayInfo(_Answer):
     run_dir: str
     socket: str
     stats_path: str
-    pools: int
-    volumes: int
-    attachments: int
+    pools: int | None
+    volumes: int | None
+    attachments: int | None
     upgrade: Upgrade | None = None
 
 

@@ -2,8 +2,7 @@
 
 import json
 import subprocess
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,46 +21,13 @@ from ringstone.errors import (
 from ringstone.lab.credentials import Credentials
 from ringstone.lab.lab import GATEWAY_PORT, Lab
 from tests.framework.gateway import RINGSTONE
+from tests.framework.lab import wait_for
 from tests.framework.load import script
 from tests.framework.pattern import running_pattern
 
 MIB = 1 << 20
 WRITE = {"op": "write", "offset": 8 * 4096, "len": 64 * 1024, "fill": {"seed": 7}}
 READ = {"op": "read", "offset": 8 * 4096, "len": 64 * 1024}
-_EVENT_SECONDS = 90
-
-
-@pytest.fixture
-def manager(lab: Lab) -> Iterator[RemoteClient]:
-    """A client of the first manager, with a pool `ceph` on all hosts. All hosts live before and after."""
-    where = models.RbdOptions(conf=str(lab.ceph.conf_path), user="client.ringstone", ceph_pool="rbd")
-    with lab.managers[0].client() as client:
-        wait_for("all hosts", lambda: all(host.alive for host in client.hosts()))
-        client.create_pool(models.PoolCreate(name="ceph", type="rbd", rbd=where))
-        yield client
-        for host in lab.hosts.values():
-            if not host.gateway_runs():
-                host.forget_starts()
-                host.start()
-        wait_for("all hosts", lambda: all(host.alive for host in client.hosts()))
-        for volume in client.volumes():
-            if volume.attachment is not None:
-                client.detach(volume.name, force=True)
-            for snapshot in client.snapshots(volume.name) if volume.pool == "ceph" else []:
-                client.delete_snapshot(volume.name, snapshot.name)
-            client.delete_volume(volume.name)
-        for pool in client.pools():
-            client.delete_pool(pool.name)
-
-
-def wait_for(what: str, condition: Callable[[], Any]) -> Any:
-    """What `condition` gives once it is true."""
-    deadline = time.monotonic() + _EVENT_SECONDS
-    while not (found := condition()):
-        if time.monotonic() > deadline:
-            pytest.fail(f"Waited {_EVENT_SECONDS} s for {what}.")
-        time.sleep(0.1)
-    return found
 
 
 def written(client: RemoteClient, volume: str, **how: Any) -> tuple[models.Attachment, str]:

@@ -8,7 +8,10 @@ from fastapi import APIRouter, Query
 from ringstone import models
 from ringstone.api.context import ContextDep, ServiceDep
 from ringstone.api.views import pool_view, utc, volume_views
+from ringstone.errors import UnreachableError
 from ringstone.gateway.handover import Upgrade
+from ringstone.gateway.service import Service
+from ringstone.store import Store
 from ringstone.version import version
 
 router = APIRouter(tags=["gateway"])
@@ -16,7 +19,8 @@ router = APIRouter(tags=["gateway"])
 
 @router.get("/gateway")
 def show_gateway(context: ContextDep) -> models.GatewayInfo:
-    config, store = context.config, context.service.store
+    config = context.config
+    pools, volumes, attachments = _counts(context.service.store)
     return models.GatewayInfo(
         version=version(),
         engine_version=context.engine_version,
@@ -28,11 +32,19 @@ def show_gateway(context: ContextDep) -> models.GatewayInfo:
         run_dir=str(config.run_dir),
         socket=str(config.socket),
         stats_path=str(config.stats_path),
-        pools=len(store.pools()),
-        volumes=len(store.volumes()),
-        attachments=len(store.attachments()),
+        pools=pools,
+        volumes=volumes,
+        attachments=attachments,
         upgrade=_upgrade(context.upgrade),
     )
+
+
+def _counts(store: Store) -> tuple[int | None, int | None, int | None]:
+    """Of pools, volumes and attachments; nothing while the state is out of reach."""
+    try:
+        return len(store.pools()), len(store.volumes()), len(store.attachments())
+    except UnreachableError:
+        return None, None, None
 
 
 def _upgrade(upgrade: Upgrade | None) -> models.Upgrade | None:
@@ -50,6 +62,14 @@ def _upgrade(upgrade: Upgrade | None) -> models.Upgrade | None:
 @router.get("/health")
 def show_health(service: ServiceDep) -> models.Health:
     """Looks at every pool, volume and attachment."""
+    try:
+        reasons = _troubles(service)
+    except UnreachableError as error:
+        reasons = [f"What is attached is served, but the state is out of reach: {error.message}"]
+    return models.Health(status="degraded" if reasons else "ok", reasons=reasons)
+
+
+def _troubles(service: Service) -> list[str]:
     reasons = [
         f"Pool {pool.name} has failed: {pool.reason}"
         for pool in (pool_view(service, record) for record in service.store.pools())
@@ -61,7 +81,7 @@ def show_health(service: ServiceDep) -> models.Health:
         if volume.attachment and volume.attachment.state in ("failed", "needs_reset"):
             detail = volume.attachment.reason or "reset the device from its guest."
             reasons.append(f"The attachment of volume {volume.name} is {volume.attachment.state}: {detail}")
-    return models.Health(status="degraded" if reasons else "ok", reasons=reasons)
+    return reasons
 
 
 @router.get("/events")

@@ -17,5 +17,8 @@ def show_stats(context: ContextDep, volume: str | None = None) -> Snapshot:
     snapshot = context.stats.read()
     if volume is None:
         return snapshot
-    context.service.store.volume(volume)
-    return replace(snapshot, queues=snapshot.of_volume(volume))
+    queues = snapshot.of_volume(volume)
+    if not queues:
+        # NotFoundError for one that does not exist. What is served is told without the state.
+        context.service.store.volume(volume)
+    return replace(snapshot, queues=queues)

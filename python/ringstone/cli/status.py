@@ -72,7 +72,9 @@ def _manager_rows(info: models.ManagerInfo) -> dict[str, str]:
 def _gateway_rows(info: models.GatewayInfo) -> dict[str, str]:
     return {
         "reactors": f"CPU {', '.join(map(str, info.cores))}; asleep after {info.idle_us} us without work",
-        "holds": f"{info.pools} pools, {info.volumes} volumes, {info.attachments} of them attached",
+        "holds": "not known now, see its health"
+        if info.pools is None
+        else f"{info.pools} pools, {info.volumes} volumes, {info.attachments} of them attached",
         "socket": info.socket,
         "state": info.state_dir,
         "stats page": info.stats_path,

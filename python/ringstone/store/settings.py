@@ -26,7 +26,7 @@ class EtcdSettings:
     password_file: Path | None = None
     prefix: str = DEFAULT_PREFIX
     attempt_s: float = 3.0
-    total_s: float = 20.0
+    total_s: float = 10.0
 
     def __post_init__(self) -> None:
         for endpoint in self.endpoints:

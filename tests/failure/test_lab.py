@@ -1,0 +1,159 @@
+"""A volume of a Ceph cluster under a load that knows the content of every block, while whatever it depends on dies: no
+error reaches the guest, and nothing acknowledged is lost."""
+
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from ringstone import models
+from ringstone.bench.reports import PatternReport
+from ringstone.client import RemoteClient
+from ringstone.errors import UnreachableError
+from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
+from ringstone.lab.lab import Lab
+from tests.framework.lab import wait_for
+from tests.framework.pattern import MIB, RunningPattern, running_pattern
+
+# Requests wait for what is away, and are not lost.
+PATIENCE = {"stall_seconds": 90.0, "wait": "sleep"}
+# Of a fault, before it is mended.
+AWAY_SECONDS = 2.0
+
+
+@pytest.fixture
+def disk(manager: RemoteClient) -> models.Attachment:
+    """Served by host a, and nowhere else unless somebody is asked."""
+    manager.create_volume("disk", pool="ceph", size=64 * MIB)
+    return manager.attach("disk", host="a", queues=2)
+
+
+def requests(lab: Lab) -> int:
+    """That host a has done in its gateway's life."""
+    with lab.hosts["a"].client() as client:
+        queues = client.stats(volume="disk").of_volume("disk")
+    assert sum(queue.errors for queue in queues) == 0
+    return sum(queue.reads + queue.writes for queue in queues)
+
+
+def wait_for_progress(lab: Lab, more: int = 100) -> None:
+    before = requests(lab)
+    wait_for("the load to run on", lambda: requests(lab) >= before + more)
+
+
+@contextmanager
+def loaded(disk: models.Attachment) -> Iterator[RunningPattern]:
+    with running_pattern(disk.socket, queues=2, depth=16, **PATIENCE) as load:
+        yield load
+    sound(load.report)
+    print(f"longest gap {load.report.longest_gap_ns / 1e9:.2f} s, {load.report.iops:.0f} requests/s")
+
+
+def sound(report: PatternReport) -> None:
+    assert report.passed, report.findings
+    assert report.blocks_checked == report.blocks_written > 0
+
+
+def osd(lab: Lab) -> None:
+    lab.ceph.kill_osd(1)
+    time.sleep(AWAY_SECONDS)
+    lab.ceph.start_osd(1)
+
+
+def two_osds(lab: Lab) -> None:
+    """Of three copies one is left, and Ceph takes no write before a second one is back."""
+    lab.ceph.kill_osd(0)
+    lab.ceph.kill_osd(2)
+    time.sleep(AWAY_SECONDS)
+    stalled = requests(lab)
+    time.sleep(0.5)
+    assert requests(lab) - stalled < 100, "it was to wait"
+    lab.ceph.start_osd(0)
+    lab.ceph.start_osd(2)
+
+
+def monitor(lab: Lab) -> None:
+    lab.ceph.kill_mon()
+    # The data path does not need it.
+    wait_for_progress(lab)
+    time.sleep(AWAY_SECONDS)
+    lab.ceph.start_mon()
+
+
+def gateway(lab: Lab) -> None:
+    host = lab.hosts["a"]
+    host.kill()
+    host.forget_starts()
+    host.start()
+
+
+@pytest.mark.parametrize("fault", [osd, two_osds, monitor, gateway])
+@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+def test_whoever_dies_nothing_is_lost(
+    lab: Lab, disk: models.Attachment, fault: Callable[[Lab], None], rounds: int
+) -> None:
+    with loaded(disk) as load:
+        for _ in range(rounds):
+            fault(lab)
+            wait_for_progress(lab)
+    assert load.report.reconnects == (rounds if fault is gateway else 0)
+    lab.ceph.wait_healthy()
+
+
+def test_the_data_path_does_not_need_etcd(lab: Lab, manager: RemoteClient, disk: models.Attachment) -> None:
+    """Its only member is its leader too: first it does not answer, and then it is dead."""
+    with loaded(disk), lab.hosts["a"].client() as at_a:
+        lab.etcd.pause(0)
+        try:
+            run_without_etcd(lab)
+        finally:
+            lab.etcd.resume(0)
+        lab.etcd.kill(0)
+        try:
+            run_without_etcd(lab)
+            with ThreadPoolExecutor() as pool:
+                info, health = pool.submit(at_a.info), pool.submit(at_a.health)
+                with pytest.raises(UnreachableError, match="etcd does not answer"):
+                    manager.create_volume("other", pool="ceph", size=MIB)
+            assert info.result().volumes is None
+            assert "state is out of reach" in health.result().reasons[0]
+        finally:
+            lab.etcd.restart(0)
+        wait_for_progress(lab)
+        # Nothing came of what was refused.
+        assert [volume.name for volume in manager.volumes()] == ["disk"]
+
+
+def run_without_etcd(lab: Lab) -> None:
+    for _ in range(4):
+        begun = time.monotonic()
+        wait_for_progress(lab)
+        # It would take as long as etcd is away if it waited for that.
+        assert time.monotonic() - begun < AWAY_SECONDS
+
+
+@pytest.mark.guest
+def test_a_guest_notices_nothing_of_all_that(lab: Lab, disk: models.Attachment) -> None:
+    job = FioJob(
+        "verified",
+        "randwrite",
+        size=48 * MIB,
+        verify="write",
+        engine="libaio",
+        depth=8,
+        # So that it outlasts the faults.
+        extra=("--rate_iops=800,800",),
+    )
+    with lab.boot("a", "disk") as guest:
+        running = guest.start(fio_command(job))
+        wait_for_progress(lab)
+        for fault in (osd, monitor, gateway):
+            fault(lab)
+            wait_for_progress(lab)
+        result = parse_fio(running.wait(timeout_s=180).stdout)
+        assert result.errors == 0
+        assert result.write.operations == result.read.operations == 48 * MIB // 4096
+        assert "error" not in guest.output("dmesg | grep vda || true")
+    lab.ceph.wait_healthy()
