@@ -130,6 +130,9 @@ class Engine:
         """
     def close_volume(self, name: str) -> None:
         """Error busy while attached."""
+    def own_volume(self, name: str, backend: str) -> None:
+        """Of an incoming one; `backend` as for open_volume()."""
+
     def fence_volume(self, name: str) -> None:
         """Stop its I/O at once and for good: another host owns it. Requests in flight are not answered."""
     def resize_volume(self, name: str, size: int) -> None:

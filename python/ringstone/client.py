@@ -159,6 +159,7 @@ class ApiClient(ABC):
         read_only: bool = False,
         ha: bool = False,
         take_over: bool = False,
+        incoming: bool = False,
         host: str | None = None,
     ) -> models.Attachment:
         """Defaults as models.AttachmentCreate."""
@@ -169,6 +170,7 @@ class ApiClient(ABC):
             read_only=read_only,
             ha=ha,
             take_over=take_over,
+            incoming=incoming,
             host=host,
         )
         return self.create_attachment(request)
@@ -178,8 +180,10 @@ class ApiClient(ABC):
         body = request.model_dump(exclude_none=True)
         return self._call(_ATTACHMENT, "POST", "/attachments", body=body)
 
-    def detach(self, volume: str, *, force: bool = False) -> None:
-        self._call(_NOTHING, "DELETE", f"/attachments/{_name(volume)}", query={"force": force})
+    def detach(self, volume: str, *, force: bool = False, host: str | None = None) -> None:
+        """`host`: of an incoming attachment; otherwise it is detached where it is attached."""
+        query = {"force": force, "host": host}
+        self._call(_NOTHING, "DELETE", f"/attachments/{_name(volume)}", query=query)
 
     def move_queue(self, volume: str, queue: int, core: int) -> None:
         self._call(_NOTHING, "PUT", f"/attachments/{_name(volume)}/queues/{queue}", body={"core": core})

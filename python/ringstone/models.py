@@ -119,7 +119,8 @@ class AttachmentCreate(_Request):
     """`socket`: an absolute path; the default is <run dir>/vhost/<volume>.sock. `queues`: the most that the
     frontend may use; the default is one per reactor, at most 4. `ha`: another host may take the volume over when this
     one is dead. `take_over`: also from a host that has it attached, which is shut out first. `failover_epoch`: only
-    while that is the volume's epoch and its owner's host is dead. `host`: where; a gateway takes only its own name."""
+    while that is the volume's epoch and its owner's host is dead. `incoming`: only listen, for a guest that is to move
+    here from another host; `take_over` serves it after that. `host`: where; a gateway takes only its own name."""
 
     volume: str
     socket: str | None = None
@@ -128,6 +129,7 @@ class AttachmentCreate(_Request):
     ha: bool = False
     take_over: bool = False
     failover_epoch: int | None = Field(default=None, ge=1)
+    incoming: bool = False
     host: str | None = None
 
 
@@ -151,8 +153,8 @@ class Queue(_Answer):
 class Attachment(_Answer):
     """`state`: listening (no frontend), connected (negotiating), running, needs_reset (stopped after a
     malformed ring: the guest must reset the device), failed (not served; `reason` says why), elsewhere (another
-    host's) or, told by a manager, unreachable (its host does not answer). `shared`: a second frontend may connect, for
-    a migration; `frontends` are connected."""
+    host's), incoming (another host's, whose guest is to move here) or, told by a manager, unreachable (its host does
+    not answer). `shared`: a second frontend may connect, for a migration; `frontends` are connected."""
 
     volume: str
     host: str = "localhost"

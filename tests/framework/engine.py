@@ -57,6 +57,10 @@ class FakeEngine:
         if self._volumes.pop(name, None) is None:
             raise NotFoundError(f"The engine has no volume {name!r}.")
 
+    def own_volume(self, name: str, backend: dict[str, JsonValue]) -> None:
+        self._enter("own_volume", name)
+        self.backends[name] = backend
+
     def fence_volume(self, name: str) -> None:
         self._enter("fence_volume", name)
         self._volumes[name] = replace(self._volumes[name], fenced=True)

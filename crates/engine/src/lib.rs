@@ -135,6 +135,11 @@ impl Engine {
         py.detach(|| self.0.close_volume(name)).map_err(|e| engine_error(py, &e))
     }
 
+    fn own_volume(&self, py: Python<'_>, name: &str, backend: &str) -> PyResult<()> {
+        let own = || self.0.own_volume(name, BackendSpec::parse(backend)?);
+        py.detach(own).map_err(|e| engine_error(py, &e))
+    }
+
     fn fence_volume(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.fence_volume(name)).map_err(|e| engine_error(py, &e))
     }

@@ -117,6 +117,9 @@ impl Attachment {
     /// # Errors
     /// A ring is malformed or a descriptor is unusable: the message says why, and the device must stop.
     pub fn start_rings(&mut self, topology: &Topology, reactors: &mut Reactors) -> Result<u64, Unstartable> {
+        if self.volume.is_incoming() {
+            return Ok(0);
+        }
         self.elect();
         let Some(writer) = self.writer else { return Ok(0) };
         let Some(live) = self.frontends.iter_mut().find(|live| live.id == writer) else { return Ok(0) };

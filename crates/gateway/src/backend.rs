@@ -43,6 +43,9 @@ pub enum BackendSpec {
         /// Addresses of clients that are shut out before the first request.
         #[serde(default)]
         predecessors: Vec<String>,
+        /// Another host owns it still; it is listened for, and served once it is owned.
+        #[serde(default)]
+        incoming: bool,
     },
     Null,
     Faulty {
@@ -86,6 +89,10 @@ impl BackendSpec {
             Self::Null => "null",
             Self::Faulty { .. } => "faulty",
         }
+    }
+
+    pub fn is_incoming(&self) -> bool {
+        matches!(self, Self::Rbd { incoming: true, .. })
     }
 
     /// Open the drive for a volume of `size` bytes.
@@ -170,7 +177,8 @@ impl BackendSpec {
     }
 
     fn open_image(&self, size: u64, read_only: bool) -> Result<Image, EngineError> {
-        let Self::Rbd { conf, user, keyring, pool, namespace, image, epoch, predecessors } = self else {
+        let Self::Rbd { conf, user, keyring, pool, namespace, image, epoch, predecessors, incoming } = self
+        else {
             return Err(EngineError::Handover(format!(
                 "a volume on {} is handed over as an image",
                 self.kind()
@@ -183,6 +191,7 @@ impl BackendSpec {
             image: image.clone(),
             epoch: *epoch,
             predecessors: predecessors.clone(),
+            incoming: *incoming,
         };
         let open = || Image::open(&Cluster::shared(&cluster)?, &spec, size, read_only);
         open().map_err(|error| DriveError::from(error).into())

@@ -9,6 +9,7 @@ use std::time::Duration;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
+use ringstone_blockdev::{Drive, DriveError};
 use ringstone_reactor::{ReactorHandle, ReactorSettings};
 use ringstone_telemetry::{Clock, ReactorView, StatsPage, MAX_REACTORS};
 use ringstone_volume::Volume;
@@ -213,6 +214,7 @@ impl Engine {
         let (drive, faults) = spec.backend.open(spec.size, spec.block_size, spec.read_only)?;
         let volume =
             Volume::new(&spec.name, &spec.serial, spec.size, spec.block_size, spec.read_only, drive, faults)?;
+        volume.set_incoming(spec.backend.is_incoming());
         let (volume, spec) = (Arc::new(volume), spec.clone());
         self.call(move |control| match control.volumes.get(volume.name()) {
             Some(_) => Err(EngineError::VolumeExists(volume.name().into())),
@@ -249,6 +251,33 @@ impl Engine {
         volume.resize(size)?;
         let name = name.to_owned();
         self.call(move |control| control.resized(&name))
+    }
+
+    /// This host owns an incoming volume from here on, as `backend` says: when its predecessors are shut out and its lock is
+    /// taken, the queues of a frontend that has come meanwhile start.
+    ///
+    /// # Errors
+    /// It is not open or not incoming, or it cannot be owned; then it is incoming as before.
+    pub fn own_volume(&self, name: &str, backend: BackendSpec) -> Result<(), EngineError> {
+        let volume = self.volume(name)?;
+        let not_incoming = || EngineError::NotIncoming(name.into());
+        let (Drive::Rbd(image), BackendSpec::Rbd { epoch, predecessors, incoming: false, .. }, true) =
+            (volume.drive(), &backend, volume.is_incoming())
+        else {
+            return Err(not_incoming());
+        };
+        // On the caller's thread: the cluster may take long.
+        image.own(*epoch, predecessors).map_err(DriveError::from)?;
+        let name = name.to_owned();
+        self.call(move |control| {
+            volume.set_incoming(false);
+            if let Some(open) = control.volumes.get_mut(&name) {
+                open.spec.backend = backend;
+            }
+            if let Some(id) = control.attachment_of(&name) {
+                control.start_rings(id);
+            }
+        })
     }
 
     /// Stop a volume's I/O at once, as another host owns it now. Requests in flight are not answered; closing it is all that

@@ -62,6 +62,8 @@ pub enum EngineError {
     Queues { queues: usize },
     #[error("two frontends are connected to volume {0:?}; stop one of the virtual machines first")]
     TwoFrontends(String),
+    #[error("volume {0:?} waits for no guest of another host; attach it as incoming first")]
+    NotIncoming(String),
     #[error("there is no reactor on CPU {core}; `ringstone reactor list` shows those there are")]
     NoReactor { core: usize },
     #[error("there is a reactor on CPU {core} already; name another CPU")]
@@ -113,6 +115,7 @@ impl EngineError {
             | Self::ReactorExists { .. } => Code::Exists,
             Self::NoVolume(_) | Self::NotAttached(_) | Self::NoReactor { .. } => Code::NotFound,
             Self::Attached(_)
+            | Self::NotIncoming(_)
             | Self::Connected(_)
             | Self::TwoFrontends(_)
             | Self::LastReactor { .. }

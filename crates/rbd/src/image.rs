@@ -21,9 +21,11 @@ pub struct ImageSpec {
     pub epoch: u64,
     /// Addresses of clients that owned the volume before and must not write another byte.
     pub predecessors: Vec<String>,
+    /// Leave the lock to whoever has it, until [`Image::own`].
+    pub incoming: bool,
 }
 
-/// An image that is open; for writing, with its exclusive lock.
+/// An image that is open; for writing, with its exclusive lock unless it is incoming.
 pub struct Image {
     library: &'static Library,
     handle: rbd_image_t,
@@ -62,7 +64,7 @@ impl Image {
         if have < size {
             return Err(RbdError::TooShort { image: image.name.clone(), have, want: size });
         }
-        if !read_only {
+        if !read_only && !spec.incoming {
             image.own(spec.epoch, &spec.predecessors)?;
         }
         Ok(image)

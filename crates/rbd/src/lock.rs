@@ -22,8 +22,11 @@ const ATTEMPTS: usize = 5;
 const MOST_OWNERS: usize = 8;
 
 impl Image {
-    /// Shut predecessors out, take the lock and note the epoch.
-    pub(crate) fn own(&self, epoch: u64, predecessors: &[String]) -> Result<(), RbdError> {
+    /// Shut predecessors out, take the lock and note the epoch. Blocks for as long as the cluster takes.
+    ///
+    /// # Errors
+    /// Another client has it, or a later owner had; see [`RbdError`]. Predecessors may be shut out all the same.
+    pub fn own(&self, epoch: u64, predecessors: &[String]) -> Result<(), RbdError> {
         let mut features = 0u64;
         // SAFETY: an open image and a live number.
         let code = unsafe { self.library().rbd_get_features(self.handle(), &raw mut features) };

@@ -24,6 +24,8 @@ pub struct Volume {
     faults: Option<Faults>,
     /// Another host owns it now.
     fenced: AtomicBool,
+    /// Another host owns it still.
+    incoming: AtomicBool,
 }
 
 impl Volume {
@@ -63,6 +65,7 @@ impl Volume {
             drive,
             faults,
             fenced: AtomicBool::new(false),
+            incoming: AtomicBool::new(false),
         })
     }
 
@@ -108,6 +111,15 @@ impl Volume {
     #[inline(always)]
     pub fn is_fenced(&self) -> bool {
         self.fenced.load(Ordering::Relaxed)
+    }
+
+    /// Say whether another host owns it still, and its guest is to move here: until that has ended no queue runs.
+    pub fn set_incoming(&self, incoming: bool) {
+        self.incoming.store(incoming, Ordering::Release);
+    }
+
+    pub fn is_incoming(&self) -> bool {
+        self.incoming.load(Ordering::Acquire)
     }
 
     /// Grow to `size` bytes; queues see the new end with their next request.

@@ -28,6 +28,7 @@ def attach_volume(body: models.AttachmentCreate, service: ServiceDep) -> models.
         ha=body.ha,
         take_over=body.take_over,
         failover_epoch=body.failover_epoch,
+        incoming=body.incoming,
     )
     return attachment_views(service, [record])[0]
 
@@ -57,6 +58,7 @@ def share_attachment(volume: str, body: models.Sharing, service: ServiceDep) -> 
 
 
 @router.delete("/{volume}", status_code=status.HTTP_204_NO_CONTENT)
-def detach_volume(volume: str, service: ServiceDep, force: bool = False) -> None:
+def detach_volume(volume: str, service: ServiceDep, force: bool = False, host: str | None = None) -> None:
     """`force` also while a frontend is connected: its guest's requests fail from then on."""
+    service.refuse_other_host(host)
     service.detach(volume, force=force)

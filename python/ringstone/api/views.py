@@ -79,6 +79,10 @@ def _volume_view(
     )
 
 
+def _state_elsewhere(service: Service, volume: str) -> str:
+    return "incoming" if service.is_incoming(volume) else "elsewhere"
+
+
 def attachment_views(service: Service, records: list[AttachmentRecord]) -> list[models.Attachment]:
     served = {one.volume: one for one in service.engine.attachments()}
     return [_attachment_view(service, record, served.get(record.volume)) for record in records]
@@ -95,7 +99,7 @@ def _attachment_view(
         socket=record.socket,
         queues=record.queues,
         read_only=record.read_only,
-        state="failed" if record.host == service.host else "elsewhere",
+        state="failed" if record.host == service.host else _state_elsewhere(service, record.volume),
         reason=service.attachment_failure(record.volume),
         created_at=utc(record.created_ns),
     )

@@ -195,6 +195,10 @@ def attach(
         bool,
         typer.Option("--take-over", help="Also from a host that has it attached, which is shut out first."),
     ] = False,
+    incoming: Annotated[
+        bool,
+        typer.Option("--incoming", help="Only listen, for a guest that is to move here from another host."),
+    ] = False,
     host: Annotated[
         str | None,
         typer.Option(
@@ -214,12 +218,16 @@ def attach(
             read_only=read_only,
             ha=ha,
             take_over=take_over,
+            incoming=incoming,
             host=host,
         )
     if cli.json:
         print_json(attachment)
     else:
         where = f" of host {attachment.host}" if cli.manager else ""
+        if incoming:
+            print(f"Volume {name} waits for its guest at {attachment.socket}{where}.")
+            return
         print(
             f"Volume {name} is served at {attachment.socket}{where}; `ringstone qemu-args {name}` shows how to use "
             "it."

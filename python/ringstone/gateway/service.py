@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ringstone.errors import (
     BusyError,
+    ExistsError,
     FailedError,
     InvalidError,
     NotFoundError,
@@ -75,6 +76,8 @@ class Service:
         self.volumes = Volumes(store, engine, events, self.locks, self.pools, host=host)
         # Of the volumes that the engine serves, the epoch in which this host owns them.
         self._epochs: dict[str, int] = {}
+        # Volumes of other hosts whose guests are to move here, with where they are listened for.
+        self._incoming: dict[str, AttachmentRecord] = {}
         # Attachments of the store that the engine does not serve, with the reason.
         self._failed_attachments: dict[str, str] = {}
         # Of them, those whose backing was in use.
@@ -101,10 +104,12 @@ class Service:
         ha: bool = False,
         take_over: bool = False,
         failover_epoch: int | None = None,
+        incoming: bool = False,
     ) -> AttachmentRecord:
         """Serve a volume at `socket`. An attachment that failed earlier is replaced. With `take_over`, also one of
         another host, which is shut out first; with `failover_epoch` only while that is the volume's epoch and its
-        owner's host dead. `ha`: another host may take it over when this one is dead."""
+        owner's host dead. `ha`: another host may take it over when this one is dead. `incoming`: only listen, for a
+        guest that is to move here, until a call with `take_over` makes this host the owner."""
         path = Path(socket) if socket is not None else self._sockets / f"{name}.sock"
         checks.check_name("volume", name)
         checks.check_socket(path)
@@ -114,6 +119,12 @@ class Service:
             record = AttachmentRecord(
                 name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host, ha=ha
             )
+            if incoming:
+                return self._expect(volume, record)
+            if name in self._incoming:
+                # The guest that comes is connected there.
+                expected = self._incoming[name]
+                record = replace(record, socket=expected.socket, queues=expected.queues, read_only=False)
             with undoing(self.events, volume=name) as undo_later:
                 record, take_back = self._record_attachment(record, take_over, failover_epoch)
                 undo_later("the attachment's row", take_back)
@@ -158,17 +169,64 @@ class Service:
 
         return written, take_back
 
+    def _expect(self, volume: VolumeRecord, record: AttachmentRecord) -> AttachmentRecord:
+        """Listen for the guest of a volume that another host owns. Nothing of that is in the store, and a restart ends
+        it: the guest has not left its host yet."""
+        pool = self.pools.reach(volume.pool)
+        held = self.store.attachment(volume.name)
+        if not isinstance(pool, SharedPool) or held is None or held.host == self.host or record.read_only:
+            raise InvalidError(
+                f"Volume {volume.name!r} is not attached on another host, for writing and in a pool that both reach, "
+                "so no guest moves in with it; leave incoming out."
+            )
+        if volume.name in self._incoming:
+            raise ExistsError(f"Volume {volume.name!r} waits for its guest already.")
+        record = replace(record, epoch=held.epoch, queues=held.queues)
+        pool.check_backing(volume)
+        self._check_socket_directory(Path(record.socket))
+        self.volumes.open(volume, pool.incoming_backend(volume), read_only=False)
+        with undoing(self.events, volume=volume.name) as undo_later:
+            undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
+            self.engine.attach(volume.name, record.socket, queues=record.queues)
+        self._incoming[volume.name] = record
+        self.events.say(
+            "info", f"Waits for its guest from host {held.host}, at {record.socket}.", volume=volume.name
+        )
+        return record
+
+    def is_incoming(self, name: str) -> bool:
+        """Whether it is listened for here, while another host owns it."""
+        return name in self._incoming
+
+    def _end_incoming(self, name: str, *, force: bool) -> None:
+        if self._served(name):
+            self.engine.detach(name, force=force)
+        self.volumes.close(name)
+        del self._incoming[name]
+        self.events.say("info", "Waits for its guest no more.", volume=name)
+
+    def _own_incoming(self, volume: VolumeRecord, record: AttachmentRecord, pool: SharedPool) -> None:
+        """The guest that was waited for is stopped on its host: from here on this one owns the volume."""
+        opened = self.volumes.opened(volume.name)
+        if opened is None or opened.client != pool.client():
+            raise BusyError(
+                f"The cluster has shut out the connection over which volume {volume.name!r} waits for its guest; "
+                "detach it on this host, and begin anew."
+            )
+        self.engine.own_volume(volume.name, ownership.owned_backend(self.store, pool, volume, record))
+        del self._incoming[volume.name]
+        self._epochs[volume.name] = record.epoch
+        ownership.note_owner(self.store, pool, record)
+        if volume.size > opened.size:
+            self.engine.resize_volume(volume.name, volume.size)
+
     def _serve(self, volume: VolumeRecord, record: AttachmentRecord) -> None:
         """Open the volume in the engine and listen; all or nothing."""
         pool = self.pools.reach(volume.pool)
         pool.check_backing(volume)
-        path = Path(record.socket)
-        if path.parent == self._sockets:
-            self._make_socket_directory()
-        elif not path.parent.is_dir():
-            raise InvalidError(
-                f"The directory of the socket {path} does not exist; create it or choose another."
-            )
+        if volume.name in self._incoming and isinstance(pool, SharedPool):
+            return self._own_incoming(volume, record, pool)
+        self._check_socket_directory(Path(record.socket))
         owned = isinstance(pool, SharedPool) and not record.read_only
         backend = (
             ownership.owned_backend(self.store, pool, volume, record)
@@ -184,7 +242,14 @@ class Service:
             self._epochs[volume.name] = record.epoch
             self._shut_out.discard(volume.name)
 
-    def _make_socket_directory(self) -> None:
+    def _check_socket_directory(self, path: Path) -> None:
+        """Make it if it is the usual one."""
+        if path.parent != self._sockets:
+            if not path.parent.is_dir():
+                raise InvalidError(
+                    f"The directory of the socket {path} does not exist; create it or choose another."
+                )
+            return
         try:
             self._sockets.mkdir(mode=0o755, parents=True, exist_ok=True)
         except OSError as error:
@@ -195,6 +260,8 @@ class Service:
         with self.locks.hold(f"volume {name}"):
             self.store.volume(name)
             record = self.store.attachment(name)
+            if name in self._incoming:
+                return self._end_incoming(name, force=force)
             if record is None:
                 raise NotFoundError(f"Volume {name!r} is not attached; there is nothing to detach.")
             if record.host != self.host:

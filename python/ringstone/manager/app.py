@@ -218,9 +218,13 @@ def share_attachment(volume: str, body: models.Sharing, manager: Manager) -> mod
 
 
 @router.delete("/attachments/{volume}", tags=["attachments"], status_code=status.HTTP_204_NO_CONTENT)
-def detach_volume(volume: str, manager: Manager, force: bool = False) -> None:
-    """`force` also while a frontend is connected: its guest's requests fail from then on."""
-    manager.at_attachment(volume, lambda client: client.detach(volume, force=force))
+def detach_volume(volume: str, manager: Manager, force: bool = False, host: str | None = None) -> None:
+    """`force` also while a frontend is connected: its guest's requests fail from then on. `host`: where it waits for
+    its guest; otherwise it is detached where it is attached."""
+    if host is not None:
+        manager.hosts.change(host, lambda client: client.detach(volume, force=force))
+    else:
+        manager.at_attachment(volume, lambda client: client.detach(volume, force=force))
 
 
 # the manager

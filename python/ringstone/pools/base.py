@@ -113,6 +113,10 @@ class SharedPool(Protocol):
         """The clients that may write the volume now."""
         ...
 
+    def incoming_backend(self, volume: VolumeRecord) -> dict[str, JsonValue]:
+        """As backend(), of a volume that another host owns still: it is written by nobody here until it is owned."""
+        ...
+
     def owned_backend(
         self, volume: VolumeRecord, *, epoch: int, predecessors: Sequence[str]
     ) -> dict[str, JsonValue]:

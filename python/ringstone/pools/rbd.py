@@ -139,6 +139,9 @@ class RbdPool:
     def owners(self, volume: VolumeRecord) -> tuple[str, ...]:
         return self._images().info(volume.name).owners
 
+    def incoming_backend(self, volume: VolumeRecord) -> dict[str, JsonValue]:
+        return {**self.backend(volume), "incoming": True}
+
     def owned_backend(
         self, volume: VolumeRecord, *, epoch: int, predecessors: Sequence[str]
     ) -> dict[str, JsonValue]:

@@ -235,7 +235,8 @@ impl Control {
 
     /// Locks that were let go for a handover that did not come about. A volume whose lock is gone is served no more.
     fn retake_images(&mut self) {
-        for open in self.volumes.values().filter(|open| !open.volume.is_fenced()) {
+        let ours = |open: &&OpenVolume| !open.volume.is_fenced() && !open.volume.is_incoming();
+        for open in self.volumes.values().filter(ours) {
             let Some(image) = image_of(&open.volume) else { continue };
             if let Err(error) = image.retake() {
                 open.volume.fence();
@@ -254,6 +255,12 @@ impl Control {
         stopped_ns: u64,
         extras: &[(String, OwnedFd)],
     ) -> Result<(HandoverState, Descriptors), EngineError> {
+        if let Some(open) = self.volumes.values().find(|open| open.volume.is_incoming()) {
+            return Err(failed(format!(
+                "volume {:?} waits for its guest from another host; try again when it has come",
+                open.volume.name()
+            )));
+        }
         let mut fds = Descriptors::default();
         for image in self.volumes.values().filter_map(|open| image_of(&open.volume)) {
             image.let_go().map_err(failed)?;
