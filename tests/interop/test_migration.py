@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.hypervisor import migration
 from ringstone.hypervisor.args import volume_args
+from ringstone.hypervisor.disks import SharedDisks
 from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
 from ringstone.hypervisor.guest import Guest
 from ringstone.hypervisor.qemu import Qemu, QemuConfig
@@ -51,7 +53,7 @@ def waiting(config: QemuConfig, folder: Path) -> Iterator[Qemu]:
 class NoVolumes:
     """A gateway that is never asked."""
 
-    def share(self, volume: str, shared: bool) -> None:
+    def share(self, volume: str, shared: bool) -> models.Attachment:
         raise AssertionError(volume)
 
 
@@ -62,8 +64,7 @@ def test_a_guest_moves_to_a_newer_qemu_and_goes_on(config: QemuConfig, tmp_path:
         boot_id = guest.output("cat /proc/sys/kernel/random/boot_id")
         steps: list[str] = []
         left = migration.migrate_vm(
-            NoVolumes(),  # type: ignore[arg-type]
-            [],
+            SharedDisks(NoVolumes(), []),
             source=source.qmp,
             open_destination=lambda: nullcontext(destination.qmp),
             uri=f"unix:{tmp_path}/move.sock",
@@ -90,8 +91,7 @@ def test_a_migration_that_fails_leaves_the_guest_where_it_was(config: QemuConfig
     with Guest(config) as guest, waiting(smaller, tmp_path / "destination") as destination:
         with pytest.raises(RingstoneError, match="Rolled back: the migration was stopped") as failure:
             migration.migrate_vm(
-                NoVolumes(),  # type: ignore[arg-type]
-                [],
+                SharedDisks(NoVolumes(), []),
                 source=guest.qemu.qmp,
                 open_destination=lambda: QmpSession.open(monitor),
                 uri=f"unix:{tmp_path}/move.sock",
@@ -125,8 +125,7 @@ def test_a_disk_under_load_moves_with_its_guest(config: QemuConfig, tmp_path: Pa
 
             try:
                 left = migration.migrate_vm(
-                    client,
-                    ["v"],
+                    SharedDisks(client, ["v"]),
                     source=source.qmp,
                     open_destination=start_destination,
                     uri=f"unix:{tmp_path}/move.sock",

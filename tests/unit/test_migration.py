@@ -3,6 +3,7 @@
 from collections.abc import Callable, Collection, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any, cast
 
 import pytest
@@ -10,8 +11,9 @@ from qemu.qmp import ExecuteError, Message, QMPError
 from qemu.qmp.models import ErrorResponse
 
 from ringstone import models
-from ringstone.errors import BusyError, NotFoundError
-from ringstone.hypervisor import migration
+from ringstone.errors import BusyError, NotFoundError, UnreachableError
+from ringstone.hypervisor import disks
+from ringstone.hypervisor.disks import MovedDisks, SharedDisks
 from ringstone.hypervisor.migration import MigrationError, migrate_vm
 from ringstone.hypervisor.qmp import QmpEvent, QmpSession
 
@@ -33,6 +35,7 @@ class QemuStandIn:
     story: list[str]
     outcome: str | None = "completed"
     migration: str = "none"
+    pauses: bool = False
     gone: bool = False
     refuses: set[str] = field(default_factory=set)
     on_end: Callable[[], None] = lambda: None
@@ -47,6 +50,11 @@ class QemuStandIn:
         self.story.append(f"{self.name}: {command}")
         if command in self.refuses:
             raise refusal(command)
+        if command == "migrate-set-capabilities" and arguments is not None:
+            asked = cast(list[dict[str, Any]], arguments["capabilities"])
+            self.pauses = {"capability": "pause-before-switchover", "state": True} in asked
+        if command == "migrate-continue":
+            self.pauses = False
         if command in ("migrate", "migrate-incoming"):
             self.migration = "active"
         if command == "migrate_cancel":
@@ -65,6 +73,9 @@ class QemuStandIn:
         assert names == {"MIGRATION"}
         if self.outcome is None:
             raise TimeoutError
+        if self.pauses:
+            self.migration = "pre-switchover"
+            return QmpEvent("MIGRATION", {"status": self.migration})
         self.migration = self.outcome
         if self.name == "source":
             self.state = {"completed": "postmigrate", "failed": "paused"}[self.outcome]
@@ -75,6 +86,19 @@ class QemuStandIn:
 class Host:
     story: list[str] = field(default_factory=list)
     frontends: int = 1
+    to_host: str | None = None
+    refuses: str = ""
+    attached: models.Attachment = field(
+        default_factory=lambda: models.Attachment(
+            volume="v",
+            host="a",
+            socket="/v.sock",
+            queues=1,
+            read_only=False,
+            state="running",
+            created_at=datetime.now(UTC),
+        )
+    )
 
     def __post_init__(self) -> None:
         self.source = QemuStandIn("source", "running", self.story, on_end=self.disconnect)
@@ -91,15 +115,30 @@ class Host:
         self.story.append(f"{volume}: {'shared' if shared else 'exclusive'}")
         return cast(models.Attachment, None)
 
+    def attachment(self, volume: str) -> models.Attachment:
+        return self.attached
+
+    def create_attachment(self, request: models.AttachmentCreate) -> models.Attachment:
+        how = "incoming" if request.incoming else "take over" if request.take_over else "attach"
+        self.story.append(f"{request.volume}: {how} on {request.host}")
+        if f"{how} on {request.host}" == self.refuses:
+            raise UnreachableError("Ceph does not answer.")
+        if request.take_over:
+            self.attached = self.attached.model_copy(update={"host": request.host})
+        return self.attached
+
+    def detach(self, volume: str, *, force: bool = False, host: str | None = None) -> None:
+        self.story.append(f"{volume}: let go on {host}")
+
     def open_destination(self) -> Any:
         self.story.append("destination: connected")
         self.frontends += 1
         return nullcontext(self.destination)
 
     def migrate(self, *volumes: str, **options: Any) -> list[str]:
+        names = volumes or ("v",)
         return migrate_vm(
-            self,
-            volumes or ("v",),
+            MovedDisks(self, names, self.to_host) if self.to_host else SharedDisks(self, names),
             source=cast(QmpSession, self.source),
             open_destination=self.open_destination,
             uri=URI,
@@ -114,8 +153,8 @@ class Host:
 
 @pytest.fixture(autouse=True)
 def no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(migration, "_DISCONNECT_SECONDS", 0.0)
-    monkeypatch.setattr(migration, "_PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(disks, "_DISCONNECT_SECONDS", 0.0)
+    monkeypatch.setattr(disks, "_PAUSE_SECONDS", 0.0)
 
 
 def test_the_steps_come_in_the_order_that_is_safe() -> None:
@@ -232,3 +271,57 @@ def test_an_interrupted_migration_is_rolled_back_too() -> None:
     with pytest.raises(KeyboardInterrupt):
         host.migrate()
     assert host.story[-3:] == ["source: migrate_cancel", "destination: quit", "v: exclusive"]
+
+
+def test_between_hosts_the_owner_changes_while_the_guest_stands_still() -> None:
+    host = Host(to_host="b")
+    assert host.migrate() == []
+    assert host.story == [
+        "v: incoming on b",
+        "destination: connected",
+        "source: migrate-set-capabilities",
+        "destination: migrate-set-capabilities",
+        "destination: migrate-incoming",
+        "source: migrate-set-parameters",
+        "source: migrate",
+        "v: take over on b",
+        "source: migrate-continue",
+        "source: quit",
+    ]
+
+
+def test_what_fails_before_the_owner_changes_leaves_it_as_it_was() -> None:
+    host = Host(to_host="b")
+    host.destination.refuses.add("migrate-incoming")
+    assert "volume v is host a's" in host.failure()
+    assert host.story[-1] == "v: let go on b"
+    assert not any("take over" in step for step in host.story)
+
+
+def test_a_destination_that_cannot_own_the_volume_leaves_it_with_the_source() -> None:
+    host = Host(to_host="b", refuses="take over on b")
+    message = host.failure()
+    assert (
+        "Ceph does not answer. Rolled back: the migration was stopped; the destination's QEMU was ended"
+        in message
+    )
+    assert host.story[-4:] == [
+        "v: take over on b",
+        "source: migrate_cancel",
+        "destination: quit",
+        "v: let go on b",
+    ]
+
+
+def test_what_fails_after_the_owner_has_changed_gives_the_volume_back() -> None:
+    host = Host(to_host="b")
+    host.source.outcome = "failed"
+    assert "volume v is host a's" in host.failure()
+    assert host.story[-3:] == ["destination: quit", "source: cont", "v: take over on a"]
+    assert host.attached.host == "a"
+
+
+def test_a_volume_that_cannot_be_given_back_is_for_a_person() -> None:
+    host = Host(to_host="b", refuses="take over on a")
+    host.source.outcome = "failed"
+    assert "`ringstone volume attach v --host a --at /v.sock --take-over`" in host.failure()

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from ringstone.cli.context import JsonOption, complete_volumes, context_of, print_json
+from ringstone.cli.context import JsonOption, complete_hosts, complete_volumes, context_of, print_json
 from ringstone.errors import UnreachableError
+from ringstone.hypervisor.disks import Disks, MovedDisks, SharedDisks
 from ringstone.hypervisor.migration import migrate_vm
 from ringstone.hypervisor.qmp import QmpSession
 
@@ -39,18 +40,27 @@ def migrate(
         list[str],
         typer.Option("--volume", help="A disk of the guest; once for each.", autocompletion=complete_volumes),
     ],
+    to_host: Annotated[
+        str | None,
+        typer.Option(
+            "--to-host",
+            help="With --manager: the host of the destination's QEMU, when it is another one.",
+            autocompletion=complete_hosts,
+        ),
+    ] = None,
     keep_source: Annotated[
         bool, typer.Option("--keep-source", help="Leave the source's QEMU paused instead of ending it.")
     ] = False,
     timeout: Annotated[int, typer.Option(min=1, help="Seconds until it is given up.")] = 600,
     json_output: JsonOption = False,
 ) -> None:
-    """Move a running guest to another QEMU on this host, with its volumes. What fails is rolled back, and told."""
+    """Move a running guest to another QEMU, on the same host or another, with its volumes. What fails is rolled back,
+    and told."""
     cli = context_of(context, json_output)
     with cli.client() as client, _open(source, "source") as qmp:
+        disks: Disks = MovedDisks(client, volumes, to_host) if to_host else SharedDisks(client, volumes)
         left = migrate_vm(
-            client,
-            volumes,
+            disks,
             source=qmp,
             open_destination=lambda: _open(destination, "destination"),
             uri=uri,

@@ -1,9 +1,8 @@
-"""Live migration of a VM whose disks are volumes: the two QEMUs over QMP, and the gateway's sockets between them.
+"""Live migration of a VM whose disks are volumes: the two QEMUs over QMP, and what becomes of the disks between them
+(ringstone.hypervisor.disks).
 
-During a migration two frontends are connected to one volume: the source's runs its queues, the destination's
-waits. So each volume is opened to a second frontend before, and closed to it after. At no moment may both run:
-the source is never resumed before the destination has been ended, and never when the migration may have
-completed.
+At no moment may both QEMUs run the guest: the source is never resumed before the destination has been ended, and never
+when the migration may have completed.
 
 Protocol: docs/devel/migration and qapi/migration.json of QEMU; the capability `events` has each change of state
 told, so that nothing is polled.
@@ -11,15 +10,15 @@ told, so that nothing is polled.
 
 import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 from qemu.qmp import ExecuteError, QMPError
 
-from ringstone import models
-from ringstone.errors import BusyError, RingstoneError
+from ringstone.errors import RingstoneError
+from ringstone.hypervisor.disks import Disks
 from ringstone.hypervisor.qmp import QmpSession
 
 # What QMP raises when QEMU has gone or does not answer.
@@ -29,9 +28,8 @@ _ENDED = ("completed", "failed", "cancelled")
 _BYTES_PER_SECOND = 10 << 30
 _DOWNTIME_MS = 300
 _CANCEL_SECONDS = 30.0
-# For the gateway to notice that a QEMU has gone.
-_DISCONNECT_SECONDS = 10.0
-_PAUSE_SECONDS = 0.05
+# QEMU's word for: the guest is stopped, and all but the state of its devices has been sent.
+_STANDS_STILL = "pre-switchover"
 
 Report = Callable[[str], None]
 
@@ -40,18 +38,16 @@ class MigrationError(RingstoneError):
     """The migration did not happen, or not to its end; the message says what was rolled back and what is left."""
 
 
-class SharesVolumes(Protocol):
-    """What is needed of the gateway; ringstone.client.GatewayClient has it."""
-
-    def share(self, volume: str, shared: bool) -> models.Attachment: ...
-
-
 # One QEMU.
 
 
-def prepare(qmp: QmpSession) -> None:
-    """Have QEMU tell each change of a migration's state. On both ends, before it begins."""
-    capabilities = [{"capability": "events", "state": True}]
+def prepare(qmp: QmpSession, *, pause: bool = False) -> None:
+    """Have QEMU tell each change of a migration's state. On both ends, before it begins. `pause`: of a source, that it
+    waits with the guest stopped for go_on()."""
+    capabilities = [
+        {"capability": "events", "state": True},
+        {"capability": "pause-before-switchover", "state": pause},
+    ]
     qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 
@@ -77,11 +73,25 @@ def start(
 def wait(qmp: QmpSession, *, timeout_s: float) -> None:
     """Until the migration has completed, on either end. MigrationError with QEMU's reason when it failed or was
     cancelled, TimeoutError when it goes on."""
+    _wait_for(qmp, (), timeout_s)
+
+
+def wait_until_still(qmp: QmpSession, *, timeout_s: float) -> None:
+    """Until a source that was prepared to pause has stopped the guest; raises as wait()."""
+    _wait_for(qmp, (_STANDS_STILL,), timeout_s)
+
+
+def go_on(qmp: QmpSession) -> None:
+    """End the pause."""
+    qmp.execute("migrate-continue", {"state": _STANDS_STILL})
+
+
+def _wait_for(qmp: QmpSession, wanted: Collection[str], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     status = status_of(qmp)
-    while status not in _ENDED:
+    while status not in (*_ENDED, *wanted):
         status = qmp.wait_event({"MIGRATION"}, timeout_s=deadline - time.monotonic()).data["status"]
-    if status != "completed":
+    if status != "completed" and status not in wanted:
         raise MigrationError(f"The migration {status}: {reason_of(qmp)}.")
 
 
@@ -123,8 +133,7 @@ def _query(qmp: QmpSession, command: str) -> dict[str, Any]:
 class _Move:
     """One migration with all that belongs to it. `done` says, in words for a person, what was rolled back."""
 
-    gateway: SharesVolumes
-    volumes: Sequence[str]
+    disks: Disks
     source: QmpSession
     open_destination: Callable[[], AbstractContextManager[QmpSession]]
     uri: str
@@ -132,7 +141,6 @@ class _Move:
     report: Report
     stack: contextlib.ExitStack
     destination: QmpSession | None = None
-    shared: list[str] = field(default_factory=list)
     listening: bool = False
     sending: bool = False
     done: list[str] = field(default_factory=list)
@@ -140,15 +148,12 @@ class _Move:
     def go(self) -> None:
         if (state := run_state(self.source)) != "running":
             raise MigrationError(f"The source's guest is in state {state}, not running.")
-        for volume in self.volumes:
-            self.gateway.share(volume, True)
-            self.shared.append(volume)
-        self.report("The volumes take a second frontend.")
+        self.report(self.disks.prepare())
         # Only now: a destination whose disk nobody lets in does not get as far as answering.
         self.destination = self.stack.enter_context(self.open_destination())
         if (state := run_state(self.destination)) != "inmigrate":
             raise MigrationError(f"The destination is in state {state}; start it with -incoming defer.")
-        prepare(self.source)
+        prepare(self.source, pause=self.disks.switches)
         prepare(self.destination)
         listen(self.destination, self.uri)
         self.listening = True
@@ -160,13 +165,17 @@ class _Move:
             self.sending = False
             raise
         self.report("The guest is on its way.")
-        self._wait()
+        if self.disks.switches:
+            self._wait(wait_until_still)
+            self.disks.switch()
+            go_on(self.source)
+        self._wait(wait)
         wait(self.destination, timeout_s=_CANCEL_SECONDS)
         self.report("The guest runs at the destination.")
 
-    def _wait(self) -> None:
+    def _wait(self, until: Callable[..., None]) -> None:
         try:
-            wait(self.source, timeout_s=self.timeout_s)
+            until(self.source, timeout_s=self.timeout_s)
         except TimeoutError as error:
             # It may complete while it is being cancelled, and has then moved.
             if cancel(self.source):
@@ -187,7 +196,7 @@ class _Move:
             self.done.append("the destination's QEMU was ended")
         if self.sending:
             self._resume_source()
-        self.unshare_all("the destination's QEMU")
+        self.done += self.disks.take_back()
 
     def _stop_sending(self) -> bool:
         """False when the guest has moved, or when nobody can tell."""
@@ -220,37 +229,9 @@ class _Move:
         except _GONE as error:
             self.done.append(f"the source could not be resumed ({error}): resume it with `cont`")
 
-    def unshare_all(self, other: str) -> None:
-        for volume in self.shared:
-            try:
-                unshare(self.gateway, volume)
-            except RingstoneError as error:
-                self.done.append(
-                    f"volume {volume} still takes a second frontend ({error.message}): once {other} has ended, run "
-                    f"`ringstone volume share {volume} --off`"
-                )
-            else:
-                self.done.append(f"volume {volume} is for one frontend again")
-
-
-def unshare(gateway: SharesVolumes, volume: str) -> None:
-    """Close the volume to a second frontend, once the gateway has noticed that one has gone. BusyError when it has
-    not."""
-    deadline = time.monotonic() + _DISCONNECT_SECONDS
-    while True:
-        try:
-            gateway.share(volume, False)
-        except BusyError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(_PAUSE_SECONDS)
-        else:
-            return
-
 
 def migrate_vm(
-    gateway: SharesVolumes,
-    volumes: Sequence[str],
+    disks: Disks,
     *,
     source: QmpSession,
     open_destination: Callable[[], AbstractContextManager[QmpSession]],
@@ -260,25 +241,19 @@ def migrate_vm(
     report: Report = lambda _: None,
 ) -> list[str]:
     """Move the guest of `source` to the QEMU that `open_destination` gives, which was started with -incoming defer and
-    the same disks; it is called once the volumes take a second frontend. `uri`, unix:/PATH say, is where the two
-    meet. Then the source is ended, or left paused with `keep_source`.
+    the same disks; it is called once they let it connect. `uri`, unix:/PATH say, is where the two meet. Then the source
+    is ended, or left paused with `keep_source`.
 
     Returns what is left for a person to do. MigrationError when the guest could not be moved.
     """
     with contextlib.ExitStack() as stack:
-        move = _Move(gateway, volumes, source, open_destination, uri, timeout_s, report, stack)
+        move = _Move(disks, source, open_destination, uri, timeout_s, report, stack)
         _go_or_roll_back(move)
     if keep_source:
-        return [
-            f"volume {volume} takes a second frontend until the source's QEMU has ended; then run "
-            f"`ringstone volume share {volume} --off`"
-            for volume in volumes
-        ]
+        return disks.keep()
     _end(source)
     report("The source's QEMU was ended.")
-    move.done.clear()
-    move.unshare_all("the source's QEMU")
-    return [left for left in move.done if "still takes" in left]
+    return disks.finish()
 
 
 def _go_or_roll_back(move: _Move) -> None:

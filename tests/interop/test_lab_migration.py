@@ -1,0 +1,143 @@
+"""A running guest moves from one host to another with its volume of a Ceph cluster, and its programs do not notice."""
+
+import os
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pytest
+
+from ringstone import models
+from ringstone.client import RemoteClient
+from ringstone.hypervisor.args import volume_args
+from ringstone.hypervisor.disks import MovedDisks
+from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
+from ringstone.hypervisor.guest import Guest
+from ringstone.hypervisor.migration import MigrationError, migrate_vm
+from ringstone.hypervisor.qemu import Qemu, QemuConfig
+from ringstone.hypervisor.qmp import QmpSession
+from ringstone.lab.lab import Lab
+from tests.framework.guest import GuestHost
+from tests.framework.lab import wait_for
+
+MIB = 1 << 20
+# See tests/interop/test_migration.py on machines, CPUs and their number.
+MACHINE = "pc-q35-7.2"
+CPU = "qemu64"
+
+
+@dataclass
+class Move:
+    """A guest on host a, and the QEMU on host b that it is to move to."""
+
+    lab: Lab
+    manager: RemoteClient
+    config: QemuConfig
+    guest: Guest
+    folder: Path
+    destinations: list[Qemu] = field(default_factory=list)
+
+    def open_destination(self) -> AbstractContextManager[QmpSession]:
+        socket = str(self.lab.hosts["b"].run_dir / "vhost/disk.sock")
+        devices = volume_args(socket, volume="disk", queues=1)
+        folder = self.folder / f"destination-{len(self.destinations)}"
+        incoming = replace(self.config, folder=folder, incoming="defer", devices=devices)
+        self.destinations.append(Qemu(incoming))
+        return nullcontext(self.destinations[-1].qmp)
+
+    def go(self, manager: RemoteClient | None = None) -> None:
+        left = migrate_vm(
+            MovedDisks(manager or self.manager, ["disk"], "b"),
+            source=self.guest.qemu.qmp,
+            open_destination=self.open_destination,
+            uri=f"unix:{self.folder}/move-{len(self.destinations)}.sock",
+        )
+        assert left == []
+
+
+@pytest.fixture
+def move(lab: Lab, manager: RemoteClient, guest_host: GuestHost, tmp_path: Path) -> Iterator[Move]:
+    manager.create_volume("disk", pool="ceph", size=64 * MIB)
+    attachment = manager.attach("disk", host="a", queues=1, ha=True)
+    config = QemuConfig(
+        guest_host.image,
+        guest_host.accelerator.name,
+        tmp_path / "source",
+        volume_args(attachment.socket, volume="disk", queues=1),
+        machine=MACHINE,
+        cpu=CPU,
+        cpus=1,
+        memory_bytes=256 * MIB,
+    )
+    with Guest(config) as guest:
+        source = guest.qemu
+        made = Move(lab, manager, config, guest, tmp_path)
+        try:
+            yield made
+        finally:
+            source.stop()
+            for destination in made.destinations:
+                destination.stop()
+
+
+class Interrupting:
+    """The manager, which something happens to right after the volume has changed its owner."""
+
+    def __init__(self, manager: RemoteClient, happens: Callable[[], None]) -> None:
+        self._manager = manager
+        self._happens = happens
+        self.attachment = manager.attachment
+        self.detach = manager.detach
+
+    def create_attachment(self, request: models.AttachmentCreate) -> models.Attachment:
+        made = self._manager.create_attachment(request)
+        if request.take_over and request.host == "b":
+            self._happens()
+        return made
+
+
+@contextmanager
+def working(move: Move) -> Iterator[None]:
+    """fio writes and verifies all the time, and sees no error."""
+    job = FioJob("move", "randwrite", engine="libaio", depth=8, size=16 * MIB, verify="write")
+    running = move.guest.start(fio_command(replace(job, extra=("--loops=3", "--rate_iops=1500,1500"))))
+    yield
+    result = parse_fio(running.wait(timeout_s=240).stdout)
+    assert result.errors == 0
+    assert result.write.operations == 3 * 16 * MIB // 4096
+    assert move.guest.output("dmesg | grep -i 'I/O error' || true") == ""
+
+
+def test_a_guest_moves_to_another_host_with_its_disk_under_load(move: Move) -> None:
+    before = move.manager.attachment("disk")
+    shut_out = set(move.lab.ceph.blocklist())
+    with working(move):
+        # The destination's QEMU dies when its host owns the volume already, and the guest goes on at the source.
+        with pytest.raises(MigrationError, match="volume disk is host a's"):
+            move.go(Interrupting(move.manager, lambda: os.kill(move.destinations[-1].pid, signal.SIGKILL)))  # type: ignore[arg-type]
+        wait_for("the guest's disk at a", lambda: move.manager.attachment("disk").state == "running")
+        assert move.manager.attachment("disk").host == "a"
+        move.go()
+        move.guest.moved_to(move.destinations[-1])
+    now = move.manager.attachment("disk")
+    assert (now.host, now.state, now.ha) == ("b", "running", True)
+    assert now.epoch > before.epoch
+    assert now.peer_pid == move.destinations[-1].pid
+    # Each host let go by itself.
+    assert set(move.lab.ceph.blocklist()) == shut_out
+    move.guest.shutdown()
+
+
+def test_a_host_that_waits_for_a_guest_owns_nothing(lab: Lab, manager: RemoteClient) -> None:
+    manager.create_volume("disk", pool="ceph", size=64 * MIB)
+    before = manager.attach("disk", host="a")
+    waiting = manager.attach("disk", host="b", incoming=True)
+    assert (waiting.host, waiting.state) == ("b", "listening")
+    with lab.hosts["b"].client() as at_b:
+        assert at_b.attachment("disk").state == "incoming"
+    assert manager.attachment("disk") == before
+    manager.detach("disk", host="b")
+    assert not Path(waiting.socket).exists()
+    assert manager.attachment("disk") == before
