@@ -133,6 +133,9 @@ class Engine:
     def own_volume(self, name: str, backend: str) -> None:
         """Of an incoming one; `backend` as for open_volume()."""
 
+    def release_volume(self, name: str) -> None:
+        """It is incoming then."""
+
     def fence_volume(self, name: str) -> None:
         """Stop its I/O at once and for good: another host owns it. Requests in flight are not answered."""
     def resize_volume(self, name: str, size: int) -> None:

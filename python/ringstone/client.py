@@ -194,6 +194,10 @@ class ApiClient(ABC):
             _ATTACHMENT, "PUT", f"/attachments/{_name(volume)}/sharing", body={"shared": shared}
         )
 
+    def release(self, volume: str) -> models.Attachment:
+        """Let another host own it, whose guest stands still on its way there."""
+        return self._call(_ATTACHMENT, "POST", f"/attachments/{_name(volume)}/release")
+
     # reactors
 
     def reactors(self) -> list[models.Reactor]:

@@ -61,6 +61,9 @@ class FakeEngine:
         self._enter("own_volume", name)
         self.backends[name] = backend
 
+    def release_volume(self, name: str) -> None:
+        self._enter("release_volume", name)
+
     def fence_volume(self, name: str) -> None:
         self._enter("fence_volume", name)
         self._volumes[name] = replace(self._volumes[name], fenced=True)

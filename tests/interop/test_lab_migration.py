@@ -90,6 +90,7 @@ class Interrupting:
         self._happens = happens
         self.attachment = manager.attachment
         self.detach = manager.detach
+        self.release = manager.release
 
     def create_attachment(self, request: models.AttachmentCreate) -> models.Attachment:
         made = self._manager.create_attachment(request)

@@ -127,6 +127,10 @@ class Host:
             self.attached = self.attached.model_copy(update={"host": request.host})
         return self.attached
 
+    def release(self, volume: str) -> models.Attachment:
+        self.story.append(f"{volume}: released")
+        return self.attached
+
     def detach(self, volume: str, *, force: bool = False, host: str | None = None) -> None:
         self.story.append(f"{volume}: let go on {host}")
 
@@ -284,9 +288,11 @@ def test_between_hosts_the_owner_changes_while_the_guest_stands_still() -> None:
         "destination: migrate-incoming",
         "source: migrate-set-parameters",
         "source: migrate",
+        "v: released",
         "v: take over on b",
         "source: migrate-continue",
         "source: quit",
+        "v: let go on a",
     ]
 
 
@@ -305,10 +311,12 @@ def test_a_destination_that_cannot_own_the_volume_leaves_it_with_the_source() ->
         "Ceph does not answer. Rolled back: the migration was stopped; the destination's QEMU was ended"
         in message
     )
-    assert host.story[-4:] == [
+    assert host.story[-6:] == [
+        "v: released",
         "v: take over on b",
         "source: migrate_cancel",
         "destination: quit",
+        "v: take over on a",
         "v: let go on b",
     ]
 
@@ -317,7 +325,7 @@ def test_what_fails_after_the_owner_has_changed_gives_the_volume_back() -> None:
     host = Host(to_host="b")
     host.source.outcome = "failed"
     assert "volume v is host a's" in host.failure()
-    assert host.story[-3:] == ["destination: quit", "source: cont", "v: take over on a"]
+    assert host.story[-4:] == ["destination: quit", "source: cont", "v: take over on a", "v: let go on b"]
     assert host.attached.host == "a"
 
 

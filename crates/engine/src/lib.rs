@@ -140,6 +140,10 @@ impl Engine {
         py.detach(own).map_err(|e| engine_error(py, &e))
     }
 
+    fn release_volume(&self, py: Python<'_>, name: &str) -> PyResult<()> {
+        py.detach(|| self.0.release_volume(name)).map_err(|e| engine_error(py, &e))
+    }
+
     fn fence_volume(&self, py: Python<'_>, name: &str) -> PyResult<()> {
         py.detach(|| self.0.fence_volume(name)).map_err(|e| engine_error(py, &e))
     }

@@ -182,6 +182,14 @@ impl Control {
         Ok(id)
     }
 
+    /// A volume was incoming and is ours: the queues that wait for that start.
+    pub fn take_up(&mut self, volume: &Volume) {
+        volume.set_incoming(false);
+        if let Some(id) = self.attachment_of(volume.name()) {
+            self.start_rings(id);
+        }
+    }
+
     /// Let a second frontend connect, or no more.
     pub fn share(&mut self, volume: &str, shared: bool) -> Result<(), EngineError> {
         let attachment = self

@@ -20,6 +20,7 @@ use crate::control::{Call, Control, ControlParts, OpenVolume};
 use crate::descriptors;
 use crate::error::EngineError;
 use crate::events::{Event, Events, Level};
+use crate::frontend::Live;
 use crate::placement::Reactors;
 use crate::topology::Topology;
 use crate::watchdog::Watchdog;
@@ -260,24 +261,48 @@ impl Engine {
     /// It is not open or not incoming, or it cannot be owned; then it is incoming as before.
     pub fn own_volume(&self, name: &str, backend: BackendSpec) -> Result<(), EngineError> {
         let volume = self.volume(name)?;
-        let not_incoming = || EngineError::NotIncoming(name.into());
-        let (Drive::Rbd(image), BackendSpec::Rbd { epoch, predecessors, incoming: false, .. }, true) =
-            (volume.drive(), &backend, volume.is_incoming())
+        let (Drive::Rbd(image), BackendSpec::Rbd { epoch, predecessors, incoming: false, .. }) =
+            (volume.drive(), &backend)
         else {
-            return Err(not_incoming());
+            return Err(EngineError::OneHost(name.into()));
         };
+        if !volume.is_incoming() {
+            return Err(EngineError::NotIncoming(name.into()));
+        }
         // On the caller's thread: the cluster may take long.
         image.own(*epoch, predecessors).map_err(DriveError::from)?;
         let name = name.to_owned();
         self.call(move |control| {
-            volume.set_incoming(false);
             if let Some(open) = control.volumes.get_mut(&name) {
                 open.spec.backend = backend;
             }
-            if let Some(id) = control.attachment_of(&name) {
-                control.start_rings(id);
-            }
+            control.take_up(&volume);
         })
+    }
+
+    /// Let another host own a volume whose guest stands still; its frontend stays connected. It is incoming from here on:
+    /// [`own_volume`](Self::own_volume) is the way back.
+    ///
+    /// # Errors
+    /// It is not open, queues of it run, or the cluster does not answer; then it is served as before.
+    pub fn release_volume(&self, name: &str) -> Result<(), EngineError> {
+        let volume = self.volume(name)?;
+        let Drive::Rbd(image) = volume.drive() else { return Err(EngineError::OneHost(name.into())) };
+        let (resting, name) = (volume.clone(), name.to_owned());
+        self.call(move |control| {
+            let mut all = control.attachments.values().filter(|one| one.volume.name() == name);
+            if !all.all(|attachment| attachment.frontends.iter().all(Live::at_rest)) {
+                return Err(EngineError::QueuesRun(name));
+            }
+            resting.set_incoming(true);
+            Ok(())
+        })??;
+        // On the caller's thread: the cluster may take long.
+        let released = image.let_go().map_err(DriveError::from);
+        if released.is_err() {
+            self.call(move |control| control.take_up(&volume))?;
+        }
+        Ok(released?)
     }
 
     /// Stop a volume's I/O at once, as another host owns it now. Requests in flight are not answered; closing it is all that

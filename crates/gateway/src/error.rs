@@ -64,6 +64,10 @@ pub enum EngineError {
     TwoFrontends(String),
     #[error("volume {0:?} waits for no guest of another host; attach it as incoming first")]
     NotIncoming(String),
+    #[error("queues of volume {0:?} run; stop its guest first")]
+    QueuesRun(String),
+    #[error("volume {0:?} is on storage of this host alone, which no other can own")]
+    OneHost(String),
     #[error("there is no reactor on CPU {core}; `ringstone reactor list` shows those there are")]
     NoReactor { core: usize },
     #[error("there is a reactor on CPU {core} already; name another CPU")]
@@ -116,11 +120,16 @@ impl EngineError {
             Self::NoVolume(_) | Self::NotAttached(_) | Self::NoReactor { .. } => Code::NotFound,
             Self::Attached(_)
             | Self::NotIncoming(_)
+            | Self::QueuesRun(_)
             | Self::Connected(_)
             | Self::TwoFrontends(_)
             | Self::LastReactor { .. }
             | Self::QueueStopped { .. } => Code::Busy,
-            Self::Queues { .. } | Self::NoCores | Self::Backend(_) | Self::FaultyInner(_) => Code::Invalid,
+            Self::Queues { .. }
+            | Self::OneHost(_)
+            | Self::NoCores
+            | Self::Backend(_)
+            | Self::FaultyInner(_) => Code::Invalid,
             Self::Stopped => Code::Stopped,
             Self::Handover(_) => Code::Io,
             Self::HandedOver(_) => Code::Gone,

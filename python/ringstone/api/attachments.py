@@ -57,6 +57,13 @@ def share_attachment(volume: str, body: models.Sharing, service: ServiceDep) -> 
     return attachment_views(service, [service.share(volume, body.shared)])[0]
 
 
+@router.post("/{volume}/release")
+def release_attachment(volume: str, service: ServiceDep) -> models.Attachment:
+    """For a live migration to another host, once the guest stands still: that host may own the volume then. Busy while
+    queues run."""
+    return attachment_views(service, [service.release(volume)])[0]
+
+
 @router.delete("/{volume}", status_code=status.HTTP_204_NO_CONTENT)
 def detach_volume(volume: str, service: ServiceDep, force: bool = False, host: str | None = None) -> None:
     """`force` also while a frontend is connected: its guest's requests fail from then on."""

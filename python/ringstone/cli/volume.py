@@ -258,12 +258,19 @@ def detach(
     force: Annotated[
         bool, typer.Option("--force", help="Also while a guest uses it: its requests fail from then on.")
     ] = False,
+    host: Annotated[
+        str | None,
+        typer.Option(
+            help="With --manager: where it waits for its guest; default where it is attached.",
+            autocompletion=complete_hosts,
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
-    """Stop serving a volume."""
+    """Stop serving a volume, or waiting for its guest."""
     cli = context_of(context, json_output)
     with cli.client() as client:
-        client.detach(name, force=force)
+        client.detach(name, force=force, host=host)
     if cli.json:
         print_json({"detached": name})
     else:

@@ -76,7 +76,8 @@ class Service:
         self.volumes = Volumes(store, engine, events, self.locks, self.pools, host=host)
         # Of the volumes that the engine serves, the epoch in which this host owns them.
         self._epochs: dict[str, int] = {}
-        # Volumes of other hosts whose guests are to move here, with where they are listened for.
+        # Volumes whose guests are to move here, and those whose guests may come back as they move elsewhere: with where
+        # they are listened for. The store says who owns them.
         self._incoming: dict[str, AttachmentRecord] = {}
         # Attachments of the store that the engine does not serve, with the reason.
         self._failed_attachments: dict[str, str] = {}
@@ -124,6 +125,11 @@ class Service:
             if name in self._incoming:
                 # The guest that comes is connected there.
                 expected = self._incoming[name]
+                held = self.store.attachment(name)
+                if held is not None and held.host == self.host:
+                    # Nobody has owned it since it was released.
+                    self._serve(volume, held)
+                    return held
                 record = replace(record, socket=expected.socket, queues=expected.queues, read_only=False)
             with undoing(self.events, volume=name) as undo_later:
                 record, take_back = self._record_attachment(record, take_over, failover_epoch)
@@ -194,8 +200,28 @@ class Service:
         )
         return record
 
+    def release(self, name: str) -> AttachmentRecord:
+        """Let another host own a volume whose guest moves there and stands still. Until it is detached here its
+        frontend stays connected: the guest goes on here if it cannot move, when this host owns the volume again.
+        BusyError while the guest runs."""
+        with self.locks.hold(f"volume {name}"):
+            volume, record = self.volumes.usable(name), self.store.attachment(name)
+            if record is None or self._epochs.get(name) is None or self.has_lost(name, record):
+                raise InvalidError(
+                    f"Volume {name!r} is not served on host {self.host!r}; release it where it is."
+                )
+            if not isinstance(self.pools.reach(volume.pool), SharedPool) or record.read_only:
+                raise InvalidError(
+                    f"Volume {name!r} is read-only, or in a pool of this host alone; no other can own it."
+                )
+            self.engine.release_volume(name)
+            del self._epochs[name]
+            self._incoming[name] = record
+            self.events.say("info", "Released, as its guest moves to another host.", volume=name)
+            return record
+
     def is_incoming(self, name: str) -> bool:
-        """Whether it is listened for here, while another host owns it."""
+        """Whether it is listened for here and not served, as another host owns it or is about to."""
         return name in self._incoming
 
     def _end_incoming(self, name: str, *, force: bool) -> None:
@@ -261,7 +287,9 @@ class Service:
             self.store.volume(name)
             record = self.store.attachment(name)
             if name in self._incoming:
-                return self._end_incoming(name, force=force)
+                self._end_incoming(name, force=force)
+                if record is None or record.host != self.host:
+                    return
             if record is None:
                 raise NotFoundError(f"Volume {name!r} is not attached; there is nothing to detach.")
             if record.host != self.host:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ringstone import models
-from ringstone.errors import BusyError, InvalidError, NotFoundError, RingstoneError
+from ringstone.errors import BusyError, ExistsError, InvalidError, NotFoundError, RingstoneError
 
 # For the gateway to notice that a QEMU has gone.
 _DISCONNECT_SECONDS = 10.0
@@ -115,6 +115,7 @@ class AttachesVolumes(Protocol):
 
     def attachment(self, volume: str) -> models.Attachment: ...
     def create_attachment(self, request: models.AttachmentCreate) -> models.Attachment: ...
+    def release(self, volume: str) -> models.Attachment: ...
     def detach(self, volume: str, *, force: bool = False, host: str | None = None) -> None: ...
 
 
@@ -129,8 +130,8 @@ class MovedDisks(Disks):
         self._host = host
         # As they were at the source.
         self._before: dict[str, models.Attachment] = {}
-        # Those that the destination may own.
-        self._switched: list[str] = []
+        # Those that the source's host may not own any more.
+        self._released: list[str] = []
 
     def prepare(self) -> str:
         for volume in self._volumes:
@@ -149,7 +150,10 @@ class MovedDisks(Disks):
 
     def switch(self) -> None:
         for volume, before in self._before.items():
-            self._switched.append(volume)
+            self._released.append(volume)
+            # Its frontend stays connected: a QEMU whose vhost-user device is disconnected while the guest stands still
+            # does not use it any more (7.2).
+            self._manager.release(volume)
             request = models.AttachmentCreate(volume=volume, host=self._host, ha=before.ha, take_over=True)
             self._manager.create_attachment(request)
 
@@ -158,7 +162,7 @@ class MovedDisks(Disks):
 
     def _take_back(self, volume: str, before: models.Attachment) -> str:
         try:
-            if volume in self._switched and self._manager.attachment(volume).host == self._host:
+            if volume in self._released:
                 request = models.AttachmentCreate(
                     volume=volume,
                     host=before.host,
@@ -167,11 +171,12 @@ class MovedDisks(Disks):
                     ha=before.ha,
                     take_over=True,
                 )
-                self._manager.create_attachment(request)
-            else:
-                # It is gone where the destination's gateway was ended meanwhile.
-                with contextlib.suppress(NotFoundError, InvalidError):
-                    self._manager.detach(volume, force=True, host=self._host)
+                # The destination's gateway gives back what it could not own.
+                with contextlib.suppress(ExistsError):
+                    self._manager.create_attachment(request)
+            # There is none where the destination has owned the volume, or its gateway was ended.
+            with contextlib.suppress(NotFoundError, InvalidError):
+                self._manager.detach(volume, force=True, host=self._host)
         except RingstoneError as error:
             return (
                 f"volume {volume} could not be given back ({error.message}): see where it is with `ringstone volume "
@@ -181,7 +186,17 @@ class MovedDisks(Disks):
         return f"volume {volume} is host {before.host}'s"
 
     def finish(self) -> list[str]:
-        return []
+        left = []
+        for volume, before in self._before.items():
+            try:
+                self._manager.detach(volume, force=True, host=before.host)
+            except RingstoneError as error:
+                left.append(f"{self._end_listening(volume)} ({error.message})")
+        return left
 
     def keep(self) -> list[str]:
-        return []
+        return [f"{self._end_listening(volume)}, once the source's QEMU has ended" for volume in self._before]
+
+    def _end_listening(self, volume: str) -> str:
+        host = self._before[volume].host
+        return f"host {host} still listens for volume {volume}: run `ringstone volume detach {volume} --host {host}`"

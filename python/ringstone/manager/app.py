@@ -217,6 +217,12 @@ def share_attachment(volume: str, body: models.Sharing, manager: Manager) -> mod
     return manager.at_attachment(volume, lambda client: client.share(volume, body.shared))
 
 
+@router.post("/attachments/{volume}/release", tags=["attachments"])
+def release_attachment(volume: str, manager: Manager) -> models.Attachment:
+    """For a live migration to another host, once the guest stands still: that host may own the volume then."""
+    return manager.at_attachment(volume, lambda client: client.release(volume))
+
+
 @router.delete("/attachments/{volume}", tags=["attachments"], status_code=status.HTTP_204_NO_CONTENT)
 def detach_volume(volume: str, manager: Manager, force: bool = False, host: str | None = None) -> None:
     """`force` also while a frontend is connected: its guest's requests fail from then on. `host`: where it waits for
