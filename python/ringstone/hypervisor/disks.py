@@ -1,5 +1,5 @@
 """What becomes of a guest's volumes while it moves: on one host two QEMUs are connected to each, between hosts each
-changes its owner while the guest stands still.
+changes its owner when the guest has come.
 
 Either way at most one QEMU's requests are answered at any moment, and that is not left to the migration's order: the
 gateway lets one frontend run its queues, and the storage lets one host write.
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from ringstone import models
-from ringstone.errors import BusyError, ExistsError, InvalidError, NotFoundError, RingstoneError
+from ringstone.errors import BusyError, InvalidError, NotFoundError, RingstoneError
 
 # For the gateway to notice that a QEMU has gone.
 _DISCONNECT_SECONDS = 10.0
@@ -23,19 +23,16 @@ class Disks(ABC):
     """The steps of a move in their order. Those of the end say what they did, or what is left to do, in words for a
     person."""
 
-    switches: bool
-    """Whether the guest must stand still until switch() is done, before it runs at the destination."""
-
     @abstractmethod
     def prepare(self) -> str:
         """Let the destination's QEMU connect."""
 
     def switch(self) -> None:  # noqa: B027
-        """The guest stands still, and the source's QEMU has stopped its queues."""
+        """The guest has left the source, and what it asks of its disks at the destination waits for this."""
 
     @abstractmethod
     def take_back(self) -> list[str]:
-        """The guest stays at the source, and the destination's QEMU was ended."""
+        """The guest stays at the source, and the destination's QEMU was ended. Never after switch()."""
 
     @abstractmethod
     def finish(self) -> list[str]:
@@ -54,8 +51,6 @@ class SharesVolumes(Protocol):
 
 class SharedDisks(Disks):
     """Both QEMUs are on this host."""
-
-    switches = False
 
     def __init__(self, gateway: SharesVolumes, volumes: Sequence[str]) -> None:
         self._gateway = gateway
@@ -122,16 +117,12 @@ class AttachesVolumes(Protocol):
 class MovedDisks(Disks):
     """The destination's QEMU is on `host`. Volumes are in pools that both hosts reach."""
 
-    switches = True
-
     def __init__(self, manager: AttachesVolumes, volumes: Sequence[str], host: str) -> None:
         self._manager = manager
         self._volumes = volumes
         self._host = host
         # As they were at the source.
         self._before: dict[str, models.Attachment] = {}
-        # Those that the source's host may not own any more.
-        self._released: list[str] = []
 
     def prepare(self) -> str:
         for volume in self._volumes:
@@ -150,40 +141,31 @@ class MovedDisks(Disks):
 
     def switch(self) -> None:
         for volume, before in self._before.items():
-            self._released.append(volume)
-            # Its frontend stays connected: a QEMU whose vhost-user device is disconnected while the guest stands still
-            # does not use it any more (7.2).
-            self._manager.release(volume)
             request = models.AttachmentCreate(volume=volume, host=self._host, ha=before.ha, take_over=True)
-            self._manager.create_attachment(request)
+            try:
+                # Its frontend stays connected: a QEMU whose vhost-user device is disconnected while the guest stands
+                # still does not use it any more (7.2), and a person may have to go back.
+                self._manager.release(volume)
+                self._manager.create_attachment(request)
+            except RingstoneError as error:
+                raise RingstoneError(
+                    f"The guest runs on host {self._host}, and what it asks of volume {volume} waits, as that host "
+                    f"could not take it over ({error.message.rstrip('.')}). Try again with `ringstone volume attach {volume} "
+                    f"--host {self._host} --take-over`; or end the destination's QEMU, attach it with `--host "
+                    f"{before.host} --take-over`, and resume the source"
+                ) from error
 
     def take_back(self) -> list[str]:
-        return [self._take_back(volume, before) for volume, before in self._before.items()]
-
-    def _take_back(self, volume: str, before: models.Attachment) -> str:
-        try:
-            if volume in self._released:
-                request = models.AttachmentCreate(
-                    volume=volume,
-                    host=before.host,
-                    socket=before.socket,
-                    queues=before.queues,
-                    ha=before.ha,
-                    take_over=True,
-                )
-                # The destination's gateway gives back what it could not own.
-                with contextlib.suppress(ExistsError):
-                    self._manager.create_attachment(request)
-            # There is none where the destination has owned the volume, or its gateway was ended.
-            with contextlib.suppress(NotFoundError, InvalidError):
-                self._manager.detach(volume, force=True, host=self._host)
-        except RingstoneError as error:
-            return (
-                f"volume {volume} could not be given back ({error.message}): see where it is with `ringstone volume "
-                f"show {volume}`, and give it back with `ringstone volume attach {volume} --host {before.host} --at "
-                f"{before.socket} --take-over`; the source's guest waits for it"
-            )
-        return f"volume {volume} is host {before.host}'s"
+        said = []
+        for volume, before in self._before.items():
+            try:
+                # There is none where the destination's gateway was ended meanwhile.
+                with contextlib.suppress(NotFoundError, InvalidError):
+                    self._manager.detach(volume, force=True, host=self._host)
+                said.append(f"volume {volume} is host {before.host}'s as before")
+            except RingstoneError as error:
+                said.append(f"{self._end_listening(volume, self._host)} ({error.message})")
+        return said
 
     def finish(self) -> list[str]:
         left = []
@@ -191,12 +173,14 @@ class MovedDisks(Disks):
             try:
                 self._manager.detach(volume, force=True, host=before.host)
             except RingstoneError as error:
-                left.append(f"{self._end_listening(volume)} ({error.message})")
+                left.append(f"{self._end_listening(volume, before.host)} ({error.message})")
         return left
 
     def keep(self) -> list[str]:
-        return [f"{self._end_listening(volume)}, once the source's QEMU has ended" for volume in self._before]
+        return [
+            f"{self._end_listening(volume, before.host)}, once the source's QEMU has ended"
+            for volume, before in self._before.items()
+        ]
 
-    def _end_listening(self, volume: str) -> str:
-        host = self._before[volume].host
+    def _end_listening(self, volume: str, host: str) -> str:
         return f"host {host} still listens for volume {volume}: run `ringstone volume detach {volume} --host {host}`"

@@ -10,7 +10,7 @@ told, so that nothing is polled.
 
 import contextlib
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
@@ -28,8 +28,6 @@ _ENDED = ("completed", "failed", "cancelled")
 _BYTES_PER_SECOND = 10 << 30
 _DOWNTIME_MS = 300
 _CANCEL_SECONDS = 30.0
-# QEMU's word for: the guest is stopped, and all but the state of its devices has been sent.
-_STANDS_STILL = "pre-switchover"
 
 Report = Callable[[str], None]
 
@@ -41,13 +39,9 @@ class MigrationError(RingstoneError):
 # One QEMU.
 
 
-def prepare(qmp: QmpSession, *, pause: bool = False) -> None:
-    """Have QEMU tell each change of a migration's state. On both ends, before it begins. `pause`: of a source, that it
-    waits with the guest stopped for go_on()."""
-    capabilities = [
-        {"capability": "events", "state": True},
-        {"capability": "pause-before-switchover", "state": pause},
-    ]
+def prepare(qmp: QmpSession) -> None:
+    """Have QEMU tell each change of a migration's state. On both ends, before it begins."""
+    capabilities = [{"capability": "events", "state": True}]
     qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 
@@ -73,25 +67,11 @@ def start(
 def wait(qmp: QmpSession, *, timeout_s: float) -> None:
     """Until the migration has completed, on either end. MigrationError with QEMU's reason when it failed or was
     cancelled, TimeoutError when it goes on."""
-    _wait_for(qmp, (), timeout_s)
-
-
-def wait_until_still(qmp: QmpSession, *, timeout_s: float) -> None:
-    """Until a source that was prepared to pause has stopped the guest; raises as wait()."""
-    _wait_for(qmp, (_STANDS_STILL,), timeout_s)
-
-
-def go_on(qmp: QmpSession) -> None:
-    """End the pause."""
-    qmp.execute("migrate-continue", {"state": _STANDS_STILL})
-
-
-def _wait_for(qmp: QmpSession, wanted: Collection[str], timeout_s: float) -> None:
     deadline = time.monotonic() + timeout_s
     status = status_of(qmp)
-    while status not in (*_ENDED, *wanted):
+    while status not in _ENDED:
         status = qmp.wait_event({"MIGRATION"}, timeout_s=deadline - time.monotonic()).data["status"]
-    if status != "completed" and status not in wanted:
+    if status != "completed":
         raise MigrationError(f"The migration {status}: {reason_of(qmp)}.")
 
 
@@ -153,7 +133,7 @@ class _Move:
         self.destination = self.stack.enter_context(self.open_destination())
         if (state := run_state(self.destination)) != "inmigrate":
             raise MigrationError(f"The destination is in state {state}; start it with -incoming defer.")
-        prepare(self.source, pause=self.disks.switches)
+        prepare(self.source)
         prepare(self.destination)
         listen(self.destination, self.uri)
         self.listening = True
@@ -165,17 +145,14 @@ class _Move:
             self.sending = False
             raise
         self.report("The guest is on its way.")
-        if self.disks.switches:
-            self._wait(wait_until_still)
-            self.disks.switch()
-            go_on(self.source)
-        self._wait(wait)
+        self._wait()
         wait(self.destination, timeout_s=_CANCEL_SECONDS)
+        self.disks.switch()
         self.report("The guest runs at the destination.")
 
-    def _wait(self, until: Callable[..., None]) -> None:
+    def _wait(self) -> None:
         try:
-            until(self.source, timeout_s=self.timeout_s)
+            wait(self.source, timeout_s=self.timeout_s)
         except TimeoutError as error:
             # It may complete while it is being cancelled, and has then moved.
             if cancel(self.source):
