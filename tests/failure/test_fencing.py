@@ -95,17 +95,20 @@ def test_a_stopped_owner_that_goes_on_writes_nothing(
     write_anew(taken)
 
 
+@pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.soak)])
 def test_a_host_that_was_cut_off_writes_nothing(
-    lab: Lab, manager: RemoteClient, disk: models.Attachment, tmp_path: Path
+    lab: Lab, manager: RemoteClient, disk: models.Attachment, tmp_path: Path, seconds: int
 ) -> None:
     """Its gateway and its guest live on, with requests on the way to OSDs that they do not reach."""
     with doomed_load(disk):
         lab.hosts["a"].partition()
         try:
+            begun = time.monotonic()
             taken = wait_for("the failover", lambda: on_b(manager))
             assert taken.epoch == disk.epoch + 1
             write_anew(taken)
             before = content(lab, tmp_path)
+            time.sleep(max(0.0, begun + seconds - time.monotonic()))
         finally:
             lab.hosts["a"].heal()
         check_that_a_gives_up(lab, disk)

@@ -89,8 +89,38 @@ def gateway(lab: Lab) -> None:
     host.start()
 
 
-@pytest.mark.parametrize("fault", [osd, two_osds, monitor, gateway])
-@pytest.mark.parametrize("rounds", [1, pytest.param(10, marks=pytest.mark.soak)])
+def etcd(lab: Lab) -> None:
+    """Its only member is its leader too."""
+    lab.etcd.kill(0)
+    try:
+        run_without_etcd(lab)
+    finally:
+        lab.etcd.restart(0)
+
+
+def full(lab: Lab) -> None:
+    """Only for a load that writes, as reads do not wait; test_full_cluster.py tells more."""
+    lab.ceph.set_full(True)
+    try:
+        time.sleep(AWAY_SECONDS)
+        stalled = requests(lab)
+        time.sleep(0.5)
+        assert requests(lab) - stalled < 100, "it was to wait"
+    finally:
+        lab.ceph.set_full(False)
+
+
+@pytest.mark.parametrize(
+    ("fault", "rounds"),
+    [
+        # Of etcd and a full cluster, tests of their own and the guest's are the short forms.
+        *((fault, 1) for fault in (osd, two_osds, monitor, gateway)),
+        *(
+            pytest.param(fault, 10, marks=pytest.mark.soak)
+            for fault in (osd, two_osds, monitor, gateway, etcd, full)
+        ),
+    ],
+)
 def test_whoever_dies_nothing_is_lost(
     lab: Lab, disk: models.Attachment, fault: Callable[[Lab], None], rounds: int
 ) -> None:
@@ -103,7 +133,7 @@ def test_whoever_dies_nothing_is_lost(
 
 
 def test_the_data_path_does_not_need_etcd(lab: Lab, manager: RemoteClient, disk: models.Attachment) -> None:
-    """Its only member is its leader too: first it does not answer, and then it is dead."""
+    """First it does not answer, and then it is dead."""
     with loaded(disk), lab.hosts["a"].client() as at_a:
         lab.etcd.pause(0)
         try:
@@ -144,12 +174,13 @@ def test_a_guest_notices_nothing_of_all_that(lab: Lab, disk: models.Attachment) 
         engine="libaio",
         depth=8,
         # So that it outlasts the faults.
-        extra=("--rate_iops=800,800",),
+        extra=("--rate_iops=450,450",),
     )
     with lab.boot("a", "disk") as guest:
         running = guest.start(fio_command(job))
         wait_for_progress(lab)
-        for fault in (osd, monitor, gateway):
+        # The first one while fio writes, and not yet reads back.
+        for fault in (full, osd, monitor, etcd, gateway):
             fault(lab)
             wait_for_progress(lab)
         result = parse_fio(running.wait(timeout_s=180).stdout)
