@@ -79,6 +79,7 @@ class Host:
     frontends: int = 1
     to_host: str | None = None
     refuses: str = ""
+    refuses_of: str = "v"
     attached: models.Attachment = field(
         default_factory=lambda: models.Attachment(
             volume="v",
@@ -112,7 +113,7 @@ class Host:
     def create_attachment(self, request: models.AttachmentCreate) -> models.Attachment:
         how = "incoming" if request.incoming else "take over" if request.take_over else "attach"
         self.story.append(f"{request.volume}: {how} on {request.host}")
-        if f"{how} on {request.host}" == self.refuses:
+        if (request.volume, f"{how} on {request.host}") == (self.refuses_of, self.refuses):
             raise UnreachableError("Ceph does not answer.")
         if request.take_over:
             self.attached = self.attached.model_copy(update={"host": request.host})
@@ -306,3 +307,10 @@ def test_a_volume_that_does_not_follow_its_guest_is_for_a_person() -> None:
 def test_a_source_that_is_kept_leaves_its_host_listening_and_says_so() -> None:
     (left,) = Host(to_host="b").migrate(keep_source=True)
     assert "`ringstone volume detach v --host a`" in left
+
+
+def test_a_guest_that_has_another_disk_already_is_not_sent_back() -> None:
+    host = Host(to_host="b", refuses_of="w", refuses="take over on b")
+    message = host.failure("v", "w")
+    assert "`ringstone volume attach w --host b --take-over`" in message
+    assert "resume the source" not in message.split("Rolled back")[0]

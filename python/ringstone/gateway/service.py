@@ -338,8 +338,12 @@ class Service:
 
     def is_idle(self, name: str, record: AttachmentRecord | None) -> bool:
         """Whether `record` is this host's, and nothing has come of it yet."""
-        ours = record is not None and record.host == self.host
-        return ours and name not in self._epochs and name not in self._failed_attachments
+        if record is None or record.host != self.host:
+            return False
+        # What was released waits for its next owner; what is given back after that is so in a later epoch.
+        released = self._incoming.get(name)
+        known = name in self._epochs or name in self._failed_attachments
+        return not known and (released is None or released.epoch < record.epoch)
 
     def take_up(self, name: str) -> None:
         """Serve what another host tried in vain to take over, and gave back."""

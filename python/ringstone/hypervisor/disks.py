@@ -140,7 +140,7 @@ class MovedDisks(Disks):
         return f"Host {self._host} waits for the guest."
 
     def switch(self) -> None:
-        for volume, before in self._before.items():
+        for number, (volume, before) in enumerate(self._before.items()):
             request = models.AttachmentCreate(volume=volume, host=self._host, ha=before.ha, take_over=True)
             try:
                 # Its frontend stays connected: a QEMU whose vhost-user device is disconnected while the guest stands
@@ -148,12 +148,19 @@ class MovedDisks(Disks):
                 self._manager.release(volume)
                 self._manager.create_attachment(request)
             except RingstoneError as error:
-                raise RingstoneError(
-                    f"The guest runs on host {self._host}, and what it asks of volume {volume} waits, as that host "
-                    f"could not take it over ({error.message.rstrip('.')}). Try again with `ringstone volume attach {volume} "
-                    f"--host {self._host} --take-over`; or end the destination's QEMU, attach it with `--host "
-                    f"{before.host} --take-over`, and resume the source"
-                ) from error
+                raise RingstoneError(self._stuck(volume, before, error, alone=number == 0)) from error
+
+    def _stuck(self, volume: str, before: models.Attachment, error: RingstoneError, *, alone: bool) -> str:
+        """`alone`: no other volume has followed the guest, which has therefore written nothing yet."""
+        back = (
+            f"; or end the destination's QEMU, attach it with `--host {before.host} --take-over`, and resume the "
+            "source"
+        )
+        return (
+            f"The guest runs on host {self._host}, and what it asks of volume {volume} waits, as that host could not "
+            f"take it over ({error.message.rstrip('.')}). Try again with `ringstone volume attach {volume} --host "
+            f"{self._host} --take-over`{back if alone else ''}"
+        )
 
     def take_back(self) -> list[str]:
         said = []
