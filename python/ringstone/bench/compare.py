@@ -82,6 +82,10 @@ def worst_queue_p99_ns(measurement: Measurement) -> float:
     return max(measurement.queue_p99_ns)
 
 
+def cpu_ns(measurement: Measurement) -> float:
+    return measurement.cpu.ns if measurement.cpu else 0.0
+
+
 def client_busy(measurement: Measurement) -> float | None:
     return measurement.client_busy
 

@@ -1,7 +1,8 @@
-"""fio's own io_uring engine on the bare file: what the kernel and the drive give without any virtual disk."""
+"""fio's own engines: what a file, the kernel and the drive, or a Ceph image give without any virtual disk."""
 
 import json
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,21 +14,24 @@ from ringstone.errors import StorageError
 
 def command(file: Path, shape: Shape, window: Window) -> list[str]:
     """As the gateway does it: O_DIRECT, registered buffers and files, one process."""
+    engine = [f"--filename={file}", "--ioengine=io_uring", "--fixedbufs=1", "--registerfiles=1"]
+    return job(engine, shape.span_bytes or file.stat().st_size, shape, window)
+
+
+def job(engine: Sequence[str], size: int, shape: Shape, window: Window) -> list[str]:
+    """fio's command line for a shape, with the options that choose engine and target."""
     direction = {100: "read", 0: "write"}.get(shape.read_share, "rw")
     kind = direction if shape.pattern == "sequential" else f"rand{direction}"
     return [
         "fio",
         "--name=bench",
-        f"--filename={file}",
-        "--ioengine=io_uring",
+        *engine,
         "--direct=1",
-        "--fixedbufs=1",
-        "--registerfiles=1",
         f"--rw={kind}",
         f"--rwmixread={shape.read_share}",
         f"--bs={shape.block_size}",
         f"--iodepth={shape.depth * shape.queues}",
-        f"--size={shape.span_bytes or file.stat().st_size}",
+        f"--size={size}",
         "--norandommap=1",
         "--randrepeat=0",
         "--time_based=1",

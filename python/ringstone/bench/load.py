@@ -12,8 +12,9 @@ from ringstone.errors import StorageError
 GIB = 1 << 30
 
 
-def drive(socket: Path, shape: Shape, window: Window, cores: Cores, **more: Any) -> LoadReport:
-    """Load on whatever listens at `socket`; `more` are further fields of the job.
+def drive(socket: Path, shape: Shape, window: Window, cores: Cores | None, **more: Any) -> LoadReport:
+    """Load on whatever listens at `socket`, bound to the client core if `cores` are given; `more` are further fields of
+    the job.
 
     A measurement in which a request failed, or none was completed, says nothing, so that is a StorageError.
     """
@@ -22,7 +23,7 @@ def drive(socket: Path, shape: Shape, window: Window, cores: Cores, **more: Any)
         "socket": str(socket),
         "seconds": window.seconds,
         "warmup_seconds": window.warmup,
-        "cores": [cores.client],
+        "cores": [cores.client] if cores is not None else [],
     }
     report = LoadReport.model_validate(run_job("load", job | shape.as_dict() | more))
     if not report.operations:

@@ -87,5 +87,6 @@ def _tools() -> dict[str, str]:
     found = {
         "qemu-storage-daemon": _output("qemu-storage-daemon", "--version"),
         "fio": _output("fio", "--version"),
+        "ceph": _output("rbd", "--version"),
     }
     return {tool: version.splitlines()[0] for tool, version in found.items() if version}

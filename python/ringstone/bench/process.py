@@ -164,7 +164,12 @@ def last_line(text: str) -> str:
 
 def pinned(core: int, command: Sequence[str]) -> list[str]:
     """`command` bound to a core, and ended with this process should that be killed."""
-    return ["taskset", "-c", str(core), "setpriv", "--pdeathsig", "TERM", *command]
+    return ["taskset", "-c", str(core), *tied(command)]
+
+
+def tied(command: Sequence[str]) -> list[str]:
+    """`command` ended with this process should that be killed."""
+    return ["setpriv", "--pdeathsig", "TERM", *command]
 
 
 def resident_bytes(pid: int) -> int:

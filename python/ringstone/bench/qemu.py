@@ -1,10 +1,11 @@
 """qemu-storage-daemon serving the same file with the same protocol."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ringstone.bench.load import drive
 from ringstone.bench.process import LineProcess, pinned
@@ -32,10 +33,8 @@ def modes(*, direct_only: bool) -> tuple[AioMode, ...]:
 
 
 def command(file: Path, socket: Path, mode: AioMode, queues: int) -> list[str]:
-    """The monitor comes last: its greeting says that the export is there."""
     blockdev = {
         "driver": "file",
-        "node-name": "file",
         "filename": str(file),
         "aio": mode.aio,
         "cache": {"direct": mode.direct},
@@ -43,10 +42,15 @@ def command(file: Path, socket: Path, mode: AioMode, queues: int) -> list[str]:
         # The gateway has the file too; only one of the two is under load at a time.
         "locking": "off",
     }
+    return exporting(blockdev, socket, queues)
+
+
+def exporting(blockdev: dict[str, Any], socket: Path, queues: int) -> list[str]:
+    """Serve a block device. The monitor comes last: its greeting says that the export is there."""
     export = {
         "type": "vhost-user-blk",
         "id": "export",
-        "node-name": "file",
+        "node-name": "disk",
         "addr": {"type": "unix", "path": str(socket)},
         "writable": True,
         "num-queues": queues,
@@ -57,7 +61,7 @@ def command(file: Path, socket: Path, mode: AioMode, queues: int) -> list[str]:
         "--object",
         "iothread,id=iothread",
         "--blockdev",
-        json.dumps(blockdev),
+        json.dumps(blockdev | {"node-name": "disk"}),
         "--export",
         json.dumps(export),
         "--chardev",
@@ -89,13 +93,19 @@ def serving(
 ) -> Iterator[QemuStorageDaemon]:
     """Run the daemon on `file`, bound to the server core. RingstoneError when it does not start."""
     socket = directory / f"qemu-{mode.aio}-{'direct' if mode.direct else 'cached'}.sock"
-    line = pinned(cores.server, command(file, socket, mode, queues))
+    with running(pinned(cores.server, command(file, socket, mode, queues)), directory):
+        yield QemuStorageDaemon(socket, mode, cores)
+
+
+@contextmanager
+def running(line: Sequence[str], directory: Path) -> Iterator[LineProcess]:
+    """A daemon by its command line. RingstoneError when it does not start."""
     with LineProcess(line, log=directory / "qemu.log") as daemon:
         greeting = daemon.receive()
         if "QMP" not in greeting:
             raise RingstoneError(f"{PROGRAM} answered {greeting} where its greeting was expected.")
         try:
-            yield QemuStorageDaemon(socket, mode, cores)
+            yield daemon
         finally:
             daemon.send({"execute": "qmp_capabilities"})
             daemon.send({"execute": "quit"})

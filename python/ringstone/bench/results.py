@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,6 +141,7 @@ class Raw(BaseModel):
                 "p99_ns": one.p99_ns,
                 "reactor_busy_ns": one.reactor.busy_ns if one.reactor else None,
                 "reactor_busy_share": one.reactor.busy_share if one.reactor else None,
+                "cpu": asdict(one.cpu) if one.cpu else None,
                 "report": one.raw,
             }
             for one in rounds.measurements

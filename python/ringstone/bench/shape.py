@@ -39,7 +39,10 @@ class Shape:
     def on_drive(self) -> "Shape":
         """The same load for a file on a drive. The kernel completes writes to a file system in threads of its own, on
         the core that the drive interrupts; a client that polled there would make them wait for whole time slices."""
-        return self if self.read_share == 100 else replace(self, wait="sleep")
+        return self if self.read_share == 100 else self.sleeping()
+
+    def sleeping(self) -> "Shape":
+        return replace(self, wait="sleep")
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self) | {"event_idx": self.wait == "sleep"}
@@ -63,6 +66,21 @@ class ReactorUse:
 
 
 @dataclass(frozen=True, slots=True)
+class CpuUse:
+    """CPU time for each request, user and system, in nanoseconds: of the process that serves, its libraries' threads
+    included; of its reactors alone, polling included; of the client's thread. What is in one process with the server
+    is 0."""
+
+    server_ns: float
+    reactor_ns: float = 0.0
+    client_ns: float = 0.0
+
+    @property
+    def ns(self) -> float:
+        return self.server_ns + self.client_ns
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """One round of one contender. `client_busy` is None where the contender has no client of ours."""
 
@@ -71,18 +89,22 @@ class Measurement:
     p99_ns: float
     client_busy: float | None = None
     reactor: ReactorUse | None = None
+    cpu: CpuUse | None = None
     queue_p99_ns: tuple[float, ...] = ()
     queue_iops: tuple[float, ...] = ()
     raw: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, report: LoadReport, reactor: ReactorUse | None = None) -> "Measurement":
+    def of(
+        cls, report: LoadReport, reactor: ReactorUse | None = None, cpu: CpuUse | None = None
+    ) -> "Measurement":
         return cls(
             iops=report.iops,
             mean_ns=report.latency.mean_ns,
             p99_ns=report.latency.p99_ns,
             client_busy=report.client.busy_share,
             reactor=reactor,
+            cpu=cpu,
             queue_p99_ns=tuple(queue.latency.p99_ns for queue in report.queues),
             queue_iops=tuple(queue.iops for queue in report.queues),
             raw=report.model_dump(mode="json", exclude_none=True),

@@ -1,6 +1,7 @@
 """`ringstone bench`"""
 
 import sys
+from contextlib import ExitStack
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,11 +11,13 @@ from rich.console import Console
 from rich.table import Table
 
 from ringstone.bench import compare as figures
+from ringstone.bench import rbd as ceph
 from ringstone.bench import resilience as recovery
 from ringstone.bench import rest, single, suite
 from ringstone.bench.compare import Plan, Progress, Rounds, limited_by
 from ringstone.bench.machine import describe
 from ringstone.bench.results import Results, figure, ratio_text
+from ringstone.bench.rings import require_ringstone
 from ringstone.bench.setting import prepared
 from ringstone.bench.shape import Cores, Shape, Window
 from ringstone.bench.spread import Spread
@@ -213,6 +216,54 @@ def resilience(
         cores=cores, plan=plan, progress=_progress(cli.json), size=size, disk=disk, realtime=realtime
     ) as setting:
         recovery.run(parts, against, setting, results)
+    _write(results, output, as_json=cli.json)
+
+
+@app.command("rbd")
+def rbd(
+    context: typer.Context,
+    conf: Annotated[
+        Path | None,
+        typer.Option(help="ceph.conf of a cluster; default: one of the lab's, for this run alone."),
+    ] = None,
+    user: Annotated[str, typer.Option(help="Its user, without `client.`.")] = "admin",
+    pool: Annotated[str, typer.Option(help="Its pool, in which an image is made and removed.")] = "rbd",
+    depth: Annotated[
+        list[int] | None, typer.Option(min=1, max=1024, help="Depths; default: 1, 32 and 128.")
+    ] = None,
+    against: Annotated[
+        Path | None,
+        typer.Option(help="Also measure another build of Ringstone, as `pip install --target` makes it."),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Part of the result's file name.")] = "rbd",
+    output: Annotated[Path, typer.Option(help="Directory for the table and the raw figures.")] = Path(
+        "bench/results"
+    ),
+    size: Size = "512M",  # type: ignore[assignment]
+    seconds: Seconds = 1.5,
+    warmup: Warmup = 0.5,
+    rounds: RoundCount = 5,
+    server_core: ServerCore = 0,
+    client_core: ClientCore = 1,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure the gateway beside fio's rbd engine and qemu-storage-daemon, on one image of a Ceph cluster."""
+    cli = context_of(context, json_output)
+    _check_name(name)
+    plan = Plan(rounds, Window(seconds, warmup))
+    results = Results(name=name, command=ceph.COMMAND, plan=plan.text, machine=describe())
+    cores = Cores(server_core, client_core)
+    with ExitStack() as stack:
+        if against is not None:
+            require_ringstone(against)
+        setting = stack.enter_context(
+            prepared(cores=cores, plan=plan, progress=_progress(cli.json), size=size)
+        )
+        if conf is None:
+            cluster = stack.enter_context(ceph.cluster_of_the_lab(results))
+        else:
+            cluster = ceph.Cluster(conf, user, pool)
+        ceph.rbd(cluster, setting, results, depths=depth or ceph.DEPTHS, against=against)
     _write(results, output, as_json=cli.json)
 
 
