@@ -334,18 +334,17 @@ impl VirtRing for SplitRing {
 
     /// virtio 1.2, 2.7.10.
     fn set_kicks(&mut self, notify: Notify) {
-        let field = match (self.event_idx, notify) {
-            (true, Notify::Armed) => Some((self.available_event(), self.next_available.get())),
-            // An event index that lies behind asks for nothing until the index wraps around.
-            (true, Notify::Suppressed) => None,
-            (false, Notify::Armed) => Some((self.used_flags(), 0)),
-            (false, Notify::Suppressed) => Some((self.used_flags(), USED_NO_NOTIFY)),
+        let (field, value) = match (self.event_idx, notify) {
+            (true, Notify::Armed) => (self.available_event(), self.next_available.get()),
+            // An event index that lies behind asks for nothing until the index wraps around; the one that was armed still
+            // asks for the next request, when something else has woken us.
+            (true, Notify::Suppressed) => (self.available_event(), self.next_available.get().wrapping_sub(1)),
+            (false, Notify::Armed) => (self.used_flags(), 0),
+            (false, Notify::Suppressed) => (self.used_flags(), USED_NO_NOTIFY),
         };
-        if let Some((field, value)) = field {
-            // SAFETY: a field of the used ring.
-            unsafe { put_u16(field, value) };
-            self.mark(field, 2);
-        }
+        // SAFETY: a field of the used ring.
+        unsafe { put_u16(field, value) };
+        self.mark(field, 2);
         fence(Ordering::SeqCst);
     }
 
