@@ -13,6 +13,7 @@ use ringstone_virtqueue::{Chain, Notify};
 use crate::fixed::{FixedBuffers, Stepped};
 use crate::handle::{Command, Outbox, Reply};
 use crate::mailbox::Receiver;
+use crate::patience::{Awaited, Patience};
 use crate::pools::{Pools, Quota};
 use crate::queue::{each, Queue, QueueParts};
 use crate::uring::{Completion, Tag, Uring};
@@ -41,6 +42,8 @@ pub struct Shared {
     pub outbox: Outbox,
     /// What librbd's threads give back.
     pub returned: Arc<Completions>,
+    /// Requests that librbd has.
+    pub at_librbd: u32,
 }
 
 /// Requests that a faulty drive holds back, by the tick at which they go on.
@@ -113,20 +116,23 @@ pub struct Reactor {
     generations: Vec<u16>,
     /// Places in use, in the order they are polled.
     active: Vec<u16>,
-    idle_ticks: u64,
+    patience: Patience,
+    /// Every queue here is of an image.
+    only_images: bool,
     running: bool,
 }
 
 impl Reactor {
     pub fn new(shared: Shared, inbox: Receiver<Command>, wake: OwnedFd, idle_ticks: u64) -> Self {
         Self {
+            patience: Patience::new(idle_ticks, |ns| shared.clock.ticks(ns)),
+            only_images: false,
             shared,
             inbox,
             wake,
             places: Vec::new(),
             generations: Vec::new(),
             active: Vec::new(),
-            idle_ticks,
             running: true,
         }
     }
@@ -138,8 +144,10 @@ impl Reactor {
         let mut accounted = self.shared.clock.now();
         let mut last_work = accounted;
         let mut idle_turns = 0u32;
+        let mut awaited = Awaited::Work;
         while self.running || !self.active.is_empty() {
             self.shared.began = 0;
+            let had = self.shared.at_librbd;
             if self.turn() {
                 // From the first work found to here is busy, before it idle.
                 let ended = self.shared.clock.now();
@@ -147,6 +155,10 @@ impl Reactor {
                 self.account(began - accounted, ended - began, u64::from(idle_turns) + 1);
                 self.publish_uring_counts();
                 (accounted, last_work, idle_turns) = (ended, ended, 0);
+                if awaited != Awaited::Work {
+                    self.patience.found();
+                }
+                awaited = self.awaited(had);
                 continue;
             }
             idle_turns += 1;
@@ -154,8 +166,15 @@ impl Reactor {
                 // An idle turn is so short that reading the clock in each would double it.
                 let now = self.shared.clock.now();
                 self.account(now - accounted, 0, u64::from(idle_turns));
+                if awaited != Awaited::Work {
+                    self.patience.looked(now - accounted, now);
+                }
                 (accounted, idle_turns) = (now, 0);
-                if now - last_work > self.idle_ticks && self.running {
+                if now - last_work > self.patience.limit(awaited, now) && self.running {
+                    if awaited != Awaited::Work {
+                        self.patience.missed();
+                    }
+                    awaited = Awaited::Work;
                     self.sleep();
                     accounted = self.shared.clock.now();
                     last_work = accounted;
@@ -164,6 +183,20 @@ impl Reactor {
         }
         // Last of all, as whoever watches takes a reactor that polls and does not turn for one that is stuck.
         self.shared.stats.set_removed();
+    }
+
+    /// What it waits for after a turn before which librbd `had` so many requests.
+    fn awaited(&self, had: u32) -> Awaited {
+        match self.shared.at_librbd {
+            1.. if self.only_images => {
+                if self.shared.at_librbd < had {
+                    Awaited::Drivers
+                } else {
+                    Awaited::Librbd
+                }
+            }
+            _ => Awaited::Work,
+        }
     }
 
     #[inline(always)]
@@ -280,6 +313,7 @@ impl Reactor {
                 }
             }
         });
+        self.shared.at_librbd -= reaped as u32;
         self.flush_dirty();
         self.shared.stats.add(ReactorCounter::Reaped, reaped);
     }
@@ -455,6 +489,7 @@ impl Reactor {
     }
 
     fn count_queues(&mut self) {
+        self.only_images = self.places.iter().flatten().all(|queue| queue.is_of_image());
         self.shared.quota = Quota::share(self.active.len());
         self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
     }

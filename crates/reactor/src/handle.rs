@@ -189,6 +189,7 @@ fn prepare(
         delayed: Delayed::default(),
         outbox,
         returned,
+        at_librbd: 0,
     })
 }
 

@@ -32,6 +32,7 @@ mod fixed;
 mod handle;
 mod mailbox;
 mod mover;
+mod patience;
 mod pools;
 mod queue;
 mod slots;

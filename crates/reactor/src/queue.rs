@@ -97,6 +97,11 @@ impl Queue {
         each!(self, queue => &queue.parts.stats)
     }
 
+    /// Its requests go to librbd.
+    pub(crate) fn is_of_image(&self) -> bool {
+        each!(self, queue => matches!(queue.drive(), Drive::Rbd(_)))
+    }
+
     /// Ring entries.
     pub fn size(&self) -> u16 {
         each!(self, queue => queue.ring.size())

@@ -57,8 +57,9 @@ impl<R: VirtRing> RingQueue<R> {
 
     /// A request was given to librbd, or refused at once.
     fn asked(&mut self, head: u16, asked: Result<(), i32>, shared: &mut Shared) {
-        if let Err(code) = asked {
-            self.failed(head, code, shared);
+        match asked {
+            Ok(()) => shared.at_librbd += 1,
+            Err(code) => self.failed(head, code, shared),
         }
     }
 

@@ -1,0 +1,179 @@
+//! How long a reactor looks for work before it sleeps. Arithmetic on ticks, without a clock.
+//!
+//! A reactor with work of its own looks for all of its idle time. While librbd has its requests there is nothing that it could
+//! do: what comes next is an interrupt of the network and threads of librbd, of the kernel and, where the cluster is on
+//! this host too, of OSDs, and they want cores. To look for the answer saves a wake-up, as long as the core is the
+//! reactor's alone and answers are quick; otherwise it only takes time from those that are to give the answer. Which of the two
+//! it is cannot be known beforehand and shows when it is tried, so that is done now and then.
+
+const MICROSECOND: u64 = 1000;
+const MILLISECOND: u64 = 1_000_000;
+/// How long it looks before it is judged. Threads need some of that to find themselves another core.
+const TRIAL: u64 = 100 * MILLISECOND;
+/// How long it does not look after a trial that did not pay: a trial may cost a third of the throughput while it lasts.
+const QUIET: u64 = 5000 * MILLISECOND;
+/// Between two looks lie some turns without work, well below a microsecond. If it is so much, somebody else had the core.
+const INTERRUPTION: u64 = 4 * MICROSECOND;
+/// Drivers that were answered are given so long to ask again, which saves them the kick and us the wake-up.
+const BRIEF: u64 = 20 * MICROSECOND;
+
+/// What a reactor waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Awaited {
+    /// Work that it finds by looking.
+    Work,
+    /// librbd, and drivers that were just answered.
+    Drivers,
+    /// librbd alone.
+    Librbd,
+}
+
+/// All times are ticks.
+pub struct Patience {
+    idle: u64,
+    brief: u64,
+    interruption: u64,
+    trial: u64,
+    quiet: u64,
+    /// It does not look for answers before.
+    quiet_until: u64,
+    tried: Trial,
+}
+
+/// What came of looking since `began`.
+#[derive(Default)]
+struct Trial {
+    began: Option<u64>,
+    found: u32,
+    missed: u32,
+    looked: u64,
+    interrupted: u64,
+}
+
+impl Trial {
+    /// Three quarters of the answers came while it looked, and less than a tenth of its time was taken away.
+    fn pays(&self) -> bool {
+        self.missed <= self.found / 3 && self.interrupted < self.looked / 10
+    }
+}
+
+impl Patience {
+    /// `idle`: the idle time; `ticks`: of so many nanoseconds.
+    pub fn new(idle: u64, ticks: impl Fn(u64) -> u64) -> Self {
+        Self {
+            idle,
+            brief: ticks(BRIEF).min(idle),
+            interruption: ticks(INTERRUPTION),
+            trial: ticks(TRIAL),
+            quiet: ticks(QUIET),
+            quiet_until: 0,
+            tried: Trial::default(),
+        }
+    }
+
+    /// How long to look since the last work.
+    pub fn limit(&self, awaited: Awaited, now: u64) -> u64 {
+        match awaited {
+            Awaited::Work => self.idle,
+            _ if now >= self.quiet_until => self.idle,
+            Awaited::Drivers => self.brief,
+            Awaited::Librbd => 0,
+        }
+    }
+
+    /// It looked for librbd's answer, which took so long.
+    pub fn looked(&mut self, took: u64, now: u64) {
+        if now < self.quiet_until {
+            return;
+        }
+        let began = *self.tried.began.get_or_insert(now);
+        self.tried.looked += took;
+        if took > self.interruption {
+            self.tried.interrupted += took;
+        }
+        if now - began > self.trial {
+            if !self.tried.pays() {
+                self.quiet_until = now + self.quiet;
+            }
+            self.tried = Trial::default();
+        }
+    }
+
+    /// Work came while it looked for librbd's answer.
+    pub fn found(&mut self) {
+        self.tried.found += u32::from(self.tried.began.is_some());
+    }
+
+    /// None did, and it sleeps.
+    pub fn missed(&mut self) {
+        self.tried.missed += u32::from(self.tried.began.is_some());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ticks are nanoseconds here.
+    fn patience() -> Patience {
+        Patience::new(200 * MICROSECOND, |ns| ns)
+    }
+
+    /// Waits for librbd from `now` on, of which a share is answered in time; the tick at the end.
+    fn wait(patience: &mut Patience, mut now: u64, waits: u32, found_of_ten: u32, look: u64) -> u64 {
+        for one in 0..waits {
+            for _ in 0..100 {
+                now += look;
+                patience.looked(look, now);
+            }
+            if one % 10 < found_of_ten {
+                patience.found()
+            } else {
+                patience.missed()
+            }
+        }
+        now
+    }
+
+    #[test]
+    fn looking_goes_on_while_answers_come_in_time() {
+        let mut patience = patience();
+        let now = wait(&mut patience, 1, 6000, 8, 200);
+        assert_eq!(patience.limit(Awaited::Librbd, now), 200 * MICROSECOND);
+    }
+
+    #[test]
+    fn answers_that_take_longer_are_slept_for_and_tried_again_later() {
+        let mut patience = patience();
+        let now = wait(&mut patience, 1, 6000, 5, 200);
+        assert_eq!(patience.limit(Awaited::Librbd, now), 0);
+        assert_eq!(patience.limit(Awaited::Drivers, now), BRIEF);
+        assert_eq!(patience.limit(Awaited::Work, now), 200 * MICROSECOND);
+        // What is slept for meanwhile says nothing about the next trial.
+        wait(&mut patience, now, 10, 0, 200);
+        let later = now + QUIET;
+        assert_eq!(patience.limit(Awaited::Librbd, later), 200 * MICROSECOND);
+        let now = wait(&mut patience, later, 6000, 10, 200);
+        assert_eq!(patience.limit(Awaited::Librbd, now), 200 * MICROSECOND);
+    }
+
+    #[test]
+    fn a_core_that_others_want_is_given_up() {
+        let mut patience = patience();
+        let mut now = wait(&mut patience, 1, 10, 10, 200);
+        for _ in 0..TRIAL / INTERRUPTION {
+            now += 2 * INTERRUPTION;
+            patience.looked(2 * INTERRUPTION, now);
+            patience.found();
+        }
+        assert_eq!(patience.limit(Awaited::Librbd, now), 0);
+    }
+
+    #[test]
+    fn without_idle_time_it_never_looks() {
+        let patience = Patience::new(0, |ns| ns);
+        for awaited in [Awaited::Work, Awaited::Drivers, Awaited::Librbd] {
+            assert_eq!(patience.limit(awaited, 1), 0);
+        }
+    }
+}
