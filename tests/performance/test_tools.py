@@ -8,6 +8,7 @@ import pytest
 
 from ringstone.bench import files, fio, hugepages, machine, qemu, single
 from ringstone.bench.compare import Plan
+from ringstone.bench.cpu import Meter
 from ringstone.bench.process import LineProcess, cpu_seconds, job_answer, resident_bytes
 from ringstone.bench.setting import Setting, prepared
 from ringstone.bench.shape import Cores, Shape, Window
@@ -132,6 +133,32 @@ def test_what_a_child_costs_can_be_read(tmp_path: Path) -> None:
         child.receive()
         assert resident_bytes(child.pid) > 32 << 20
         assert cpu_seconds(child.pid) > 0
+        child.send({})
+
+
+def test_cpu_time_is_read_off_the_middle_of_a_load(tmp_path: Path) -> None:
+    """A child that is busy from the first answer to the second."""
+    script = (
+        "import time; input(); began = time.monotonic()\n"
+        "while time.monotonic() - began < 0.4: pass\n"
+        "print('{}', flush=True)"
+    )
+    with LineProcess([sys.executable, "-c", script], log=tmp_path / "log") as child:
+        with Meter(child.pid) as meter:
+            child.send({})
+            child.receive()
+        busy, reactors = meter.cores(0.4)
+    # Others may have the core for a while.
+    assert 0.1 < busy < 1.1
+    assert reactors == 0
+
+
+def test_a_load_too_short_for_its_cpu_time_says_so(tmp_path: Path) -> None:
+    with LineProcess([sys.executable, "-c", "input()"], log=tmp_path / "log") as child:
+        with Meter(child.pid) as meter:
+            pass
+        with pytest.raises(RingstoneError, match="Measure for longer"):
+            meter.cores(0.001)
         child.send({})
 
 
