@@ -1,5 +1,6 @@
 """A running guest moves from one host to another with its volume of a Ceph cluster, and its programs do not notice."""
 
+import subprocess
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from ringstone.client import RemoteClient
+from ringstone.errors import BusyError
 from ringstone.hypervisor.args import volume_args
 from ringstone.hypervisor.disks import MovedDisks
 from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
@@ -16,8 +18,11 @@ from ringstone.hypervisor.migration import MigrationError, migrate_vm
 from ringstone.hypervisor.qemu import Qemu, QemuConfig
 from ringstone.hypervisor.qmp import QmpSession
 from ringstone.lab.lab import Lab
+from tests.framework.gateway import RINGSTONE
 from tests.framework.guest import GuestHost
 from tests.framework.lab import wait_for
+from tests.framework.load import script
+from tests.framework.pattern import running_pattern
 
 MIB = 1 << 20
 # See tests/interop/test_migration.py on machines, CPUs and their number.
@@ -118,6 +123,29 @@ def test_a_host_that_waits_for_a_guest_owns_nothing(lab: Lab, manager: RemoteCli
     with lab.hosts["b"].client() as at_b:
         assert at_b.attachment("disk").state == "incoming"
     assert manager.attachment("disk") == before
+    # A new process could not tell whose the image is.
+    refused = subprocess.run(
+        [*RINGSTONE, "--socket", str(lab.hosts["b"].socket), "gateway", "upgrade"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+    assert refused.returncode != 0
+    assert "waits for its guest from another host" in refused.stderr
+    assert manager.attachment("disk") == before
+    assert script(before.socket, [{"op": "write", "offset": 0, "len": 4096, "fill": {"seed": 1}}])
+    # Its guest runs.
+    with (
+        running_pattern(before.socket, queues=1, wait="sleep") as load,
+        pytest.raises(BusyError, match="stop its guest"),
+    ):
+        manager.release("disk")
+    assert load.report.passed, load.report.findings
+    # Its guest stands still. Nobody has it until somebody owns it again, which may be who had it.
+    manager.release("disk")
+    assert manager.attach("disk", host="a", take_over=True).epoch == before.epoch
+    assert script(before.socket, [{"op": "read", "offset": 0, "len": 4096}])
     manager.detach("disk", host="b")
     assert not Path(waiting.socket).exists()
     assert manager.attachment("disk") == before
