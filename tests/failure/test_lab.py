@@ -75,11 +75,15 @@ def two_osds(lab: Lab) -> None:
 
 
 def monitor(lab: Lab) -> None:
+    # OSDs that just came back need it to find one another.
+    lab.ceph.wait_healthy()
     lab.ceph.kill_mon()
-    # The data path does not need it.
-    wait_for_progress(lab)
-    time.sleep(AWAY_SECONDS)
-    lab.ceph.start_mon()
+    try:
+        # The data path does not.
+        wait_for_progress(lab)
+        time.sleep(AWAY_SECONDS)
+    finally:
+        lab.ceph.start_mon()
 
 
 def gateway(lab: Lab) -> None:
