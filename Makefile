@@ -95,7 +95,7 @@ test-python: build qemu-next lab-packages ## The Python tests alone: unit, funct
 	@$(run-test-python)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)
-soak: build ## The tests that run for long; SOAK_SECONDS (600) for those that go round
+soak: build qemu-next lab-packages ## The tests that run for long; SOAK_SECONDS (600) for those that go round
 	@$(STEP) soak --say -- env RINGSTONE_SOAK_SECONDS=$(SOAK_SECONDS) $(VENV)/bin/python -m pytest -m soak
 bench: build ## Measure the gateway against qemu-storage-daemon and the machine's limits
 	@$(VENV)/bin/ringstone bench suite $(BENCH_ARGS)
