@@ -1,6 +1,7 @@
 """Sizes, rates and times as people write and read them. Sizes are bytes; units are binary (1K = 1024)."""
 
 import re
+from datetime import UTC, datetime
 from fractions import Fraction
 
 _UNITS = ("", "K", "M", "G", "T", "P", "E")
@@ -51,3 +52,9 @@ def format_latency(nanoseconds: int | None) -> str:
         if nanoseconds >= factor:
             return f"{nanoseconds / factor:.3g} {unit}"
     return f"{nanoseconds} ns"
+
+
+def utc(nanoseconds: int) -> datetime:
+    """CLOCK_REALTIME nanoseconds as a time, to the microsecond."""
+    seconds, rest = divmod(nanoseconds, 1_000_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)

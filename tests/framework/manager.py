@@ -82,6 +82,13 @@ class FakeHost:
     transport: InProcess
 
 
+def ready(app: ASGIApp) -> ASGIApp:
+    """FastAPI builds its routes when a request is first held against them, and hides a warning meanwhile, which does
+    not hold when two threads do that at once."""
+    InProcess(app).handle_request(httpx.Request("GET", "http://nowhere/v1/nothing"))
+    return app
+
+
 @dataclass
 class Cluster:
     """Hosts of one store, and managers."""
@@ -108,7 +115,7 @@ class Cluster:
         config = GatewayConfig((0,), 200, folder, folder, folder / "gateway.sock", "info", host=name)
         stats = StatsPage(folder / "stats")
         self._closing.append(stats.close)
-        app = build_app(ApiContext(config, service, stats, "1", 0))
+        app = ready(build_app(ApiContext(config, service, stats, "1", 0)))
         host = FakeHost(name, service, engine, InProcess(TokenRequired(app, Tokens(self.token_file))))
         self.hosts[name] = host
         address = (f"http://{name}:7480",)
@@ -137,7 +144,7 @@ class Cluster:
     def client(self, operations: Operations | None = None) -> RemoteClient:
         """Of a manager."""
         context = ManagerContext(operations or self.operations(), "http://manager", "a database", 1, 0.0)
-        app = TokenRequired(build_manager(context), Tokens(self.token_file))
+        app = TokenRequired(ready(build_manager(context)), Tokens(self.token_file))
         client = RemoteClient("http://manager", token=TOKEN, transport=InProcess(app))
         self._closing.append(client.close)
         return client

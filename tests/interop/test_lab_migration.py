@@ -96,8 +96,8 @@ def working(move: Move) -> Iterator[None]:
     assert move.guest.output("dmesg | grep -i 'I/O error' || true") == ""
 
 
-# Not in each run: of some ten emulated guests one crashed after the move, although with one vCPU. Moves on one host
-# with a file do not have that. The reason is not known, nor whether it is QEMU's or ours.
+# Not in each run: of ten emulated guests with an rbd volume one crashed after a move, although with one vCPU.
+# Moves on one host with a file do not have that. The reason is not known, nor whether it is QEMU's or ours.
 @pytest.mark.soak
 def test_a_guest_moves_to_another_host_with_its_disk_under_load(move: Move) -> None:
     before = move.manager.attachment("disk")

@@ -7,11 +7,12 @@ from fastapi import APIRouter, Query
 
 from ringstone import models
 from ringstone.api.context import ContextDep, ServiceDep
-from ringstone.api.views import pool_view, utc, volume_views
+from ringstone.api.views import pool_view, volume_views
 from ringstone.errors import UnreachableError
 from ringstone.gateway.handover import Upgrade
 from ringstone.gateway.service import Service
 from ringstone.store import Store
+from ringstone.units import utc
 from ringstone.version import version
 
 router = APIRouter(tags=["gateway"])

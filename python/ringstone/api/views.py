@@ -1,19 +1,12 @@
 """From the gateway's plain records to what crosses the API."""
 
-from datetime import UTC, datetime
-
 from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
 from ringstone.pools import Usage, open_pool
 from ringstone.store import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
-
-
-def utc(nanoseconds: int) -> datetime:
-    """CLOCK_REALTIME nanoseconds as a time, to the microsecond."""
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
+from ringstone.units import utc
 
 
 def pool_view(service: Service, record: PoolRecord) -> models.Pool:

@@ -13,6 +13,7 @@ from ringstone.errors import InvalidError
 from ringstone.manager import views
 from ringstone.manager.operations import Operations
 from ringstone.stats import Snapshot
+from ringstone.units import utc
 from ringstone.version import version
 
 
@@ -253,7 +254,7 @@ def show_manager(context: ContextDep) -> models.ManagerInfo:
     return models.ManagerInfo(
         version=version(),
         pid=os.getpid(),
-        started_at=views.utc(context.started_ns),
+        started_at=utc(context.started_ns),
         url=context.url,
         state=context.state,
         hosts=len(store.hosts()),
@@ -277,7 +278,7 @@ def list_events(
 ) -> list[models.Event]:
     """Of this manager since its start, oldest first: what it took over, and what it could not."""
     return [
-        models.Event(at=views.utc(event.at_ns), level=event.level, volume=event.volume, message=event.message)
+        models.Event(at=utc(event.at_ns), level=event.level, volume=event.volume, message=event.message)
         for event in manager.events.latest(1000)
         if volume is None or event.volume == volume
     ][-limit:]

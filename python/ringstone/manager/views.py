@@ -3,7 +3,6 @@ shown as such."""
 
 from collections import Counter
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from time import time_ns
 
 from ringstone import models
@@ -11,17 +10,12 @@ from ringstone.errors import NotFoundError, RingstoneError
 from ringstone.manager.operations import Operations
 from ringstone.store import AttachmentRecord, HostRecord, PoolRecord, VolumeRecord
 from ringstone.store.records import LEASE_SECONDS
+from ringstone.units import utc
 
 # Seconds by which clocks may differ, beside what an announcement is old.
 _CLOCK_SECONDS = 5
 
 Live = models.Volume | RingstoneError | None
-
-
-def utc(nanoseconds: int) -> datetime:
-    """CLOCK_REALTIME nanoseconds as a time, to the microsecond."""
-    seconds, rest = divmod(nanoseconds, 1_000_000_000)
-    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest // 1000)
 
 
 # hosts
