@@ -9,7 +9,7 @@ from xml.etree import ElementTree as xml
 
 import pytest
 
-from ringstone.hypervisor.args import device_id, libvirt_xml, qemu_args, volume_args
+from ringstone.hypervisor.args import device_id, libvirt_xml, memory_args, qemu_args, volume_args
 
 GIB = 1 << 30
 
@@ -28,6 +28,14 @@ def test_guest_memory_is_shared_and_of_the_given_size() -> None:
 def test_huge_pages_are_asked_of_the_memfd() -> None:
     arguments = qemu_args("/run/a.sock", volume="a", queues=2, memory_bytes=GIB, hugepages=True)
     assert _options(arguments, "-object")[0].endswith(",share=on,hugetlb=on")
+
+
+def test_an_emulated_guest_has_two_pages_more_than_qemu_looks_at_together() -> None:
+    arguments = memory_args(GIB, hugepages=False, emulated=True)
+    assert _options(arguments, "-m") == ["1048584K"]
+    assert _options(arguments, "-object") == ["memory-backend-memfd,id=rs-memory,size=1048584K,share=on"]
+    with pytest.raises(ValueError, match="leave emulated or hugepages out"):
+        memory_args(GIB, hugepages=True, emulated=True)
 
 
 def test_the_disk_reconnects_and_has_the_queues() -> None:

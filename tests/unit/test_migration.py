@@ -38,6 +38,9 @@ class QemuStandIn:
     gone: bool = False
     refuses: set[str] = field(default_factory=set)
     on_end: Callable[[], None] = lambda: None
+    version: tuple[int, int] = (7, 2)
+    kvm: bool = True
+    memory: tuple[int, ...] = (256 << 20,)
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         if self.gone:
@@ -46,6 +49,14 @@ class QemuStandIn:
             return {"status": self.state}
         if command == "query-migrate":
             return {"status": self.migration, "error-desc": "out of luck"}
+        if command == "query-version":
+            return {"qemu": {"major": self.version[0], "minor": self.version[1], "micro": 22}}
+        if command == "query-kvm":
+            return {"present": True, "enabled": self.kvm}
+        if command == "query-memory-size-summary":
+            return {"base-memory": self.memory[0], "plugged-memory": sum(self.memory[1:])}
+        if command == "query-memdev":
+            return [{"id": f"memory{number}", "size": size} for number, size in enumerate(self.memory)]
         self.story.append(f"{self.name}: {command}")
         if command in self.refuses:
             raise refusal(command)
@@ -191,6 +202,31 @@ def test_a_guest_that_does_not_run_is_left_alone() -> None:
     host.source.state = "paused"
     assert "state paused, not running. Rolled back: nothing had been changed." in host.failure()
     assert host.story == []
+
+
+@pytest.mark.parametrize(
+    ("version", "memory"),
+    [((7, 2), (256 << 20,)), ((8, 2), (1 << 30,)), ((7, 2), ((256 << 20) + 8192, 128 << 20))],
+)
+def test_a_guest_whose_qemu_would_lose_its_memory_is_left_alone(
+    version: tuple[int, int], memory: tuple[int, ...]
+) -> None:
+    host = Host()
+    host.source.kvm, host.source.version, host.source.memory = False, version, memory
+    failure = host.failure()
+    assert f"QEMU {version[0]}.{version[1]} loses memory of an emulated guest" in failure
+    assert "QEMU 9.0 or newer, or with 8 KiB more" in failure
+    assert host.story == []
+
+
+@pytest.mark.parametrize(
+    ("kvm", "version", "memory"),
+    [(True, (7, 2), 256 << 20), (False, (9, 0), 256 << 20), (False, (7, 2), (256 << 20) + 8192)],
+)
+def test_a_guest_whose_memory_is_followed_moves(kvm: bool, version: tuple[int, int], memory: int) -> None:
+    host = Host()
+    host.source.kvm, host.source.version, host.source.memory = kvm, version, (memory,)
+    assert host.migrate() == []
 
 
 def test_a_volume_that_cannot_be_shared_closes_the_others_again() -> None:

@@ -9,6 +9,8 @@ import re
 from xml.etree import ElementTree as xml
 
 MIB = 1 << 20
+# What an emulated guest has more, see memory_args. QEMU rounds memory up to a multiple of it.
+EMULATED_EXTRA = 8 << 10
 QUEUE_SIZE = 256  # a power of two; two guest jobs at depth 128 fill one queue
 
 
@@ -23,16 +25,27 @@ def _option(value: str) -> str:
     return value.replace(",", ",,")
 
 
-def memory_args(memory_bytes: int, *, hugepages: bool) -> list[str]:
-    """Guest memory that a vhost-user backend can map: `memory_bytes`, a multiple of 2 MiB, shared."""
+def memory_args(memory_bytes: int, *, hugepages: bool, emulated: bool = False) -> list[str]:
+    """Guest memory that a vhost-user backend can map: `memory_bytes`, a multiple of 2 MiB, shared.
+
+    `emulated`: of a guest under TCG that may be migrated, and gets EMULATED_EXTRA more. QEMU before 9.0 looks for
+    written pages 64 at a time where the memory is a whole number of 64 pages, and forgets to tell TCG; what the guest
+    writes from then on may be left behind at the source (fixed by QEMU's commit 03bfc2188f). With two pages more it
+    looks at them one by one.
+    """
     if memory_bytes <= 0 or memory_bytes % (2 * MIB):
         raise ValueError(f"Guest memory of {memory_bytes} bytes is not a multiple of 2 MiB; give it as such.")
-    backend = f"memory-backend-memfd,id=rs-memory,size={memory_bytes // MIB}M,share=on"
+    if emulated and hugepages:
+        raise ValueError(
+            "A guest in huge pages cannot have two small pages more; leave emulated or hugepages out."
+        )
+    size = f"{(memory_bytes + EMULATED_EXTRA) // 1024}K" if emulated else f"{memory_bytes // MIB}M"
+    backend = f"memory-backend-memfd,id=rs-memory,size={size},share=on"
     if hugepages:
         backend += ",hugetlb=on"
     return [
         "-m",
-        f"{memory_bytes // MIB}M",
+        size,
         "-object",
         backend,
         "-machine",

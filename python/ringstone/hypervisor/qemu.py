@@ -42,7 +42,8 @@ class QemuError(RingstoneError):
 @dataclass(frozen=True)
 class QemuConfig:
     """One VM. `devices` are further arguments, from ringstone.hypervisor.args.volume_args say; `folder` takes
-    the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB.
+    the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB, to which an emulated guest that is not
+    in huge pages gets two pages more, so that it can be migrated.
 
     `program`: a QEMU other than the installed one. For a migration both ends have the same `machine`, a versioned
     one such as pc-q35-7.2 where their QEMUs differ, and the same named `cpu` model (the default is all that the
@@ -167,7 +168,11 @@ def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int
         *("-machine", config.machine, "-accel", accelerator + threads),
         *("-cpu", config.cpu or _CPU[accelerator]),
         *("-smp", str(config.cpus)),
-        *memory_args(config.memory_bytes, hugepages=config.hugepages),
+        *memory_args(
+            config.memory_bytes,
+            hugepages=config.hugepages,
+            emulated=accelerator == "tcg" and not config.hugepages,
+        ),
         *("-kernel", str(config.image.kernel), "-initrd", str(config.image.initrd)),
         *("-append", "console=ttyS0 panic=-1 audit=0" + _KERNEL_EXTRA[accelerator]),
         *("-chardev", f"file,id=console,path={console_log},append=on", "-serial", "chardev:console"),
