@@ -5,7 +5,9 @@ import os
 import signal
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from ringstone import models
 from ringstone.client import RemoteClient
 from ringstone.errors import RingstoneError
+from ringstone.hypervisor.fio import FioJob, fio_command
 from ringstone.lab.lab import Lab
 from tests.framework.lab import wait_for
 from tests.framework.pattern import MIB, run_pattern, running_pattern
@@ -49,6 +52,11 @@ def content(lab: Lab, folder: Path) -> int:
     found = zlib.crc32(target.read_bytes())
     target.unlink()
     return found
+
+
+def writes_at_a(lab: Lab) -> int:
+    with lab.hosts["a"].client() as client:
+        return sum(queue.writes for queue in client.stats(volume="disk").of_volume("disk"))
 
 
 def on_b(manager: RemoteClient) -> models.Attachment | None:
@@ -93,6 +101,55 @@ def test_a_stopped_owner_that_goes_on_writes_nothing(
         check_that_a_gives_up(lab, disk)
     assert content(lab, tmp_path) == before
     write_anew(taken)
+
+
+@contextlib.contextmanager
+def stopped(lab: Lab, manager: RemoteClient) -> Iterator[None]:
+    """Host a's gateway stands still while a person has host b take the volume over."""
+    lab.hosts["a"].pause()
+    try:
+        manager.attach("disk", host="b", queues=2, take_over=True)
+        yield
+    finally:
+        lab.hosts["a"].resume()
+
+
+@contextlib.contextmanager
+def cut_off(lab: Lab, manager: RemoteClient) -> Iterator[None]:
+    """Host a reaches nobody, and a manager has host b take the volume over."""
+    lab.hosts["a"].partition()
+    try:
+        wait_for("the failover", lambda: on_b(manager))
+        yield
+    finally:
+        lab.hosts["a"].heal()
+
+
+@pytest.mark.guest
+@pytest.mark.parametrize("lose", [stopped, cut_off])
+def test_the_guest_of_a_lost_host_writes_nothing(
+    lab: Lab,
+    manager: RemoteClient,
+    disk: models.Attachment,
+    tmp_path: Path,
+    lose: Callable[[Lab, RemoteClient], AbstractContextManager[None]],
+) -> None:
+    """What is started anew on another host has the volume for itself, while the old guest still writes."""
+    job = FioJob("verified", "randwrite", engine="libaio", depth=16, size=SIZE)
+    with lab.boot("a", "disk") as lost:
+        lost.start(fio_command(replace(job, seconds=600.0)) + "; touch /ended")
+        wait_for("the guest to write", lambda: writes_at_a(lab) > 200)
+        with lose(lab, manager), lab.boot("b", "disk") as guest:
+            guest.fio(replace(job, verify="write"), timeout_s=120)
+            before = content(lab, tmp_path)
+        # Both have gone on: the host that lost it, and the guest there.
+        check_that_a_gives_up(lab, disk)
+        time.sleep(LATE_SECONDS)
+        assert content(lab, tmp_path) == before
+        # Its requests wait for a disk that does not come back. None was answered with an error.
+        assert lost.output("[ ! -e /ended ] || echo ended; dmesg | grep 'I/O error' || true") == ""
+    with lab.boot("b", "disk") as guest:
+        guest.fio(replace(job, verify="only"), timeout_s=120)
 
 
 @pytest.mark.parametrize("seconds", [0, pytest.param(60, marks=pytest.mark.soak)])

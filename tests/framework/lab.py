@@ -28,11 +28,11 @@ def ceph() -> Iterator[CephCluster]:
 
 @pytest.fixture(scope="session")
 def lab() -> Iterator[Lab]:
-    """Ceph, etcd, two hosts `a` and `b` with a gateway each, and two managers. Another Ceph than that of the fixture
-    `ceph`, as a host's partition takes a network of its own."""
+    """Ceph, an etcd of three members, two hosts `a` and `b` with a gateway each, and two managers. Another Ceph than
+    that of the fixture `ceph`, as a host's partition takes a network of its own."""
     if os.geteuid() != 0:
         pytest.skip("Network namespaces take root.")
-    with Lab(LabSettings(managers=2)) as running:
+    with Lab(LabSettings(managers=2, etcd_members=3)) as running:
         yield running
 
 

@@ -148,7 +148,7 @@ def test_a_host_is_cut_off_and_connected_again(lab: Lab) -> None:
     assert reaches(lab, "a", b.address)
 
 
-def test_etcd_loses_its_member_and_gets_it_back(lab: Lab) -> None:
+def test_etcd_loses_a_member_and_gets_it_back(lab: Lab) -> None:
     lab.network.partition("etcd0")
     try:
         with pytest.raises(LabError):

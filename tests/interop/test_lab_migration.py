@@ -28,6 +28,8 @@ MIB = 1 << 20
 # See tests/interop/test_migration.py on machines and CPUs.
 MACHINE = "pc-q35-7.2"
 CPU = "qemu64"
+# In the guest /dev/vda and /dev/vdb.
+VOLUMES = ("disk", "log")
 
 
 @dataclass
@@ -42,8 +44,12 @@ class Move:
     destinations: list[Qemu] = field(default_factory=list)
 
     def open_destination(self) -> AbstractContextManager[QmpSession]:
-        socket = str(self.lab.hosts["b"].run_dir / "vhost/disk.sock")
-        devices = volume_args(socket, volume="disk", queues=1)
+        sockets = self.lab.hosts["b"].run_dir / "vhost"
+        devices = [
+            argument
+            for volume in VOLUMES
+            for argument in volume_args(str(sockets / f"{volume}.sock"), volume=volume, queues=1)
+        ]
         folder = self.folder / f"destination-{len(self.destinations)}"
         incoming = replace(self.config, folder=folder, incoming="defer", devices=devices)
         self.destinations.append(Qemu(incoming))
@@ -51,7 +57,7 @@ class Move:
 
     def go(self) -> None:
         left = migrate_vm(
-            MovedDisks(self.manager, ["disk"], "b"),
+            MovedDisks(self.manager, VOLUMES, "b"),
             source=self.guest.qemu.qmp,
             open_destination=self.open_destination,
             uri=f"unix:{self.folder}/move-{len(self.destinations)}.sock",
@@ -61,13 +67,16 @@ class Move:
 
 @pytest.fixture
 def move(lab: Lab, manager: RemoteClient, guest_host: GuestHost, tmp_path: Path) -> Iterator[Move]:
-    manager.create_volume("disk", pool="ceph", size=64 * MIB)
-    attachment = manager.attach("disk", host="a", queues=1, ha=True)
+    devices: list[str] = []
+    for volume in VOLUMES:
+        manager.create_volume(volume, pool="ceph", size=64 * MIB)
+        attachment = manager.attach(volume, host="a", queues=1, ha=True)
+        devices += volume_args(attachment.socket, volume=volume, queues=1)
     config = QemuConfig(
         guest_host.image,
         guest_host.accelerator.name,
         tmp_path / "source",
-        volume_args(attachment.socket, volume="disk", queues=1),
+        devices,
         machine=MACHINE,
         cpu=CPU,
         cpus=2,
@@ -86,18 +95,24 @@ def move(lab: Lab, manager: RemoteClient, guest_host: GuestHost, tmp_path: Path)
 
 @contextmanager
 def working(move: Move) -> Iterator[None]:
-    """fio writes and verifies all the time, and sees no error."""
+    """fio writes and verifies both disks all the time, and sees no error."""
     job = FioJob("move", "randwrite", engine="libaio", depth=8, size=16 * MIB, verify="write")
-    running = move.guest.start(fio_command(replace(job, extra=("--loops=3", "--rate_iops=1500,1500"))))
+    running = [
+        move.guest.start(
+            fio_command(replace(job, filename=disk, extra=("--loops=2", "--rate_iops=1000,1000")))
+        )
+        for disk in ("/dev/vda", "/dev/vdb")
+    ]
     yield
-    result = parse_fio(running.wait(timeout_s=240).stdout)
-    assert result.errors == 0
-    assert result.write.operations == 3 * 16 * MIB // 4096
+    for one in running:
+        result = parse_fio(one.wait(timeout_s=240).stdout)
+        assert result.errors == 0
+        assert result.write.operations == 2 * 16 * MIB // 4096
     assert move.guest.output("dmesg | grep -i 'I/O error' || true") == ""
 
 
-def test_a_guest_moves_to_another_host_with_its_disk_under_load(move: Move) -> None:
-    before = move.manager.attachment("disk")
+def test_a_guest_moves_to_another_host_with_its_disks_under_load(move: Move) -> None:
+    before = {volume: move.manager.attachment(volume) for volume in VOLUMES}
     shut_out = set(move.lab.ceph.blocklist())
     with working(move):
         # A destination that is not the guest's: it stays where it is.
@@ -106,10 +121,16 @@ def test_a_guest_moves_to_another_host_with_its_disk_under_load(move: Move) -> N
         wait_for("the guest's disk at a", lambda: move.manager.attachment("disk").state == "running")
         move.go()
         move.guest.moved_to(move.destinations[-1])
-    now = move.manager.attachment("disk")
-    assert (now.host, now.state, now.ha) == ("b", "running", True)
-    assert now.epoch == before.epoch + 1
-    assert now.peer_pid == move.destinations[-1].pid
+    for volume in VOLUMES:
+        now = move.manager.attachment(volume)
+        assert (now.host, now.state, now.ha) == ("b", "running", True)
+        assert now.epoch == before[volume].epoch + 1
+        assert now.peer_pid == move.destinations[-1].pid
+        with move.lab.hosts["b"].client() as at_b:
+            # The load was not over when it moved.
+            assert (
+                sum(queue.reads + queue.writes for queue in at_b.stats(volume=volume).of_volume(volume)) > 100
+            )
     # Each host let go by itself.
     assert set(move.lab.ceph.blocklist()) == shut_out
     move.guest.shutdown()
