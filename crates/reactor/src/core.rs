@@ -168,6 +168,8 @@ impl Reactor {
                 self.account(now - accounted, 0, u64::from(idle_turns));
                 if awaited != Awaited::Work {
                     self.patience.looked(now - accounted, now);
+                    // Whoever else wants this core is on the way to librbd's answer, or is to give it.
+                    std::thread::yield_now();
                 }
                 (accounted, idle_turns) = (now, 0);
                 if now - last_work > self.patience.limit(awaited, now) && self.running {
