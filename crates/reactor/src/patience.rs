@@ -54,9 +54,11 @@ struct Trial {
 }
 
 impl Trial {
-    /// Three quarters of the answers came while it looked, and less than a third of its time went to others.
+    /// Six of seven answers came while it looked, and the core was the reactor's for a quarter of that time. With OSDs on the
+    /// same two cores reads miss less than a tenth at any depth, and have lost up to 0.6 of the time to those; of writes a
+    /// fifth to all are missed.
     fn pays(&self) -> bool {
-        self.missed <= self.found / 3 && self.interrupted < self.looked / 3
+        self.missed <= self.found / 6 && self.interrupted / 3 < self.looked / 4
     }
 }
 
@@ -141,7 +143,7 @@ mod tests {
     #[test]
     fn looking_goes_on_while_answers_come_in_time() {
         let mut patience = patience();
-        let now = wait(&mut patience, 1, 6000, 8, 200);
+        let now = wait(&mut patience, 1, 6000, 9, 200);
         assert_eq!(patience.limit(Awaited::Librbd, now), LONGER * 200 * MICROSECOND);
     }
 
