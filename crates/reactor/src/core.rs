@@ -155,9 +155,7 @@ impl Reactor {
                 self.account(began - accounted, ended - began, u64::from(idle_turns) + 1);
                 self.publish_uring_counts();
                 (accounted, last_work, idle_turns) = (ended, ended, 0);
-                if awaited != Awaited::Work {
-                    self.patience.found();
-                }
+                self.patience.found(awaited);
                 awaited = self.awaited(had);
                 continue;
             }
@@ -166,16 +164,14 @@ impl Reactor {
                 // An idle turn is so short that reading the clock in each would double it.
                 let now = self.shared.clock.now();
                 self.account(now - accounted, 0, u64::from(idle_turns));
+                self.patience.looked(awaited, now - accounted, now);
                 if awaited != Awaited::Work {
-                    self.patience.looked(now - accounted, now);
                     // Whoever else wants this core is on the way to librbd's answer, or is to give it.
                     std::thread::yield_now();
                 }
                 (accounted, idle_turns) = (now, 0);
                 if now - last_work > self.patience.limit(awaited, now) && self.running {
-                    if awaited != Awaited::Work {
-                        self.patience.missed();
-                    }
+                    self.patience.missed(awaited);
                     awaited = Awaited::Work;
                     self.sleep();
                     accounted = self.shared.clock.now();
@@ -190,13 +186,7 @@ impl Reactor {
     /// What it waits for after a turn before which librbd `had` so many requests.
     fn awaited(&self, had: u32) -> Awaited {
         match self.shared.at_librbd {
-            1.. if self.only_images => {
-                if self.shared.at_librbd < had {
-                    Awaited::Drivers
-                } else {
-                    Awaited::Librbd
-                }
-            }
+            of @ 1.. if self.only_images => Awaited::Answers { of, drivers: of < had },
             _ => Awaited::Work,
         }
     }

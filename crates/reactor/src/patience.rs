@@ -5,7 +5,8 @@
 //! this host too, of OSDs, and they want cores. So the reactor yields its core between its looks. To look for the answer saves
 //! a wake-up, as long as answers are quick and the reactor has its core for most of the time; otherwise it is late for the
 //! answer, and only takes time from those that are to give it. Which of the two it is cannot be known beforehand and
-//! shows when it is tried, so that is done now and then.
+//! shows when it is tried, so that is done now and then. While librbd has many requests it is not worth trying: their answers come in
+//! groups that share a wake-up, and a reactor that looks takes them one by one.
 
 const MICROSECOND: u64 = 1000;
 const MILLISECOND: u64 = 1_000_000;
@@ -13,6 +14,8 @@ const MILLISECOND: u64 = 1_000_000;
 const TRIAL: u64 = 100 * MILLISECOND;
 /// How long it does not look after a trial that did not pay: a trial may cost a third of the throughput while it lasts.
 const QUIET: u64 = 2000 * MILLISECOND;
+/// More requests are many.
+const FEW: u32 = 4;
 /// It looks for librbd's answer so many idle times, as the core it yields is not wasted.
 const LONGER: u64 = 2;
 /// Between two looks lie some turns without work, well below a microsecond. If it is so much, somebody else had the core.
@@ -25,10 +28,15 @@ const BRIEF: u64 = 20 * MICROSECOND;
 pub enum Awaited {
     /// Work that it finds by looking.
     Work,
-    /// librbd, and drivers that were just answered.
-    Drivers,
-    /// librbd alone.
-    Librbd,
+    /// librbd, which has `of` requests, and `drivers` that were just answered.
+    Answers { of: u32, drivers: bool },
+}
+
+impl Awaited {
+    /// Whether it is worth trying to look for them.
+    fn few(self) -> bool {
+        matches!(self, Self::Answers { of: ..=FEW, .. })
+    }
 }
 
 /// All times are ticks.
@@ -80,15 +88,15 @@ impl Patience {
     pub fn limit(&self, awaited: Awaited, now: u64) -> u64 {
         match awaited {
             Awaited::Work => self.idle,
-            _ if now >= self.quiet_until => self.idle * LONGER,
-            Awaited::Drivers => self.brief,
-            Awaited::Librbd => 0,
+            Awaited::Answers { .. } if awaited.few() && now >= self.quiet_until => self.idle * LONGER,
+            Awaited::Answers { drivers: true, .. } => self.brief,
+            Awaited::Answers { drivers: false, .. } => 0,
         }
     }
 
-    /// It looked for librbd's answer, which took so long.
-    pub fn looked(&mut self, took: u64, now: u64) {
-        if now < self.quiet_until {
+    /// It looked for what it waits for, which took so long.
+    pub fn looked(&mut self, awaited: Awaited, took: u64, now: u64) {
+        if !awaited.few() || now < self.quiet_until {
             return;
         }
         let began = *self.tried.began.get_or_insert(now);
@@ -104,20 +112,23 @@ impl Patience {
         }
     }
 
-    /// Work came while it looked for librbd's answer.
-    pub fn found(&mut self) {
-        self.tried.found += u32::from(self.tried.began.is_some());
+    /// Work came while it looked.
+    pub fn found(&mut self, awaited: Awaited) {
+        self.tried.found += u32::from(awaited.few() && self.tried.began.is_some());
     }
 
     /// None did, and it sleeps.
-    pub fn missed(&mut self) {
-        self.tried.missed += u32::from(self.tried.began.is_some());
+    pub fn missed(&mut self, awaited: Awaited) {
+        self.tried.missed += u32::from(awaited.few() && self.tried.began.is_some());
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    const LIBRBD: Awaited = Awaited::Answers { of: 1, drivers: false };
+    const DRIVERS: Awaited = Awaited::Answers { of: 1, drivers: true };
 
     /// Ticks are nanoseconds here.
     fn patience() -> Patience {
@@ -129,12 +140,12 @@ mod tests {
         for one in 0..waits {
             for _ in 0..100 {
                 now += look;
-                patience.looked(look, now);
+                patience.looked(LIBRBD, look, now);
             }
             if one % 10 < found_of_ten {
-                patience.found()
+                patience.found(LIBRBD)
             } else {
-                patience.missed()
+                patience.missed(LIBRBD)
             }
         }
         now
@@ -144,22 +155,22 @@ mod tests {
     fn looking_goes_on_while_answers_come_in_time() {
         let mut patience = patience();
         let now = wait(&mut patience, 1, 6000, 9, 200);
-        assert_eq!(patience.limit(Awaited::Librbd, now), LONGER * 200 * MICROSECOND);
+        assert_eq!(patience.limit(LIBRBD, now), LONGER * 200 * MICROSECOND);
     }
 
     #[test]
     fn answers_that_take_longer_are_slept_for_and_tried_again_later() {
         let mut patience = patience();
         let now = wait(&mut patience, 1, 6000, 5, 200);
-        assert_eq!(patience.limit(Awaited::Librbd, now), 0);
-        assert_eq!(patience.limit(Awaited::Drivers, now), BRIEF);
+        assert_eq!(patience.limit(LIBRBD, now), 0);
+        assert_eq!(patience.limit(DRIVERS, now), BRIEF);
         assert_eq!(patience.limit(Awaited::Work, now), 200 * MICROSECOND);
         // What is slept for meanwhile says nothing about the next trial.
         wait(&mut patience, now, 10, 0, 200);
         let later = now + QUIET;
-        assert_eq!(patience.limit(Awaited::Librbd, later), LONGER * 200 * MICROSECOND);
+        assert_eq!(patience.limit(LIBRBD, later), LONGER * 200 * MICROSECOND);
         let now = wait(&mut patience, later, 6000, 10, 200);
-        assert_eq!(patience.limit(Awaited::Librbd, now), LONGER * 200 * MICROSECOND);
+        assert_eq!(patience.limit(LIBRBD, now), LONGER * 200 * MICROSECOND);
     }
 
     #[test]
@@ -168,16 +179,29 @@ mod tests {
         let mut now = wait(&mut patience, 1, 10, 10, 200);
         for _ in 0..TRIAL / INTERRUPTION {
             now += 2 * INTERRUPTION;
-            patience.looked(2 * INTERRUPTION, now);
-            patience.found();
+            patience.looked(LIBRBD, 2 * INTERRUPTION, now);
+            patience.found(LIBRBD);
         }
-        assert_eq!(patience.limit(Awaited::Librbd, now), 0);
+        assert_eq!(patience.limit(LIBRBD, now), 0);
+    }
+
+    #[test]
+    fn many_answers_are_slept_for_without_a_trial() {
+        let mut patience = patience();
+        let many = Awaited::Answers { of: FEW + 1, drivers: false };
+        assert_eq!(patience.limit(many, 1), 0);
+        assert_eq!(patience.limit(Awaited::Answers { of: FEW + 1, drivers: true }, 1), BRIEF);
+        for now in 0..2 * TRIAL / MICROSECOND {
+            patience.looked(many, MICROSECOND, now * MICROSECOND);
+            patience.missed(many);
+        }
+        assert_eq!(patience.limit(LIBRBD, 2 * TRIAL), LONGER * 200 * MICROSECOND);
     }
 
     #[test]
     fn without_idle_time_it_never_looks() {
         let patience = Patience::new(0, |ns| ns);
-        for awaited in [Awaited::Work, Awaited::Drivers, Awaited::Librbd] {
+        for awaited in [Awaited::Work, DRIVERS, LIBRBD] {
             assert_eq!(patience.limit(awaited, 1), 0);
         }
     }
