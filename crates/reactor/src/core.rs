@@ -164,8 +164,7 @@ impl Reactor {
                 // An idle turn is so short that reading the clock in each would double it.
                 let now = self.shared.clock.now();
                 self.account(now - accounted, 0, u64::from(idle_turns));
-                self.patience.looked(awaited, now - accounted, now);
-                if awaited != Awaited::Work {
+                if self.patience.looked(awaited, now - accounted, now) {
                     // Whoever else wants this core is on the way to librbd's answer, or is to give it.
                     std::thread::yield_now();
                 }

@@ -94,10 +94,11 @@ impl Patience {
         }
     }
 
-    /// It looked for what it waits for, which took so long.
-    pub fn looked(&mut self, awaited: Awaited, took: u64, now: u64) {
+    /// It looked for what it waits for, which took so long. Whether it is to yield its core before it looks again: one that
+    /// is to sleep soon gets it back sooner by that.
+    pub fn looked(&mut self, awaited: Awaited, took: u64, now: u64) -> bool {
         if !awaited.few() || now < self.quiet_until {
-            return;
+            return false;
         }
         let began = *self.tried.began.get_or_insert(now);
         self.tried.looked += took;
@@ -110,6 +111,7 @@ impl Patience {
             }
             self.tried = Trial::default();
         }
+        true
     }
 
     /// Work came while it looked.
