@@ -95,7 +95,7 @@ def gateway(lab: Lab) -> None:
 
 def etcd_leader(lab: Lab) -> None:
     """The two that are left elect another one, and the API goes on with that."""
-    leader = lab.etcd.leader()
+    leader = lab.etcd.wait_for_leader()
     lab.etcd.kill(leader)
     try:
         with lab.managers[0].client() as manager:

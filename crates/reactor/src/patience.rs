@@ -12,7 +12,7 @@ const MICROSECOND: u64 = 1000;
 const MILLISECOND: u64 = 1_000_000;
 /// How long it looks before it is judged. Threads need some of that to find themselves another core.
 const TRIAL: u64 = 100 * MILLISECOND;
-/// How long it does not look after a trial that did not pay: a trial may cost a third of the throughput while it lasts.
+/// How long it does not look after a trial that did not pay: answers come some percent later while it lasts.
 const QUIET: u64 = 2000 * MILLISECOND;
 /// More requests are many.
 const FEW: u32 = 4;
@@ -63,8 +63,8 @@ struct Trial {
 
 impl Trial {
     /// Six of seven answers came while it looked, and the core was the reactor's for a quarter of that time. With OSDs on the
-    /// same two cores reads miss less than a tenth at any depth, and have lost up to 0.6 of the time to those; of writes a
-    /// fifth to all are missed.
+    /// same two cores reads miss less than a tenth, and have lost up to 0.6 of the time to those; of writes a sixth to all
+    /// are missed.
     fn pays(&self) -> bool {
         self.missed <= self.found / 6 && self.interrupted / 3 < self.looked / 4
     }
