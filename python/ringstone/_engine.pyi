@@ -41,7 +41,6 @@ class AttachmentInfo(TypedDict):
     protocol_features: int
     memory_bytes: int  # guest memory mapped
     memory_regions: int
-    registered_bytes: int  # of it, registered with io_uring as fixed buffers
     peer_pid: int | None
     packed: bool  # the rings are packed ones
     shared: bool  # a second frontend may connect

@@ -170,7 +170,6 @@ class Attachment(_Answer):
     protocol_features: int = 0
     memory_bytes: int = 0
     memory_regions: int = 0
-    registered_bytes: int = 0
     packed: bool = False
     shared: bool = False
     frontends: int = 0

@@ -81,9 +81,7 @@ class FakeEngine:
             raise ExistsError(f"Volume {name!r} is attached.")
         self._volumes[name] = replace(self._volumes[name], attached=True)
         stopped = tuple(EngineQueue(index, 0, None, False) for index in range(queues))
-        self._attachments[name] = EngineAttachment(
-            name, socket_path, "listening", 0, 0, 0, 0, 0, None, stopped
-        )
+        self._attachments[name] = EngineAttachment(name, socket_path, "listening", 0, 0, 0, 0, None, stopped)
 
     def detach(self, name: str, *, force: bool) -> None:
         self._enter("detach", name)

@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,16 @@ class GuestHost:
 
     @contextmanager
     def boot(
-        self, gateway: GatewayProcess, *volumes: str, cpus: int = 2, packed: bool = True
+        self,
+        gateway: GatewayProcess,
+        *volumes: str,
+        cpus: int = 2,
+        packed: bool = True,
+        more: Sequence[str] = (),
     ) -> Iterator[Guest]:
-        """A guest with the attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end."""
-        devices: list[str] = []
+        """A guest with the attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end. `more`: further
+        arguments of QEMU's."""
+        devices = [*more]
         with gateway.client() as client:
             for volume in volumes:
                 attachment = client.attachment(volume)

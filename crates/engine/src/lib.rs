@@ -215,7 +215,6 @@ impl Engine {
             row.set_item("protocol_features", attachment.protocol_features)?;
             row.set_item("memory_bytes", attachment.memory_bytes)?;
             row.set_item("memory_regions", attachment.memory_regions)?;
-            row.set_item("registered_bytes", attachment.registered_bytes)?;
             row.set_item("peer_pid", attachment.peer_pid)?;
             row.set_item("packed", attachment.packed)?;
             row.set_item("shared", attachment.shared)?;

@@ -156,7 +156,6 @@ impl Attachment {
             let queue = Queue::new(ring, parts);
             resubmitting += u64::from(queue.resubmitting());
             queue.stats().placed(Some(reactor), queue.size());
-            live.register_memory(&self.volume, reactor, reactors);
             live.rings[at] = RingState::Running { reactor };
             reactors.started(reactor);
             reactors.send(reactor, Command::Start(Box::new(queue)));
@@ -169,7 +168,6 @@ impl Attachment {
         let key = queue.key();
         let at = usize::from(key.vring);
         reactors.stopped(reactor);
-        let volume = self.volume.clone();
         let live = self.frontends.iter_mut().find(|live| live.id == key.session);
         if let Some(live) = live {
             if let RingState::Moving { to, .. } = live.rings[at] {
@@ -181,7 +179,6 @@ impl Attachment {
                     queue.set_notifiers(kick, call);
                     queue.stats().placed(Some(to), queue.size());
                     queue.stats().add(QueueCounter::Moves, 1);
-                    live.register_memory(&volume, to, reactors);
                     live.rings[at] = RingState::Running { reactor: to };
                     reactors.started(to);
                     reactors.send(to, Command::Start(queue));
@@ -234,7 +231,6 @@ impl Attachment {
             protocol_features: live.map_or(0, |live| live.session.protocol_features()),
             memory_bytes: regions.iter().map(|region| region.len).sum(),
             memory_regions: regions.len(),
-            registered_bytes: live.map_or(0, Live::registered_bytes),
             peer_pid: live.and_then(|live| live.connection.peer_pid()),
             packed: live.is_some_and(|live| live.session.packed()),
             shared: self.shared,

@@ -88,7 +88,6 @@ pub struct AttachmentInfo {
     pub protocol_features: u64,
     pub memory_bytes: u64,
     pub memory_regions: usize,
-    pub registered_bytes: u64,
     pub peer_pid: Option<i32>,
     /// The rings are packed ones.
     pub packed: bool,

@@ -1,13 +1,10 @@
-//! One connected frontend: its session, where its vrings run, and the guest memory that reactors have registered.
+//! One connected frontend: its session, and where its vrings run.
 
 use std::sync::Arc;
 
-use ringstone_blockdev::Drive;
-use ringstone_mapping::Mapping;
 use ringstone_reactor::{Command, QueueKey};
 use ringstone_vhost_user::{notify_config_change, Connection, Incoming, Quiet, Session};
 use ringstone_virtqueue::MemoryTable;
-use ringstone_volume::Volume;
 
 use crate::device::BlockDevice;
 use crate::placement::Reactors;
@@ -55,15 +52,6 @@ pub struct Live {
     pub closing: bool,
     /// NUMA node of most of the guest's memory, and the table it was found for.
     node: Option<(Arc<MemoryTable>, Option<u32>)>,
-    /// Guest memory that reactors were asked to register with their io_urings.
-    registered: Vec<Registration>,
-}
-
-struct Registration {
-    mapping: Arc<Mapping>,
-    reactor: usize,
-    /// What the reactor has registered of it; 0 until it answers.
-    bytes: u64,
 }
 
 impl Live {
@@ -76,7 +64,6 @@ impl Live {
             pending: None,
             closing: false,
             node: None,
-            registered: Vec::new(),
         }
     }
 
@@ -146,57 +133,6 @@ impl Live {
         let node = topology.node_of_memory(memory);
         self.node = Some((memory.clone(), node));
         node
-    }
-
-    /// Register guest memory with a reactor that gets one of our queues, where the drive can use it. Memory that has no
-    /// pages yet stays as it is: pinning it would take it all at once.
-    pub fn register_memory(&mut self, volume: &Volume, reactor: usize, reactors: &mut Reactors) {
-        if !matches!(volume.drive(), Drive::File(_)) {
-            return;
-        }
-        for region in self.session.memory().clone().regions() {
-            let known = self.registration(&region.mapping, reactor).is_some();
-            if !known && region.mapping.allocated() {
-                self.registered.push(Registration { mapping: region.mapping.clone(), reactor, bytes: 0 });
-                reactors.send(reactor, Command::Register(region.mapping.clone()));
-            }
-        }
-    }
-
-    /// Forget registrations of memory that the guest no longer has; every vring must be at rest. `all`: the session ends.
-    pub fn unregister_memory(&mut self, all: bool, reactors: &mut Reactors) {
-        let memory = self.session.memory().clone();
-        let kept = |mapping: &Arc<Mapping>| {
-            !all && memory.regions().iter().any(|region| Arc::ptr_eq(&region.mapping, mapping))
-        };
-        self.registered.retain(|one| {
-            let keep = kept(&one.mapping);
-            if !keep {
-                reactors.send(one.reactor, Command::Unregister(one.mapping.clone()));
-            }
-            keep
-        });
-    }
-
-    /// A reactor has ended, and its registrations with it.
-    pub fn forget_reactor(&mut self, reactor: usize) {
-        self.registered.retain(|one| one.reactor != reactor);
-    }
-
-    fn registration(&mut self, mapping: &Arc<Mapping>, reactor: usize) -> Option<&mut Registration> {
-        self.registered.iter_mut().find(|one| one.reactor == reactor && Arc::ptr_eq(&one.mapping, mapping))
-    }
-
-    /// A reactor registered `bytes` of a mapping; false if it is none of ours.
-    pub fn registered(&mut self, mapping: &Arc<Mapping>, reactor: usize, bytes: u64) -> bool {
-        self.registration(mapping, reactor).map(|one| one.bytes = bytes).is_some()
-    }
-
-    /// Guest memory that every reactor with one of our queues has registered.
-    pub fn registered_bytes(&self) -> u64 {
-        let of =
-            |reactor| self.registered.iter().filter(|one| one.reactor == reactor).map(|one| one.bytes).sum();
-        self.registered.iter().map(|one| of(one.reactor)).min().unwrap_or(0)
     }
 
     /// Tell the frontend to read the configuration space again, if it has a channel for that.

@@ -77,8 +77,6 @@ impl Control {
         let Some(attachment) = self.attachments.get_mut(&id) else { return false };
         let volume = attachment.volume.clone();
         let Some(live) = attachment.frontend(key.session) else { return false };
-        // The new reactor knows the guest's memory by the time the queue arrives, or nearly so.
-        live.register_memory(&volume, to, &mut self.reactors);
         let moves = live.begin_move(usize::from(key.vring), to, &mut self.reactors);
         if moves {
             let core = self.reactors.core(to);
@@ -123,9 +121,6 @@ impl Control {
         for (key, node) in leaving {
             let to = self.reactors.choose(node, |_| 0);
             self.begin_move(key, to, "its reactor is removed");
-        }
-        for live in self.attachments.values_mut().flat_map(|attachment| &mut attachment.frontends) {
-            live.forget_reactor(reactor);
         }
         Ok(())
     }

@@ -170,7 +170,6 @@ impl Control {
                 live.tell(index, &mut self.reactors, |key| Command::SetKick(key, kick));
             }),
             Effect::Memory => {
-                live.unregister_memory(false, &mut self.reactors);
                 self.reaper.take(memory);
                 Ok(())
             }
@@ -250,8 +249,7 @@ impl Control {
         let Some(id) = self.owner(session) else { return };
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let Some(at) = attachment.frontends.iter().position(|live| live.id == session) else { return };
-        let mut live = attachment.frontends.remove(at);
-        live.unregister_memory(true, &mut self.reactors);
+        let live = attachment.frontends.remove(at);
         // Closing the descriptor takes it off the epoll; this only makes it explicit.
         let _ = self.epoll.delete(live.connection.as_fd());
         let Live { session, connection, .. } = live;
@@ -334,26 +332,6 @@ impl Control {
             Reply::Trouble { key, message } => {
                 if let Some(attachment) = self.owner(key.session).and_then(|id| self.attachments.get(&id)) {
                     self.events.log(Level::Error, attachment.volume.name(), message);
-                }
-            }
-            Reply::Unregistered(mapping) => self.reaper.take(mapping),
-            Reply::Registered(done) => {
-                let mut all = self.attachments.values_mut();
-                let owner = all.find_map(|attachment| {
-                    let mut frontends = attachment.frontends.iter_mut();
-                    frontends
-                        .any(|live| live.registered(&done.mapping, reactor, done.bytes))
-                        .then(|| attachment.volume.clone())
-                });
-                let Some(volume) = owner else { return };
-                if let Some(error) = done.error {
-                    let message = format!(
-                        "{} of {} bytes of guest memory are registered with io_uring ({error}); the rest costs a little \
-                         more CPU, raise LimitMEMLOCK to change that",
-                        done.bytes,
-                        done.mapping.len()
-                    );
-                    self.events.log(Level::Warning, volume.name(), message);
                 }
             }
         }

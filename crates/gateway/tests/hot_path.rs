@@ -110,7 +110,7 @@ fn requests_allocate_nothing_and_share_their_system_calls() {
         let enters: u64 = calls.iter().filter(|(n, _)| n == "io_uring_enter").map(|(_, c)| *c).sum();
         let others: Vec<_> = calls.iter().filter(|(n, _)| n != "io_uring_enter").collect();
         println!("{name}: {plain} requests, {allocations} allocations; traced {traced} requests, {calls:?}");
-        // Replies to the control thread write its eventfd, a few times a connection; registering guest memory likewise.
+        // Replies to the control thread write its eventfd, a few times a connection.
         let other_calls: u64 = others.iter().map(|(_, c)| *c).sum();
         assert!(other_calls < 200, "{name}: {others:?} for {traced} requests");
         if name == "file" {

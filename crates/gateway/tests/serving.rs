@@ -71,29 +71,6 @@ fn buffers_that_direct_io_cannot_take_go_through_a_bounce_buffer() {
     std::fs::remove_file(disk).unwrap();
 }
 
-/// Guest memory that is there already is registered with every reactor that serves the guest, and counted once.
-#[test]
-fn allocated_guest_memory_is_registered_on_each_reactor() {
-    let host = Host::with(vec![0, 0], 100);
-    let disk = host.disk_file(64 << 20);
-    let socket = host.volume("vol", &format!(r#"{{"type":"file","path":{disk:?}}}"#), 64 << 20, 2);
-    let mut driver = Driver::prepare(&socket, 16, F_VERSION_1);
-    driver.write(0, &vec![0; MEMORY as usize]);
-    driver.set_memory();
-    driver.start_vring(0);
-    let registered = || host.engine.attachments().unwrap()[0].registered_bytes;
-    wait_for("the first reactor's registration", || registered() == MEMORY);
-    driver.index = 1;
-    driver.start_vring(0);
-    let placed =
-        || host.engine.attachments().unwrap()[0].queues.iter().map(|q| q.reactor).collect::<Vec<_>>();
-    assert_eq!(placed(), [Some(0), Some(1)]);
-    wait_for("the second reactor's registration", || registered() == MEMORY);
-    driver.index = 0;
-    drop(driver);
-    std::fs::remove_file(disk).unwrap();
-}
-
 #[test]
 fn rings_of_every_size_wrap_around() {
     let host = Host::new();

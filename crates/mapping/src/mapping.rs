@@ -14,7 +14,6 @@ pub struct Mapping {
     lead: usize,
     len: usize,
     page_size: usize,
-    allocated: bool,
     guard: Option<Guard>,
 }
 
@@ -44,7 +43,7 @@ impl Mapping {
     pub fn new(fd: BorrowedFd<'_>, offset: u64, len: u64) -> Result<Self, MappingError> {
         let end =
             offset.checked_add(len).filter(|_| len > 0).ok_or(MappingError::BadRange { offset, len })?;
-        let (file_len, allocated) = file_len(fd)?;
+        let file_len = file_len(fd)?;
         if file_len < end {
             return Err(MappingError::FileTooShort { offset, len, file_len });
         }
@@ -69,7 +68,7 @@ impl Mapping {
         let Some(base) = NonNull::new(address.cast::<u8>()).filter(|_| address != libc::MAP_FAILED) else {
             return Err(MappingError::last("mmap"));
         };
-        let mut mapping = Self { base, map_len, lead, len: len as usize, page_size, allocated, guard: None };
+        let mut mapping = Self { base, map_len, lead, len: len as usize, page_size, guard: None };
         mapping.guard = Some(Guard::new(address as usize, map_len)?);
         // SAFETY: advice on our own mapping; guest and volume content has no place in a core dump.
         unsafe { libc::madvise(address, map_len, libc::MADV_DONTDUMP) };
@@ -95,11 +94,6 @@ impl Mapping {
     /// Bytes of the pages that back it.
     pub fn page_size(&self) -> usize {
         self.page_size
-    }
-
-    /// Every page of the file had its memory when it was mapped, so pinning the mapping takes no more.
-    pub fn allocated(&self) -> bool {
-        self.allocated || self.page_size > 4096
     }
 
     /// Ask for transparent huge pages, where the administrator allows them for shared memory.
@@ -167,8 +161,8 @@ impl Drop for Mapping {
     }
 }
 
-/// Length in bytes, and whether every page is allocated.
-fn file_len(fd: BorrowedFd<'_>) -> Result<(u64, bool), MappingError> {
+/// Length in bytes.
+fn file_len(fd: BorrowedFd<'_>) -> Result<u64, MappingError> {
     // SAFETY: fstat fills the zeroed struct for a valid descriptor.
     let stat = unsafe {
         let mut stat: libc::stat = std::mem::zeroed();
@@ -177,7 +171,7 @@ fn file_len(fd: BorrowedFd<'_>) -> Result<(u64, bool), MappingError> {
         }
         stat
     };
-    Ok((stat.st_size.max(0) as u64, stat.st_blocks * 512 >= stat.st_size))
+    Ok(stat.st_size.max(0) as u64)
 }
 
 #[cfg(test)]

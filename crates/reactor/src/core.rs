@@ -10,7 +10,6 @@ use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{Chain, Notify};
 
-use crate::fixed::{FixedBuffers, Stepped};
 use crate::handle::{Command, Outbox, Reply};
 use crate::mailbox::Receiver;
 use crate::patience::{Awaited, Patience};
@@ -27,7 +26,6 @@ const REAP: usize = 256;
 pub struct Shared {
     pub uring: Uring,
     pub pools: Pools,
-    pub fixed: FixedBuffers,
     pub chain: Chain,
     pub clock: Clock,
     /// The tick that requests are begun and completed at; read once for many of them.
@@ -222,7 +220,7 @@ impl Reactor {
                 });
             }
         }
-        work |= self.rare();
+        work |= self.resume_delayed();
         self.flush_dirty();
         self.shared.uring.turn();
         if stopping {
@@ -231,30 +229,19 @@ impl Reactor {
         work
     }
 
-    /// What hardly ever happens: delayed requests, memory to register or to forget.
+    /// Requests that a faulty drive held back go on.
     #[inline(always)]
-    fn rare(&mut self) -> bool {
-        if self.shared.delayed.0.is_empty() && !self.shared.fixed.pending() {
-            return false;
-        }
-        self.rare_work()
+    fn resume_delayed(&mut self) -> bool {
+        !self.shared.delayed.0.is_empty() && self.resume_due()
     }
 
     #[cold]
-    fn rare_work(&mut self) -> bool {
+    fn resume_due(&mut self) -> bool {
         let mut work = false;
         self.shared.now = self.shared.clock.now();
         while let Some((place, generation, head)) = self.shared.delayed.due(self.shared.now) {
             work = true;
             self.resume(place, generation, head);
-        }
-        if self.shared.fixed.pending() {
-            work = true;
-            match self.shared.fixed.step(&self.shared.uring) {
-                Some(Stepped::Registered(done)) => self.shared.outbox.send(Reply::Registered(done)),
-                Some(Stepped::Forgotten(mapping)) => self.shared.outbox.send(Reply::Unregistered(mapping)),
-                None => {}
-            }
         }
         work
     }
@@ -406,16 +393,6 @@ impl Reactor {
                     }
                 }
             }
-            Command::Register(mapping) => {
-                if let Err(failed) = self.shared.fixed.add(mapping) {
-                    self.shared.outbox.send(Reply::Registered(failed));
-                }
-            }
-            Command::Unregister(mapping) => {
-                if let Err(unknown) = self.shared.fixed.remove(mapping) {
-                    self.shared.outbox.send(Reply::Unregistered(unknown));
-                }
-            }
             Command::Shutdown => self.running = false,
         }
     }
@@ -496,7 +473,7 @@ impl Reactor {
     #[cold]
     fn sleep(&mut self) {
         let queues = self.active.iter().map(|place| usize::from(*place));
-        let mut waiting = self.shared.fixed.pending();
+        let mut waiting = false;
         for place in queues.clone() {
             if let Some(queue) = &mut self.places[place] {
                 each!(&mut **queue, queue => queue.set_kicks(Notify::Armed));

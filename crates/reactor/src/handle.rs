@@ -4,7 +4,6 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use ringstone_mapping::Mapping;
 use ringstone_rbd::Completions;
 use ringstone_telemetry::{Clock, ReactorStats};
 use ringstone_virtqueue::Chain;
@@ -12,8 +11,6 @@ use ringstone_virtqueue::Chain;
 use crate::affinity;
 use crate::core::{Delayed, Reactor, Shared};
 use crate::error::ReactorError;
-use crate::fixed::FixedBuffers;
-pub use crate::fixed::Registered;
 use crate::mailbox::{mailbox, Receiver, Sender};
 use crate::pools::{Pools, Quota};
 use crate::queue::{Queue, QueueKey};
@@ -34,10 +31,6 @@ pub enum Command {
     },
     SetCall(QueueKey, Option<OwnedFd>),
     SetKick(QueueKey, Option<OwnedFd>),
-    /// Register guest memory with the io_uring; answered by [`Reply::Registered`].
-    Register(Arc<Mapping>),
-    /// Forget it; queues that use it must have been stopped. Answered by [`Reply::Unregistered`].
-    Unregister(Arc<Mapping>),
     /// End once every queue has been stopped.
     Shutdown,
 }
@@ -55,9 +48,6 @@ pub enum Reply {
         key: QueueKey,
         message: String,
     },
-    Registered(Registered),
-    /// Nothing of a mapping is registered any more. Whoever drops the last of it unmaps it, which may take long.
-    Unregistered(Arc<Mapping>),
 }
 
 /// How a reactor is to run.
@@ -176,7 +166,6 @@ fn prepare(
     let mut uring = Uring::new().map_err(ReactorError::Uring)?;
     uring.enable().map_err(ReactorError::Uring)?;
     Ok(Shared {
-        fixed: FixedBuffers::new(&uring),
         uring,
         pools: Pools::new(),
         chain: Chain::default(),

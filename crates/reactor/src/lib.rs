@@ -18,7 +18,6 @@
 //! | `carrier/` | what a kind of drive does with a request: one small interface, a file for each kind |
 //! | `slots.rs` | requests in flight |
 //! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
-//! | `fixed.rs` | guest memory registered with the io_uring |
 //! | `uring.rs` | the io_uring itself |
 //! | `affinity.rs` | which cores threads run on |
 //! | `mailbox.rs`, `handle.rs` | how the control thread and a reactor talk |
@@ -28,7 +27,6 @@ mod carrier;
 mod core;
 mod error;
 mod execute;
-mod fixed;
 mod handle;
 mod mailbox;
 mod mover;
@@ -40,5 +38,5 @@ mod tally;
 mod uring;
 
 pub use error::ReactorError;
-pub use handle::{Command, ReactorHandle, ReactorSettings, Registered, Reply};
+pub use handle::{Command, ReactorHandle, ReactorSettings, Reply};
 pub use queue::{Queue, QueueKey, QueueParts, Ring};

@@ -12,9 +12,6 @@ const ENTRIES: u32 = 512;
 /// Completion entries: more than the submissions, as requests stay in flight over turns. The kernel keeps an overflow.
 const COMPLETIONS: u32 = 8192;
 
-/// Entries of the table of registered buffers: the kernel's limit.
-pub const MAX_FIXED: u32 = 16384;
-
 /// What a completion belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tag {
@@ -210,10 +207,6 @@ impl Uring {
         let tag = Tag::decode(entry.user_data());
         self.in_flight -= u32::from(matches!(tag, Tag::Request { .. }));
         Some(Completion { tag, result: entry.result(), more: io_uring::cqueue::more(entry.flags()) })
-    }
-
-    pub fn ring(&self) -> &IoUring {
-        &self.ring
     }
 }
 

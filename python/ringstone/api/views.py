@@ -107,7 +107,6 @@ def _attachment_view(
             "protocol_features": served.protocol_features,
             "memory_bytes": served.memory_bytes,
             "memory_regions": served.memory_regions,
-            "registered_bytes": served.registered_bytes,
             "packed": served.packed,
             "shared": served.shared,
             "frontends": served.frontends,

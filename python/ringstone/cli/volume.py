@@ -135,8 +135,7 @@ def _attachment_rows(volume: models.Volume) -> dict[str, str]:
     if attachment.peer_pid is not None:
         rows["frontend"] = f"process {attachment.peer_pid}"
         rows["guest memory"] = (
-            f"{format_size(attachment.memory_bytes)} in {attachment.memory_regions} regions, "
-            f"{format_size(attachment.registered_bytes)} registered"
+            f"{format_size(attachment.memory_bytes)} in {attachment.memory_regions} regions"
         )
     return rows
 

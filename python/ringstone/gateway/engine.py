@@ -36,7 +36,6 @@ class EngineAttachment:
     protocol_features: int
     memory_bytes: int
     memory_regions: int
-    registered_bytes: int
     peer_pid: int | None
     queues: tuple[EngineQueue, ...]
     packed: bool = False
@@ -243,7 +242,6 @@ class Engine:
                 protocol_features=info["protocol_features"],
                 memory_bytes=info["memory_bytes"],
                 memory_regions=info["memory_regions"],
-                registered_bytes=info["registered_bytes"],
                 peer_pid=info["peer_pid"],
                 queues=tuple(
                     EngineQueue(queue["index"], queue["size"], queue["reactor"], queue["running"])

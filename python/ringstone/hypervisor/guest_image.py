@@ -49,7 +49,7 @@ PROGRAM_ALIASES = {
 FIO_LIBRARIES = ("libaio.so.1", "libc.so.6", "libm.so.6", "libnuma.so.1", "libz.so.1")
 EXTRA_FILES = ("/etc/mke2fs.conf",)
 # Loaded in this order, each after what it depends on. ext4 and the serial console are built into the kernel.
-MODULES = ("virtio_pci", "virtio_console", "virtio_blk")
+MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_balloon")
 
 _INIT = Path(__file__).with_name("guest-init.sh")
 _RECIPE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("cpio.py", "elf.py")), _INIT)

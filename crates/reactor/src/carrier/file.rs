@@ -33,18 +33,10 @@ impl Carrier for FileDrive {
         let entry = match iovecs {
             [one] if self.takes(one.iov_base.cast(), one.iov_len) => {
                 let (pointer, len) = (one.iov_base.cast::<u8>(), one.iov_len as u32);
-                match (reading, shared.fixed.find(pointer, one.iov_len)) {
-                    (true, Some(buffer)) => {
-                        opcode::ReadFixed::new(fd, pointer, len, buffer).offset(offset).build()
-                    }
-                    (true, None) => opcode::Read::new(fd, pointer, len).offset(offset).build(),
-                    (false, Some(buffer)) => opcode::WriteFixed::new(fd, pointer, len, buffer)
-                        .offset(offset)
-                        .rw_flags(rw_flags)
-                        .build(),
-                    (false, None) => {
-                        opcode::Write::new(fd, pointer, len).offset(offset).rw_flags(rw_flags).build()
-                    }
+                if reading {
+                    opcode::Read::new(fd, pointer, len).offset(offset).build()
+                } else {
+                    opcode::Write::new(fd, pointer, len).offset(offset).rw_flags(rw_flags).build()
                 }
             }
             many if many.iter().all(|iov| self.takes(iov.iov_base.cast(), iov.iov_len)) => {
