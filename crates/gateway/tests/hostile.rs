@@ -117,9 +117,9 @@ fn a_head_offered_again_while_in_flight_stops_the_device() {
     assert!(host.wait_event("vol", "needs a reset").message.contains("still in flight"));
 }
 
-/// Thousands of descriptors of no length before a request would each cost a step, for every request of a batch.
+/// Descriptors of no length cost a step each, which counts in the guest's turn, and are no data.
 #[test]
-fn a_chain_of_empty_descriptors_is_refused_early() {
+fn a_chain_of_empty_descriptors_is_an_io_error() {
     let host = Host::new();
     let socket = host.memory_volume("vol");
     let mut driver = Driver::start(&socket, 4096, F_VERSION_1);
@@ -128,7 +128,9 @@ fn a_chain_of_empty_descriptors_is_refused_early() {
     }
     driver.descriptor(0, 1000, (DATA, 1, 2, 0));
     driver.offer(0);
-    assert!(host.wait_event("vol", "needs a reset").message.contains("more than 256 segments"));
+    assert_eq!(driver.wait_used(), (0, 1));
+    assert_eq!(driver.read(DATA, 1), [1]);
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
 }
 
 /// A frontend that cuts its memory file makes every access to it a SIGBUS.

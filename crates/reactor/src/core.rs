@@ -10,10 +10,11 @@ use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{Chain, Notify};
 
+use crate::guests::{Budget, Guests, Held, Quota};
 use crate::handle::{Command, Outbox, Reply};
 use crate::mailbox::Receiver;
 use crate::patience::{Awaited, Patience};
-use crate::pools::{Pools, Quota};
+use crate::pools::Pools;
 use crate::queue::{each, Queue, QueueParts};
 use crate::uring::{Completion, Tag, Uring};
 
@@ -36,6 +37,10 @@ pub struct Shared {
     /// Places of queues whose used ring has entries the driver was not shown.
     pub dirty: Vec<u16>,
     pub quota: Quota,
+    /// Of the guest whose turn it is.
+    pub budget: Budget,
+    /// What each guest has of the pools, by its number.
+    pub held: Vec<Held>,
     pub delayed: Delayed,
     pub outbox: Outbox,
     /// What librbd's threads give back.
@@ -112,8 +117,9 @@ pub struct Reactor {
     wake: OwnedFd,
     places: Vec<Option<Box<Queue>>>,
     generations: Vec<u16>,
-    /// Places in use, in the order they are polled.
+    /// Places in use.
     active: Vec<u16>,
+    guests: Guests,
     patience: Patience,
     /// Every queue here is of an image.
     only_images: bool,
@@ -131,6 +137,7 @@ impl Reactor {
             places: Vec::new(),
             generations: Vec::new(),
             active: Vec::new(),
+            guests: Guests::default(),
             running: true,
         }
     }
@@ -206,25 +213,37 @@ impl Reactor {
             self.reap_returned();
         }
         let mut stopping = false;
-        for at in 0..self.active.len() {
-            let place = usize::from(self.active[at]);
-            if let Some(queue) = &mut self.places[place] {
-                each!(&mut **queue, queue => {
-                    if queue.poll(&mut self.shared) > 0 {
-                        work = true;
-                    }
-                    if !(queue.partial.is_empty() && queue.starved.is_empty()) {
-                        work |= queue.carry_on(&mut self.shared);
-                    }
-                    stopping |= queue.is_stopping();
-                });
-            }
+        let mut guest = self.guests.rotate();
+        for _ in 0..self.guests.numbers() {
+            work |= self.serve(guest, &mut stopping);
+            guest = if guest + 1 < self.guests.numbers() { guest + 1 } else { 0 };
         }
         work |= self.resume_delayed();
         self.flush_dirty();
         self.shared.uring.turn();
         if stopping {
             self.release_drained();
+        }
+        work
+    }
+
+    /// Serve the queues of one guest until they have nothing more or its budget is spent. A queue that is not reached has its
+    /// turn first the next time.
+    #[inline(always)]
+    fn serve(&mut self, guest: usize, stopping: &mut bool) -> bool {
+        let mut work = false;
+        self.shared.budget = Budget::new(&self.shared.quota);
+        for _ in 0..self.guests.queues(guest) {
+            let place = self.guests.next_queue(guest);
+            if let Some(queue) = &mut self.places[place] {
+                each!(&mut **queue, queue => {
+                    work |= queue.serve(&mut self.shared);
+                    *stopping |= queue.is_stopping();
+                });
+            }
+            if self.shared.budget.is_spent() {
+                break;
+            }
         }
         work
     }
@@ -405,8 +424,10 @@ impl Reactor {
         });
         self.generations[place] = self.generations[place].wrapping_add(1);
         let (place_number, generation) = (place as u16, self.generations[place]);
+        let guest = self.guests.add(queue.key().session, place_number);
+        self.shared.held.resize(self.guests.numbers(), Held::default());
         each!(&mut *queue, queue => {
-            queue.begin_at(place_number, generation);
+            queue.begin_at(place_number, generation, guest);
             if let Some(kick) = &queue.parts.kick {
                 let tag = Tag::Kick { place: place_number, generation };
                 self.shared.uring.watch(kick.as_raw_fd(), tag);
@@ -446,6 +467,7 @@ impl Reactor {
         let Some(mut queue) = self.places[place].take() else { return };
         self.active.swap_remove(at);
         each!(&mut *queue, queue => {
+            self.guests.remove(queue.guest, queue.place);
             if queue.parts.kick.is_some() {
                 self.shared.uring.cancel(Tag::Kick { place: queue.place, generation: queue.generation });
             }
@@ -458,7 +480,7 @@ impl Reactor {
 
     fn count_queues(&mut self) {
         self.only_images = self.places.iter().flatten().all(|queue| queue.is_of_image());
-        self.shared.quota = Quota::share(self.active.len());
+        self.shared.quota = Quota::share(self.guests.present());
         self.shared.stats.set(ReactorCounter::Queues, self.active.len() as u64);
     }
 

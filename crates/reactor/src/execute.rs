@@ -55,7 +55,7 @@ impl<R: VirtRing> RingQueue<R> {
         }
         let slot = &mut self.slots[usize::from(head)];
         if matches!(-result, libc::EAGAIN | libc::EINTR) {
-            return self.execute(head, shared);
+            return self.partial.push_back(head);
         }
         match slot.operation {
             Operation::Read | Operation::Write => {
@@ -71,7 +71,7 @@ impl<R: VirtRing> RingQueue<R> {
                             unsafe { std::ptr::copy_nonoverlapping(from.add(at), guest, n) };
                         });
                         shared.pools.give_bounce(bounce);
-                        self.bounces -= 1;
+                        shared.held[usize::from(self.guest)].bounces -= 1;
                     }
                     if let Some(log) = self.ring.log() {
                         let memory = self.ring.memory();
@@ -81,7 +81,10 @@ impl<R: VirtRing> RingQueue<R> {
                     }
                 }
                 slot.advance(result as usize, &mut shared.pools);
-                self.execute(head, shared);
+                if slot.done < slot.len {
+                    return self.partial.push_back(head);
+                }
+                self.complete(head, true, shared);
             }
             Operation::Flush => self.settled(head, result, shared),
             Operation::Discard | Operation::WriteZeroes | Operation::WriteZeroesUnmap if slot.syncing => {
@@ -123,20 +126,19 @@ impl<R: VirtRing> RingQueue<R> {
         }
     }
 
-    /// Go on with what waits for its turn (a step of a long copy) or for a bounce buffer. True if there was something.
+    /// Go on with what waits for its turn (the next step of a long request) or for a bounce buffer.
     #[cold]
-    pub(crate) fn carry_on(&mut self, shared: &mut Shared) -> bool {
-        let mut work = false;
+    pub(crate) fn carry_on(&mut self, shared: &mut Shared) {
         shared.work_found();
         if let Some(head) = self.partial.pop_front() {
             self.execute(head, shared);
-            work = true;
         }
-        while self.bounces < shared.quota.bounces && shared.pools.has_bounce() {
+        while !shared.budget.is_spent()
+            && shared.held[usize::from(self.guest)].bounces < shared.quota.bounces
+            && shared.pools.has_bounce()
+        {
             let Some(head) = self.starved.pop_front() else { break };
             self.execute(head, shared);
-            work = true;
         }
-        work
     }
 }

@@ -11,8 +11,9 @@ use ringstone_virtqueue::Chain;
 use crate::affinity;
 use crate::core::{Delayed, Reactor, Shared};
 use crate::error::ReactorError;
+use crate::guests::{Budget, Quota};
 use crate::mailbox::{mailbox, Receiver, Sender};
-use crate::pools::{Pools, Quota};
+use crate::pools::Pools;
 use crate::queue::{Queue, QueueKey};
 use crate::uring::Uring;
 
@@ -175,6 +176,8 @@ fn prepare(
         stats,
         dirty: Vec::with_capacity(256),
         quota: Quota::share(1),
+        budget: Budget::default(),
+        held: Vec::new(),
         delayed: Delayed::default(),
         outbox,
         returned,

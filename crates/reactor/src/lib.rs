@@ -16,6 +16,7 @@
 //! | `tally.rs` | counting a batch |
 //! | `execute.rs` | carrying a request out, in steps where it must be |
 //! | `carrier/` | what a kind of drive does with a request: one small interface, a file for each kind |
+//! | `guests.rs` | fairness: what one guest may have of a turn and of the pools |
 //! | `slots.rs` | requests in flight |
 //! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
 //! | `uring.rs` | the io_uring itself |
@@ -27,6 +28,7 @@ mod carrier;
 mod core;
 mod error;
 mod execute;
+mod guests;
 mod handle;
 mod mailbox;
 mod mover;

@@ -4,7 +4,6 @@ use ringstone_blockdev::MappedDrive;
 use ringstone_virtio_blk::{glance_read, Operation, Request};
 
 use crate::core::Shared;
-use crate::queue::TURN_BYTES;
 
 /// How a kind of drive moves the data of a request that can be done at once. Chosen once a batch, so that the loop is
 /// compiled for each kind.
@@ -22,9 +21,10 @@ pub(crate) struct Inline<'a>(pub &'a MappedDrive);
 impl Mover for Inline<'_> {
     #[inline(always)]
     fn move_now(&self, request: &Request, shared: &mut Shared) -> Option<bool> {
-        if request.len > TURN_BYTES {
+        if request.len > shared.quota.turn {
             return None;
         }
+        shared.budget.copied(request.len);
         let mut at = request.offset;
         match request.operation {
             Operation::Read => {

@@ -7,26 +7,12 @@ use std::ptr::NonNull;
 use ringstone_virtqueue::MAX_SEGMENTS;
 
 /// Requests of more than one segment in flight at one time in a reactor; a queue waits when they run out.
-const BLOCKS: usize = 1024;
+pub const BLOCKS: usize = 1024;
 /// Bounced requests in flight at one time.
-const BOUNCES: usize = 16;
-/// What one queue may have of the pools at a time, so that a guest with slow or odd requests leaves its neighbours theirs.
-#[derive(Clone, Copy, Debug)]
-pub struct Quota {
-    pub blocks: u32,
-    pub bounces: u32,
-}
+pub const BOUNCES: usize = 64;
 
-impl Quota {
-    /// An equal share for each of `queues`, and never nothing.
-    pub fn share(queues: usize) -> Self {
-        let share = |all: usize| (all / queues.max(1)).max(1) as u32;
-        Self { blocks: share(BLOCKS), bounces: share(BOUNCES) }
-    }
-}
-
-/// Bytes of a bounce buffer, and of one step of a request that needs one.
-pub const BOUNCE_LEN: usize = 256 << 10;
+/// Bytes of a bounce buffer, and of one step of a request that needs one: copied in some 10 us.
+pub const BOUNCE_LEN: usize = 64 << 10;
 /// Bytes of the buffer of zeroes.
 pub const ZEROES_LEN: usize = 256 << 10;
 

@@ -22,9 +22,6 @@ use crate::uring::Tag;
 const BATCH: u16 = 32;
 /// Used entries written before the driver is shown them: it works on the first while we do the next.
 const PUBLISH_EVERY: u16 = 4;
-/// Bytes copied for one queue before the next has its turn; a longer copy goes in steps of this. What one guest asks for
-/// holds the others up for some tens of microseconds at most.
-pub const TURN_BYTES: u64 = 256 << 10;
 
 /// Names a queue between reactor and control thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -135,13 +132,14 @@ pub struct RingQueue<R> {
     /// A slot's request at librbd; none for other drives.
     pub(crate) tickets: Box<[Ticket]>,
     pub(crate) in_flight: u32,
-    /// Long copies, to go on one step a turn.
+    /// Requests whose next step waits for its turn.
     pub(crate) partial: VecDeque<u16>,
     /// Requests that wait for a bounce buffer.
     pub(crate) starved: VecDeque<u16>,
-    /// What this queue has of the reactor's pools.
-    pub(crate) blocks: u32,
-    pub(crate) bounces: u32,
+    /// New requests come before those that go on, in this turn.
+    new_first: bool,
+    /// The number that its guest has on the reactor.
+    pub(crate) guest: u16,
     pub(crate) place: u16,
     pub(crate) generation: u16,
     dice: Option<FaultDice>,
@@ -177,8 +175,8 @@ impl<R: VirtRing> RingQueue<R> {
             in_flight: 0,
             partial: VecDeque::new(),
             starved: VecDeque::new(),
-            blocks: 0,
-            bounces: 0,
+            new_first: false,
+            guest: 0,
             place: 0,
             generation: 0,
             dice,
@@ -192,9 +190,9 @@ impl<R: VirtRing> RingQueue<R> {
         }
     }
 
-    /// The queue was given to a reactor, as number `generation` of its `place`.
-    pub(crate) fn begin_at(&mut self, place: u16, generation: u16) {
-        (self.place, self.generation) = (place, generation);
+    /// The queue was given to a reactor, as number `generation` of its `place`, and as one of guest number `guest`.
+    pub(crate) fn begin_at(&mut self, place: u16, generation: u16, guest: u16) {
+        (self.place, self.generation, self.guest) = (place, generation, guest);
         self.stopping = Stopping::No;
         self.ring.set_kicks(Notify::Suppressed);
         self.parts.stats.add(QueueCounter::Resubmitted, u64::from(self.ring.resubmitting()));
@@ -245,9 +243,7 @@ impl<R: VirtRing> RingQueue<R> {
     }
 
     fn forget(&mut self, head: u16, shared: &mut Shared) {
-        let held = self.slots[usize::from(head)].release(&mut shared.pools);
-        self.blocks -= u32::from(held.block);
-        self.bounces -= u32::from(held.bounce);
+        self.slots[usize::from(head)].release(&mut shared.pools, &mut shared.held[usize::from(self.guest)]);
         self.in_flight -= 1;
     }
 
@@ -290,22 +286,50 @@ impl<R: VirtRing> RingQueue<R> {
         }
     }
 
-    /// Take requests off the ring. Answers how many.
+    /// Take requests off the ring and go on with those that were begun, as far as the guest's budget goes. True if there was
+    /// something to do.
+    #[inline(always)]
+    pub(crate) fn serve(&mut self, shared: &mut Shared) -> bool {
+        if self.partial.is_empty() && self.starved.is_empty() {
+            return self.poll(shared);
+        }
+        self.share(shared)
+    }
+
+    /// New requests and those that go on take turns in being first, so that neither keeps the other waiting for long.
+    #[cold]
+    fn share(&mut self, shared: &mut Shared) -> bool {
+        self.new_first = !self.new_first;
+        if self.new_first {
+            self.poll(shared);
+            if !shared.budget.is_spent() {
+                self.carry_on(shared);
+            }
+        } else {
+            self.carry_on(shared);
+            if !shared.budget.is_spent() {
+                self.poll(shared);
+            }
+        }
+        true
+    }
+
+    /// Take requests off the ring. True if there were any.
     #[inline]
-    pub(crate) fn poll(&mut self, shared: &mut Shared) -> u32 {
+    fn poll(&mut self, shared: &mut Shared) -> bool {
         if self.is_stopping() {
-            return 0;
+            return false;
         }
         if self.parts.volume.is_fenced() {
             self.fail_fenced();
-            return 1;
+            return true;
         }
         let waiting = match self.ring.available() {
-            Ok(0) => return 0,
+            Ok(0) => return false,
             Ok(waiting) => waiting,
             Err(error) => {
                 self.fail(error.to_string());
-                return 1;
+                return true;
             }
         };
         let result = match self.drive() {
@@ -317,7 +341,7 @@ impl<R: VirtRing> RingQueue<R> {
         if let Err(error) = result {
             self.fail(error.to_string());
         }
-        u32::from(waiting)
+        true
     }
 
     #[inline(always)]
@@ -342,7 +366,7 @@ impl<R: VirtRing> RingQueue<R> {
                     break;
                 }
             }
-            if tally.bytes_read + tally.bytes_written >= TURN_BYTES {
+            if shared.budget.is_spent() {
                 break;
             }
             if i % PUBLISH_EVERY == PUBLISH_EVERY - 1 {
@@ -371,6 +395,7 @@ impl<R: VirtRing> RingQueue<R> {
         shared: &mut Shared,
     ) -> Result<bool, RingError> {
         let head = self.ring.walk_next(&mut shared.chain)?;
+        shared.budget.walked(shared.chain.descriptors());
         if self.slots[usize::from(head)].busy {
             return Err(RingError::HeadInFlight { head });
         }
@@ -416,7 +441,7 @@ impl<R: VirtRing> RingQueue<R> {
         Ok(self.begin(head, &request, guest_status, started, shared))
     }
 
-    /// Keep a request that cannot be done at once, and begin it. False if the queue has its share of the iovec blocks in
+    /// Keep a request that cannot be done at once, and begin it. False if the guest has its share of the iovec blocks in
     /// use: the request stays in the ring until some are back.
     fn begin(
         &mut self,
@@ -443,11 +468,12 @@ impl<R: VirtRing> RingQueue<R> {
             _ => &[],
         };
         if segments.len() > 1 {
-            if self.blocks >= shared.quota.blocks || !slot.set_segments(segments, &mut shared.pools) {
+            let held = &mut shared.held[usize::from(self.guest)];
+            if held.blocks >= shared.quota.blocks || !slot.set_segments(segments, &mut shared.pools) {
                 slot.busy = false;
                 return false;
             }
-            self.blocks += 1;
+            held.blocks += 1;
         } else {
             slot.set_segments(segments, &mut shared.pools);
         }
@@ -485,9 +511,7 @@ impl<R: VirtRing> RingQueue<R> {
         let mut tally = Tally::default();
         tally.add(&Request { operation: slot.operation, offset: slot.offset, len: slot.asked }, ok);
         let ns = shared.clock.ns(shared.now.saturating_sub(slot.started));
-        let held = slot.release(&mut shared.pools);
-        self.blocks -= u32::from(held.block);
-        self.bounces -= u32::from(held.bounce);
+        slot.release(&mut shared.pools, &mut shared.held[usize::from(self.guest)]);
         self.ring.push_used(head, written);
         self.in_flight -= 1;
         self.count(&tally, ns);

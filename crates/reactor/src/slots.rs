@@ -4,7 +4,11 @@ use ringstone_blockdev::Fault;
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{GuestByte, Segment};
 
+use crate::guests::Held;
 use crate::pools::{Bounce, IovecBlock, Pools};
+
+/// Segments of one system call at most: UIO_MAXIOV of Linux.
+const IOV_MAX: usize = 1024;
 
 /// A request that is not done yet.
 pub(crate) struct Slot {
@@ -18,6 +22,8 @@ pub(crate) struct Slot {
     pub len: u64,
     /// Bytes moved so far.
     pub done: u64,
+    /// Bytes of the step that a drive has.
+    pub under_way: u64,
     /// Bytes the guest gave: what a read tells the driver was written.
     pub asked: u64,
     /// The range is zeroed; what is under way is making that durable.
@@ -27,13 +33,9 @@ pub(crate) struct Slot {
     /// Zeroes are written from a buffer, as the file system cannot do it.
     pub zero_by_writing: bool,
     pub bounce: Option<Bounce>,
+    /// The part of a long segment that is under way.
+    pub(crate) cut: libc::iovec,
     pub(crate) segments: Segments,
-}
-
-/// What a slot had of the pools.
-pub(crate) struct Held {
-    pub block: bool,
-    pub bounce: bool,
 }
 
 pub(crate) enum Segments {
@@ -60,11 +62,13 @@ impl Default for Slot {
             offset: 0,
             len: 0,
             done: 0,
+            under_way: 0,
             asked: 0,
             syncing: false,
             started: 0,
             zero_by_writing: false,
             bounce: None,
+            cut: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
             segments: Segments::None,
         }
     }
@@ -100,6 +104,43 @@ impl Slot {
                 &pools.block(block)[usize::from(*first)..usize::from(*count)]
             }
         }
+    }
+
+    /// The data of the next step, at most `most` bytes of it, and how long that is.
+    #[inline(always)]
+    pub fn step<'a>(&'a mut self, most: u64, pools: &'a mut Pools) -> (&'a [libc::iovec], u64) {
+        let left = self.len - self.done;
+        if left > most || matches!(self.segments, Segments::Many { .. }) {
+            return self.part(most, pools);
+        }
+        self.under_way = left;
+        (self.iovecs(pools), left)
+    }
+
+    /// As many whole segments as fit, or a part of the first.
+    #[inline]
+    fn part<'a>(&'a mut self, most: u64, pools: &'a mut Pools) -> (&'a [libc::iovec], u64) {
+        let iovecs = match &self.segments {
+            Segments::None => return (&[], 0),
+            Segments::One(one) => std::slice::from_ref(one),
+            Segments::Many { block, first, count } => {
+                &pools.block(block)[usize::from(*first)..usize::from(*count)]
+            }
+        };
+        let mut len = 0;
+        let fits = |iov: &&libc::iovec| {
+            let fits = len + iov.iov_len as u64 <= most;
+            len += if fits { iov.iov_len as u64 } else { 0 };
+            fits
+        };
+        let whole = iovecs.iter().take(IOV_MAX).take_while(fits).count();
+        if whole == 0 {
+            self.under_way = most;
+            self.cut = libc::iovec { iov_base: iovecs[0].iov_base, iov_len: most as usize };
+            return (std::slice::from_ref(&self.cut), most);
+        }
+        self.under_way = len;
+        (&iovecs[..whole], len)
     }
 
     /// Forget the data behind `len` bytes.
@@ -150,20 +191,18 @@ impl Slot {
         }
     }
 
-    /// Give back what the slot holds, mark it free, and tell what that was.
+    /// Give back what the slot holds, of which its guest has that much less, and mark it free.
     #[inline(always)]
-    pub fn release(&mut self, pools: &mut Pools) -> Held {
-        let mut held = Held { block: false, bounce: false };
+    pub fn release(&mut self, pools: &mut Pools, held: &mut Held) {
         if let Segments::Many { block, .. } = std::mem::replace(&mut self.segments, Segments::None) {
             pools.give_block(block);
-            held.block = true;
+            held.blocks -= 1;
         }
         if let Some(bounce) = self.bounce.take() {
             pools.give_bounce(bounce);
-            held.bounce = true;
+            held.bounces -= 1;
         }
         self.busy = false;
-        held
     }
 }
 

@@ -14,6 +14,8 @@ pub enum Refusal {
     OutsideMemory,
     #[error("the buffers do not fit the request type")]
     WrongBuffers,
+    #[error("the request has more segments than are served")]
+    TooManySegments,
     #[error("flags {0:#x} are reserved")]
     ReservedFlags(u32),
     #[error("the request has no whole header, or no status byte inside guest memory")]

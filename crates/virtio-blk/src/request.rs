@@ -8,6 +8,9 @@ use crate::error::Refusal;
 pub const SERIAL_LEN: usize = 20;
 
 const SECTOR: u64 = 512;
+/// Bytes of data of one request at most. Drivers exceed `seg_max` times `size_max`: EDK2's sends what it is asked for in one
+/// segment, up to this.
+const MAX_DATA: u64 = 1 << 30;
 const HEADER_LEN: usize = 16;
 const RANGE_LEN: usize = 16;
 const RANGE_UNMAP: u32 = 1;
@@ -83,6 +86,9 @@ pub fn parse(
     let Some(status) = chain.take_last_byte() else {
         return Err((None, Refusal::NoStatus));
     };
+    if chain.overlong() {
+        return Err((Some(status), Refusal::TooManySegments));
+    }
     match checked(chain, geometry) {
         Ok(request) => Ok((request, status)),
         Err(refusal) => Err((Some(status), refusal)),
@@ -176,8 +182,7 @@ fn range(operation: Operation, sector: u64, len: u64, geometry: &Geometry) -> Re
     if offset.checked_add(len).is_none_or(|end| end > geometry.size) {
         return Err(out);
     }
-    // 2.7.5.2: no chain is longer than 2^32 bytes; the used length with its status byte must fit 32 bits.
-    if matches!(operation, Operation::Read | Operation::Write) && len >= u64::from(u32::MAX) {
+    if matches!(operation, Operation::Read | Operation::Write) && len > MAX_DATA {
         return Err(Refusal::WrongBuffers);
     }
     let mask = u64::from(geometry.block_size) - 1;

@@ -3,9 +3,10 @@ use std::ptr;
 use crate::memory::MemoryTable;
 use crate::prefetch::prefetch_for_write;
 
-/// Segments of one chain at most: seg_max data segments (126), the header and the status, doubled for drivers that split
-/// them and for buffers that lie across two memory regions.
-pub const MAX_SEGMENTS: usize = 256;
+/// Segments of one chain that are kept. Drivers exceed `seg_max`: virtio-win sends up to 515 data segments whatever it says.
+/// So twice that many are served, with header and status, and all of it doubled for buffers that lie across two memory
+/// regions.
+pub const MAX_SEGMENTS: usize = 2 * (1026 + 2);
 
 /// Bytes of all segments together.
 #[inline(always)]
@@ -81,13 +82,25 @@ pub struct Chain {
     start: usize,
     readable: usize,
     count: usize,
+    /// Descriptors that were read for it. This and what follows are words of the machine, see [`crate::wide`].
+    pub(crate) descriptors: usize,
+    /// Segments there was no room for: of those behind `MAX_SEGMENTS - 1` only the last was kept.
+    missed: usize,
     /// Index of the memory region found last: guests use one region for nearly everything.
     hint: usize,
 }
 
 impl Default for Chain {
     fn default() -> Self {
-        Self { segments: Box::new([Segment::EMPTY; MAX_SEGMENTS]), start: 0, readable: 0, count: 0, hint: 0 }
+        Self {
+            segments: Box::new([Segment::EMPTY; MAX_SEGMENTS]),
+            start: 0,
+            readable: 0,
+            count: 0,
+            descriptors: 0,
+            missed: 0,
+            hint: 0,
+        }
     }
 }
 
@@ -110,11 +123,25 @@ impl Chain {
         &self.segments[self.readable..self.count]
     }
 
+    /// How many descriptors were read to follow it: what it cost, whatever it holds.
+    #[inline(always)]
+    pub fn descriptors(&self) -> usize {
+        self.descriptors
+    }
+
+    /// True if it has more than `MAX_SEGMENTS` segments. Then only its last byte can be trusted to be what it says.
+    #[inline(always)]
+    pub fn overlong(&self) -> bool {
+        self.missed > 0
+    }
+
     #[inline(always)]
     pub(crate) fn clear(&mut self) {
         self.start = 0;
         self.count = 0;
         self.readable = 0;
+        self.descriptors = 0;
+        self.missed = 0;
     }
 
     /// Take the first `N` readable bytes off the chain; `None` if there are fewer or they lie outside guest memory.
@@ -181,9 +208,9 @@ impl Chain {
         self.count > self.readable
     }
 
-    /// Append a guest buffer, split where it crosses into the next region. False if there is no room left.
+    /// Append a guest buffer, split where it crosses into the next region.
     #[inline(always)]
-    pub(crate) fn push(&mut self, memory: &MemoryTable, address: u64, len: u32, writable: bool) -> bool {
+    pub(crate) fn push(&mut self, memory: &MemoryTable, address: u64, len: u32, writable: bool) {
         if let Some((index, region)) = memory.find(address, self.hint) {
             let at = address - region.guest;
             if region.len - at >= u64::from(len) {
@@ -197,7 +224,7 @@ impl Chain {
     }
 
     #[cold]
-    fn push_across(&mut self, memory: &MemoryTable, mut address: u64, mut len: u32, writable: bool) -> bool {
+    fn push_across(&mut self, memory: &MemoryTable, mut address: u64, mut len: u32, writable: bool) {
         while len > 0 {
             let Some((_, region)) = memory.find(address, self.hint) else {
                 return self.append(Segment { ptr: ptr::null_mut(), len }, writable);
@@ -206,27 +233,31 @@ impl Chain {
             let piece = u64::from(len).min(region.len - at) as u32;
             // SAFETY: `at` is inside the region, which is no longer than its mapping.
             let ptr = unsafe { region.mapping.as_ptr().add(at as usize) };
-            if !self.append(Segment { ptr, len: piece }, writable) {
-                return false;
-            }
+            self.append(Segment { ptr, len: piece }, writable);
             len -= piece;
             // A region never wraps, so neither does the address behind it; at the very end of the address space there is
             // nothing left to find.
             address = region.guest + region.len;
         }
-        true
     }
 
     #[inline(always)]
-    fn append(&mut self, segment: Segment, writable: bool) -> bool {
-        let Some(place) = self.segments.get_mut(self.count) else {
-            return false;
-        };
-        *place = segment;
+    fn append(&mut self, segment: Segment, writable: bool) {
+        if self.count == MAX_SEGMENTS {
+            return self.replace_last(segment, writable);
+        }
+        self.segments[self.count] = segment;
         self.count += 1;
         if !writable {
             self.readable = self.count;
         }
-        true
+    }
+
+    /// The last segment holds the status byte, which the driver is owed whatever becomes of the rest.
+    #[cold]
+    fn replace_last(&mut self, segment: Segment, writable: bool) {
+        self.missed += 1;
+        self.segments[MAX_SEGMENTS - 1] = segment;
+        self.readable = if writable { self.readable.min(MAX_SEGMENTS - 1) } else { MAX_SEGMENTS };
     }
 }

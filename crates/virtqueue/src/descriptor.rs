@@ -1,6 +1,6 @@
 //! Descriptors: what the two ring layouts have in common.
 
-use crate::chain::{Chain, MAX_SEGMENTS};
+use crate::chain::Chain;
 use crate::error::RingError;
 use crate::memory::MemoryTable;
 use crate::prefetch::prefetch_for_write;
@@ -41,8 +41,8 @@ pub(crate) fn append(
     if !writable && chain.has_writable() {
         return Err(RingError::Order { head });
     }
-    if len > 0 && !chain.push(memory, address, len, writable) {
-        return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
+    if len > 0 {
+        chain.push(memory, address, len, writable);
     }
     Ok(())
 }

@@ -22,9 +22,6 @@ pub enum RingError {
     /// A chain is longer than the table it lives in: it loops.
     #[error("descriptor chain {head} loops")]
     Loop { head: u16 },
-    /// A chain has more segments than the device announces (seg_max).
-    #[error("descriptor chain {head} has more than {limit} segments")]
-    TooLong { head: u16, limit: usize },
     /// An indirect table that was not negotiated, is nested, empty, ragged, chained on or outside memory.
     #[error("indirect table of descriptor chain {head} is unusable: {why}")]
     Indirect { head: u16, why: &'static str },

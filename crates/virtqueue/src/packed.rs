@@ -3,7 +3,7 @@
 use std::sync::atomic::{fence, AtomicU64, Ordering};
 use std::sync::Arc;
 
-use crate::chain::{Chain, MAX_SEGMENTS};
+use crate::chain::Chain;
 use crate::descriptor::{self, append, indirect_table, DESC_SIZE, INDIRECT, NEXT, WRITE};
 use crate::dirty::DirtyLog;
 use crate::error::RingError;
@@ -118,7 +118,7 @@ pub struct PackedRing {
     waiting: Wide,
     /// The chain that was walked last: its id and its number of descriptors.
     walked: (Wide, Wide),
-    /// Number of descriptors of the chain taken last, at most `MAX_SEGMENTS`.
+    /// Number of descriptors of the chain taken last.
     last_len: Wide,
     /// Number of descriptors of the chain in flight, by buffer id; 0 if there is none.
     chains: Box<[u16]>,
@@ -263,9 +263,7 @@ impl PackedRing {
         };
         let (table, entries) =
             indirect_table(&self.memory, self.indirect, head, alone, copied.address, copied.len)?;
-        if usize::from(entries) > MAX_SEGMENTS {
-            return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
-        }
+        chain.descriptors += usize::from(entries);
         for index in 0..entries {
             // 2.8.7: the entries are consecutive, and of their flags only WRITE means something.
             // SAFETY: the index is inside the table, and the table inside guest memory and aligned to 8.
@@ -280,12 +278,10 @@ impl PackedRing {
     fn walk_again(&self, inflight: &PackedInflight, chain: &mut Chain) -> Result<Option<u16>, RingError> {
         let Some(again) = inflight.resubmission() else { return Ok(None) };
         chain.clear();
-        if usize::from(again.num) > MAX_SEGMENTS {
-            return Err(RingError::TooLong { head: again.id, limit: MAX_SEGMENTS });
-        }
         for (step, copied) in inflight.descriptors(again).enumerate() {
             self.follow(chain, again.id, step as u16, copied)?;
         }
+        chain.descriptors += usize::from(again.num);
         Ok(Some(again.id))
     }
 
@@ -384,16 +380,13 @@ impl VirtRing for PackedRing {
             if num == room {
                 return Err(RingError::Overrun { index: head, size: self.in_use.get() });
             }
-            // Also counts descriptors of no length, so that a chain of them cannot hold the reactor.
-            if usize::from(num) == MAX_SEGMENTS {
-                return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
-            }
             if let Some(inflight) = &mut self.inflight {
                 inflight.walked(num, copied);
             }
             self.follow(chain, head, num, copied)?;
             num += 1;
             if copied.flags & NEXT == 0 {
+                chain.descriptors += usize::from(num);
                 // 2.8.6: the id is that of the chain's last descriptor.
                 let id = copied.id;
                 match self.chains.get(usize::from(id)) {

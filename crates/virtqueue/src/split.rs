@@ -3,7 +3,7 @@
 use std::sync::atomic::{fence, AtomicU16, Ordering};
 use std::sync::Arc;
 
-use crate::chain::{Chain, MAX_SEGMENTS};
+use crate::chain::Chain;
 use crate::descriptor::{self, append, indirect_table, DESC_SIZE, INDIRECT, NEXT};
 use crate::dirty::DirtyLog;
 use crate::error::RingError;
@@ -178,10 +178,6 @@ impl SplitRing {
             if steps > u32::from(table_size) {
                 return Err(RingError::Loop { head });
             }
-            // Also counts descriptors of no length, so that a chain of them cannot hold the reactor.
-            if steps as usize > MAX_SEGMENTS {
-                return Err(RingError::TooLong { head, limit: MAX_SEGMENTS });
-            }
             // SAFETY: the index is inside the table, and the table inside guest memory and aligned to 8.
             let (address, rest) = unsafe { descriptor::read(table, index) };
             let (len, flags, next) = (rest as u32, (rest >> 32) as u16, (rest >> 48) as u16);
@@ -199,6 +195,8 @@ impl SplitRing {
             }
             append(chain, &self.memory, head, address, len, flags)?;
             if flags & NEXT == 0 {
+                // Descriptors of no length count too.
+                chain.descriptors = steps as usize;
                 return Ok(());
             }
             index = next;

@@ -345,6 +345,11 @@ impl Driver {
         u32::from_le_bytes(reply[4..8].try_into().unwrap())
     }
 
+    /// Guest address of the descriptor table.
+    pub fn rings(&self) -> u64 {
+        self.rings
+    }
+
     fn avail_at(&self) -> u64 {
         self.rings + 16 * u64::from(self.size)
     }

@@ -7,6 +7,7 @@ use super::{wait_for, Driver, F_RING_PACKED};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 1 << 1;
+const INDIRECT: u16 = 1 << 2;
 const AVAIL: u16 = 1 << 7;
 const USED: u16 = 1 << 15;
 /// Both positions 0, both wrap counters 1.
@@ -41,6 +42,15 @@ impl PackedDriver {
         parts
             .extend(data.map(|(address, len)| (address, len, if matches!(kind, 0 | 8) { WRITE } else { 0 })));
         parts.push((slot + 32, 1, WRITE));
+        self.send(parts)
+    }
+
+    /// The request whose descriptors are in the indirect table at `table`, its status in slot 0.
+    pub fn indirect(&mut self, table: u64, len: u32) -> u8 {
+        self.send(vec![(table, len, INDIRECT)])
+    }
+
+    fn send(&mut self, parts: Vec<(u64, u32, u16)>) -> u8 {
         let first = (self.next, self.wrap);
         let last = parts.len() - 1;
         let mut head = 0;

@@ -29,7 +29,7 @@ impl Carrier for FileDrive {
         let offset = slot.offset + slot.done;
         let sync = !reading && !queue.parts.writeback.load(Ordering::Relaxed);
         let rw_flags = if sync { libc::RWF_DSYNC } else { 0 };
-        let iovecs = slot.iovecs(&mut shared.pools);
+        let (iovecs, step) = slot.step(shared.quota.step, &mut shared.pools);
         let entry = match iovecs {
             [one] if self.takes(one.iov_base.cast(), one.iov_len) => {
                 let (pointer, len) = (one.iov_base.cast::<u8>(), one.iov_len as u32);
@@ -49,6 +49,7 @@ impl Carrier for FileDrive {
             }
             _ => return queue.transfer_bounced(head, self, offset, rw_flags, shared),
         };
+        shared.budget.submitted(step);
         // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
         // their block until the slot is released.
         unsafe { queue.submit(head, entry, shared) };
@@ -86,6 +87,7 @@ impl Carrier for FileDrive {
         let entry = opcode::Write::new(types::Fd(self.fd()), shared.pools.zeroes(), n)
             .offset(offset + slot.done)
             .build();
+        shared.budget.submitted(n.into());
         // SAFETY: the zeroes live as long as the reactor.
         unsafe { queue.submit(head, entry, shared) };
     }
@@ -113,9 +115,10 @@ impl<R: VirtRing> RingQueue<R> {
         shared: &mut Shared,
     ) {
         let slot = &mut self.slots[usize::from(head)];
-        if slot.bounce.is_none() && self.bounces < shared.quota.bounces {
+        let held = &mut shared.held[usize::from(self.guest)];
+        if slot.bounce.is_none() && held.bounces < shared.quota.bounces {
             slot.bounce = shared.pools.take_bounce();
-            self.bounces += u32::from(slot.bounce.is_some());
+            held.bounces += u32::from(slot.bounce.is_some());
         }
         let Some(bounce) = &slot.bounce else {
             self.starved.push_back(head);
@@ -126,6 +129,7 @@ impl<R: VirtRing> RingQueue<R> {
         }
         let buffer = shared.pools.bounce(bounce);
         let len = (slot.len - slot.done).min(BOUNCE_LEN as u64) as usize;
+        shared.budget.copied(len as u64);
         let fd = types::Fd(drive.fd());
         let entry = if slot.operation == Operation::Read {
             opcode::Read::new(fd, buffer, len as u32).offset(offset).build()
@@ -189,7 +193,7 @@ impl<R: VirtRing> RingQueue<R> {
         if slot.zero_by_writing {
             slot.done += result as u64;
             if slot.done < slot.len {
-                return self.execute(head, shared);
+                return self.partial.push_back(head);
             }
         }
         if let (Drive::File(drive), false) = (drive, self.parts.writeback.load(Ordering::Relaxed)) {

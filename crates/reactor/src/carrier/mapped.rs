@@ -7,13 +7,14 @@ use ringstone_virtqueue::VirtRing;
 use super::file::PUNCH;
 use super::{for_bytes, Carrier};
 use crate::core::Shared;
-use crate::queue::{RingQueue, TURN_BYTES};
+use crate::queue::RingQueue;
 
 impl Carrier for MappedDrive {
-    /// Copy up to `TURN_BYTES` bytes; the rest waits for the next turn.
+    /// Copy as much as takes half of a turn; the rest waits for another one.
     fn transfer<R: VirtRing>(&self, head: u16, queue: &mut RingQueue<R>, shared: &mut Shared) {
         let slot = &mut queue.slots[usize::from(head)];
-        let step = (slot.len - slot.done).min(TURN_BYTES) as usize;
+        let step = (slot.len - slot.done).min(shared.quota.turn / 2) as usize;
+        shared.budget.copied(step as u64);
         let at = slot.offset + slot.done;
         let reading = slot.operation == Operation::Read;
         let (log, memory) = (queue.ring.log(), queue.ring.memory());

@@ -12,10 +12,12 @@ use crate::uring::Tag;
 impl Carrier for Image {
     fn transfer<R: VirtRing>(&self, head: u16, queue: &mut RingQueue<R>, shared: &mut Shared) {
         let tag = queue.tag(head).encode();
-        let slot = &queue.slots[usize::from(head)];
+        let slot = &mut queue.slots[usize::from(head)];
         let transfer = if slot.operation == Operation::Read { Transfer::Read } else { Transfer::Write };
         let (offset, ticket) = (slot.offset + slot.done, &queue.tickets[usize::from(head)]);
-        let iovecs = slot.iovecs(&mut shared.pools);
+        let (iovecs, step) = slot.step(shared.quota.step, &mut shared.pools);
+        // librbd copies what is written before it returns.
+        shared.budget.submitted(step);
         // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
         // their block or slot and the ticket in its queue until the request is back.
         let asked = unsafe { self.transfer(transfer, offset, iovecs, ticket, &shared.returned, tag) };
@@ -80,7 +82,7 @@ impl<R: VirtRing> RingQueue<R> {
         }
         let result = match (slot.operation, result) {
             // librbd has no short writes.
-            (Operation::Write, 0..) => (slot.len - slot.done) as i32,
+            (Operation::Write, 0..) => slot.under_way as i32,
             (_, result) => result.clamp(i64::from(i32::MIN), i64::from(i32::MAX)) as i32,
         };
         self.completed(head, result, shared);

@@ -12,7 +12,6 @@
 //!   `PackedRing::take_back_flags` sets them back.
 
 use super::{InflightRegion, DESC_NUM, FEATURES, REGION_VERSION, VERSION};
-use crate::chain::MAX_SEGMENTS;
 use crate::error::RingError;
 use crate::packed::Position;
 use crate::shared::{get_u16, get_u32, get_u64, put_u16, put_u32, put_u64};
@@ -98,7 +97,7 @@ pub(crate) struct PackedInflight {
     /// To be done again; the one taken first is the last.
     resubmit: Vec<Again>,
     /// The descriptors of the chain that was walked last.
-    walked: Box<[Copied; MAX_SEGMENTS]>,
+    walked: Box<[Copied]>,
 }
 
 impl PackedInflight {
@@ -122,7 +121,7 @@ impl PackedInflight {
             held: vec![Held::default(); entries].into(),
             batch: Vec::with_capacity(entries),
             resubmit: Vec::new(),
-            walked: Box::new([Copied::default(); MAX_SEGMENTS]),
+            walked: vec![Copied::default(); entries].into(),
         };
         // SAFETY: the header lies inside the region, which is aligned to 8.
         match unsafe { get_u16(inflight.at.add(REGION_VERSION)) } {
