@@ -1,17 +1,24 @@
-"""A guest beside others that do their worst, to all of which one control thread has to listen. How little it notices
-is for `ringstone bench` to measure; here it has to be served without an error, and the others must have been bad."""
+"""A guest beside others that do their worst. How little it notices is for `ringstone bench` to measure; here it has
+to be served without an error and without standing still, and the others must have been bad."""
 
 import contextlib
+import os
 
 import pytest
 
+from ringstone.bench.greedy import LongReads
 from ringstone.bench.storms import Connections, DeafFrontend, MemorySlots, MemoryTables, Storm
 from tests.framework.gateway import GatewayProcess
 from tests.framework.gateway import gateway as gateway
-from tests.framework.pattern import RunningPattern, running_pattern
+from tests.framework.guest import backing_of
+from tests.framework.pattern import MIB, RunningPattern, running_pattern
 
 # Of each storm; thousands of these a second are usual.
 ENOUGH = 2_000
+# The longest gap is at most one part in so many of the client's run.
+GAP_SHARE = 4
+# Of 60 MiB each; more than the greedy guest has in flight.
+LONG_READS = 128
 
 
 def unnoticed(load: RunningPattern) -> None:
@@ -19,6 +26,8 @@ def unnoticed(load: RunningPattern) -> None:
     assert report.passed, report.findings
     assert (report.reconnects, report.missed_calls) == (0, 0)
     assert report.blocks_checked == report.blocks_written > 0
+    # By the client's own clock, and a share of its run rather than a time, as the machine may be busy.
+    assert report.longest_gap_ns < report.seconds * 1e9 / GAP_SHARE, report.gaps
 
 
 def blow(gateway: GatewayProcess, *storms: Storm) -> None:
@@ -43,6 +52,23 @@ def test_a_storm_disturbs_nobody_else(gateway: GatewayProcess, kind: type[Storm]
             "the other frontend to be gone", lambda client: client.attachment("wild").peer_pid is None
         )
         assert is_served(wild.socket)
+    unnoticed(load)
+
+
+def test_a_guest_that_reads_as_much_as_it_can_holds_nobody_up(gateway: GatewayProcess) -> None:
+    """The kernel was once given all of a batch of long reads at once: a neighbour stood still for two seconds."""
+    quiet = gateway.serve("quiet", queues=2)
+    greedy = gateway.serve("greedy", kind="file", size=64 * MIB, queues=8)
+    with backing_of(gateway, "greedy").open("r+b") as backing:
+        for _ in range(64):
+            backing.write(os.urandom(MIB))
+        os.fsync(backing.fileno())
+    with (
+        running_pattern(quiet.socket, queues=2, rate=2000) as load,
+        LongReads(greedy.socket, queues=8) as storm,
+    ):
+        gateway.wait_for("the long reads", lambda client: storm.count > LONG_READS or storm.failed)
+    assert storm.count > LONG_READS
     unnoticed(load)
 
 

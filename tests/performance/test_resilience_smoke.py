@@ -62,8 +62,10 @@ def test_a_move(setting: Setting, results: Results) -> None:
 
 def test_hostile_neighbours(setting: Setting, results: Results) -> None:
     neighbours.neighbours(setting, results)
-    assert all(raw.rounds[0]["count"] > 0 for raw in results.raw)
-    assert len(results.rows) == 8
+    # Of a short window the long reads may not see the end of one; that they began was waited for.
+    assert all(raw.rounds[0]["count"] > 0 for raw in results.raw[:4])
+    # Four storms and three kinds of long reads, two figures each.
+    assert len(results.rows) == 14
 
 
 def test_one_disk_on_many_cores(setting: Setting, results: Results) -> None:

@@ -1,21 +1,24 @@
 """A quiet volume beside hostile frontends of others on the same reactor: what their storms do to its latency."""
 
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import median
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from ringstone.bench import storms
 from ringstone.bench.daemon import GatewayDaemon
+from ringstone.bench.greedy import REQUEST_BYTES, LongReads
 from ringstone.bench.pattern import running_pattern, sound
 from ringstone.bench.results import Results, Row
 from ringstone.bench.setting import Setting
 from ringstone.bench.shape import Cores
-from ringstone.bench.spread import Bar
+from ringstone.bench.spread import Bar, Spread
 from ringstone.errors import RingstoneError
 from ringstone.stats import Histogram, Snapshot, StatsPage
 
@@ -48,6 +51,7 @@ class Tail:
     reactor_ns: float
     client_ns: float
     requests: int
+    longest_gap_ns: float = 0
 
 
 def reactor_p99(before: Snapshot, after: Snapshot, volume: str) -> float:
@@ -81,6 +85,58 @@ def neighbours(
         stats = stack.enter_context(StatsPage(daemon.stats_path))
         for name, storm in default_storms(setting.cores) if named is None else named:
             _beside(section, name, partial(storm, str(noisy)), quiet, stats, setting, results)
+        if named is None:
+            daemon.make_pool("drive", "file", setting.disk / "neighbours-drive")
+            for where, pool in (("memory", "pool"), ("a hole in a file", "drive"), ("a file", "drive")):
+                volume = where.replace(" ", "-")
+                greedy = daemon.serve(volume, pool, size=VOLUME_BYTES, queues=8)
+                if where == "a file":
+                    _fill(setting.disk / "neighbours-drive" / f"{volume}.raw")
+                reads = partial(LongReads, str(greedy), queues=8, cores=[setting.cores.client])
+                name = f"reads of {REQUEST_BYTES >> 20} MiB of {where} in 8 queues"
+                _beside_greedy(name, reads, quiet, stats, setting, results)
+
+
+def _fill(backing: Path) -> None:
+    """Data in place of holes, from behind the gateway: nobody reads the volume yet."""
+    with backing.open("r+b") as file:
+        for _ in range(VOLUME_BYTES >> 20):
+            file.write(os.urandom(1 << 20))
+        os.fsync(file.fileno())
+
+
+def _beside_greedy(
+    name: str,
+    storm: Callable[[], Storm],
+    quiet: Path,
+    stats: StatsPage,
+    setting: Setting,
+    results: Results,
+) -> None:
+    """Longest gap and p99 of the quiet volume's client, which wait for the greedy guest's turns too."""
+    section = "a quiet volume beside a guest that asks for as much as it can"
+    calm, stormy, counts = _windows(name, storm, quiet, stats, setting)
+    results.keep_raw(section, name, _job(setting), _raw(calm, stormy, counts))
+    done = f"{min(counts) / setting.plan.window.seconds:,.0f} of them a second"
+    results.rows += [
+        Row.beside(
+            section,
+            f"{name}: p99 of the client",
+            "us",
+            [tail.client_ns / 1e3 for tail in stormy],
+            ("without", [tail.client_ns / 1e3 for tail in calm]),
+            done,
+            Bar("at most 3 times", at_most=3.0),
+        ),
+        Row.absolute(
+            section,
+            f"{name}: longest gap of the client",
+            "ms",
+            Spread.of([tail.longest_gap_ns / 1e6 for tail in stormy]),
+            Bar("at most 2 ms", at_most=2.0),
+            f"without it {median(tail.longest_gap_ns for tail in calm) / 1e6:.2f} ms",
+        ),
+    ]
 
 
 def _beside(
@@ -92,26 +148,8 @@ def _beside(
     setting: Setting,
     results: Results,
 ) -> None:
-    calm: list[Tail] = []
-    stormy: list[Tail] = []
-    counts: list[int] = []
-    for turn in range(setting.plan.rounds):
-        calm.append(_window(quiet, stats, setting))
-        with storm() as raging:
-            _await_first(raging, name)
-            before = raging.count
-            stormy.append(_window(quiet, stats, setting))
-            counts.append(raging.count - before)
-        setting.progress(f"{name}: round {turn + 1}/{setting.plan.rounds}: {counts[-1]} times")
-    results.keep_raw(
-        section,
-        name,
-        _job(setting),
-        [
-            {"count": count, "storm": asdict(one), "calm": asdict(other)}
-            for count, one, other in zip(counts, stormy, calm, strict=True)
-        ],
-    )
+    calm, stormy, counts = _windows(name, storm, quiet, stats, setting)
+    results.keep_raw(section, name, _job(setting), _raw(calm, stormy, counts))
     rate = min(counts) / setting.plan.window.seconds
     bar = Bar("at most 2 times", at_most=2.0)
     results.rows += [
@@ -136,6 +174,31 @@ def _beside(
     ]
 
 
+def _windows(
+    name: str, storm: Callable[[], Storm], quiet: Path, stats: StatsPage, setting: Setting
+) -> tuple[list[Tail], list[Tail], list[int]]:
+    """Rounds without the storm and with it, in turn, and how often it did what it does in each."""
+    calm: list[Tail] = []
+    stormy: list[Tail] = []
+    counts: list[int] = []
+    for turn in range(setting.plan.rounds):
+        calm.append(_window(quiet, stats, setting))
+        with storm() as raging:
+            _await_first(raging, name)
+            before = raging.count
+            stormy.append(_window(quiet, stats, setting))
+            counts.append(raging.count - before)
+        setting.progress(f"{name}: round {turn + 1}/{setting.plan.rounds}: {counts[-1]} times")
+    return calm, stormy, counts
+
+
+def _raw(calm: list[Tail], stormy: list[Tail], counts: list[int]) -> list[dict[str, Any]]:
+    return [
+        {"count": count, "storm": asdict(one), "calm": asdict(other)}
+        for count, one, other in zip(counts, stormy, calm, strict=True)
+    ]
+
+
 def _job(setting: Setting) -> dict[str, Any]:
     return {
         "queues": 1,
@@ -154,7 +217,7 @@ def _window(socket: Path, stats: StatsPage, setting: Setting) -> Tail:
         after = stats.read()
     report = sound(client.report)
     requests = report.operations.read + report.operations.write
-    return Tail(reactor_p99(before, after, "quiet"), report.latency.p99_ns, requests)
+    return Tail(reactor_p99(before, after, "quiet"), report.latency.p99_ns, requests, report.longest_gap_ns)
 
 
 def default_storms(cores: Cores) -> list[tuple[str, StormFactory]]:

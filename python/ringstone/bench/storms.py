@@ -36,6 +36,7 @@ _REM_MEM_REG = 38
 _VERSION = 1
 _NEED_REPLY = 1 << 3
 _F_PROTOCOL_FEATURES = 1 << 30
+_F_INDIRECT = 1 << 28
 _F_VERSION_1 = 1 << 32
 _REPLY_ACK = 1 << 3
 _CONFIGURE_MEM_SLOTS = 1 << 15
@@ -93,24 +94,36 @@ class Frontend:
         if _U64.unpack(self.receive())[0]:
             raise ConnectionAbortedError(f"The backend refused message {request}.")
 
-    def negotiate(self) -> None:
-        assert self.ask(_GET_FEATURES) & _F_VERSION_1
+    def negotiate(self, *, indirect: bool = False) -> None:
+        features = _F_VERSION_1 | (_F_INDIRECT if indirect else 0)
+        assert self.ask(_GET_FEATURES) & features == features
         wanted = _REPLY_ACK | _CONFIGURE_MEM_SLOTS
         assert self.ask(_GET_PROTOCOL_FEATURES) & wanted == wanted
         self.send(_SET_PROTOCOL_FEATURES, _U64.pack(wanted))
         self.do(_SET_OWNER)
-        self.do(_SET_FEATURES, _U64.pack(_F_VERSION_1 | _F_PROTOCOL_FEATURES))
+        self.do(_SET_FEATURES, _U64.pack(features | _F_PROTOCOL_FEATURES))
+
+    def set_memory(self, fd: int, size: int) -> None:
+        """Guest memory of one region at address 0."""
+        self.do(_SET_MEM_TABLE, _PAIR.pack(1, 0) + _REGION.pack(0, size, _USER, 0), [fd])
 
     def start_ring(self, fds: Sequence[int]) -> None:
         """Run vring 0, which lies at the begin of memory and stays empty. `fds`: its kick and its call."""
         kick, call = fds
-        used = _USER + 4096
-        self.do(_SET_VRING_NUM, _PAIR.pack(0, _RING_ENTRIES))
-        self.do(_SET_VRING_BASE, _PAIR.pack(0, 0))
-        self.do(_SET_VRING_ADDR, _RING.pack(0, 0, _USER, used, _USER + 16 * _RING_ENTRIES, 0))
         self.do(_SET_VRING_CALL, _U64.pack(0), [call])
-        self.do(_SET_VRING_KICK, _U64.pack(0), [kick])
-        self.do(_SET_VRING_ENABLE, _PAIR.pack(0, 1))
+        self.run_ring(0, _RING_ENTRIES, 0, 16 * _RING_ENTRIES, 4096, kick)
+
+    def run_ring(
+        self, index: int, entries: int, descriptors: int, available: int, used: int, kick: int
+    ) -> None:
+        """Run a vring whose parts lie at these guest addresses."""
+        self.do(_SET_VRING_NUM, _PAIR.pack(index, entries))
+        self.do(_SET_VRING_BASE, _PAIR.pack(index, 0))
+        self.do(
+            _SET_VRING_ADDR, _RING.pack(index, 0, *(_USER + at for at in (descriptors, used, available)), 0)
+        )
+        self.do(_SET_VRING_KICK, _U64.pack(index), [kick])
+        self.do(_SET_VRING_ENABLE, _PAIR.pack(index, 1))
 
     def close(self) -> None:
         self.stream.close()
@@ -187,13 +200,12 @@ class MemoryTables(Storm):
         self._memory_bytes = memory_bytes
 
     def _blow(self) -> None:
-        table = _PAIR.pack(1, 0) + _REGION.pack(0, self._memory_bytes, _USER, 0)
         with _descriptors(self._memory_bytes) as (memory, *ring), Frontend(self._path) as frontend:
             frontend.negotiate()
-            frontend.do(_SET_MEM_TABLE, table, [memory])
+            frontend.set_memory(memory, self._memory_bytes)
             frontend.start_ring(ring)
             while not self._enough.is_set():
-                frontend.do(_SET_MEM_TABLE, table, [memory])
+                frontend.set_memory(memory, self._memory_bytes)
                 self.count += 1
 
 
@@ -206,10 +218,9 @@ class MemorySlots(Storm):
         self._slots = slots
 
     def _blow(self) -> None:
-        table = _PAIR.pack(1, 0) + _REGION.pack(0, MIB, _USER, 0)
         with _descriptors((self._slots + 1) * MIB) as (memory, *ring), Frontend(self._path) as frontend:
             frontend.negotiate()
-            frontend.do(_SET_MEM_TABLE, table, [memory])
+            frontend.set_memory(memory, MIB)
             frontend.start_ring(ring)
             regions = [
                 _U64.pack(0) + _REGION.pack(at, MIB, _USER + at, at)
