@@ -1,10 +1,12 @@
 """Queues that move between reactors, and reactors that come and go, under a load that must not notice."""
 
 import contextlib
+import itertools
 import os
 import random
 import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any, Self
 
@@ -34,6 +36,10 @@ def cores_of(client: GatewayClient, volume: str = "disk") -> list[int | None]:
     """Where each queue runs, by CPU."""
     cores = {None: None} | {reactor.index: reactor.core for reactor in client.reactors()}
     return [cores.get(queue.reactor) for queue in client.attachment(volume).queue_states]
+
+
+# Where tests have the mover see something else.
+cores_now = cores_of
 
 
 def other(core: int | None) -> int:
@@ -101,17 +107,18 @@ def test_reactors_come_and_go_under_load(rounds: int) -> None:
         unnoticed(load)
 
 
-class Mover(threading.Thread):
-    """Moves queues all the time."""
+class Mover:
+    """Moves queues all the time, on a thread of its own; what that dies of is raised where it is waited for."""
 
     def __init__(self, gateway: GatewayProcess, chance: random.Random) -> None:
-        super().__init__(name="mover")
         self.told = 0
         # Cleared by whoever takes the gateway away.
         self.there = threading.Event()
         self.there.set()
         self._gateway, self._chance = gateway, chance
         self._enough = threading.Event()
+        self._thread = ThreadPoolExecutor(1, "mover")
+        self._run: Future[None] | None = None
 
     def run(self) -> None:
         while not self._enough.is_set():
@@ -119,25 +126,56 @@ class Mover(threading.Thread):
             # The gateway may go at any moment, and while it is being replaced it changes nothing.
             with contextlib.suppress(RingstoneError), self._gateway.client() as client:
                 while not self._enough.is_set():
-                    queue = self._chance.randrange(QUEUES)
-                    client.move_queue("disk", queue, other(cores_of(client)[queue]))
-                    self.told += 1
+                    # None while the frontend reconnects.
+                    if cores := cores_of(client):
+                        queue = self._chance.randrange(QUEUES)
+                        client.move_queue("disk", queue, other(cores[queue]))
+                        self.told += 1
 
     def wait_for_moves(self) -> None:
         """Until some more queues have moved, whichever process moves them."""
         enough = self.told + 5
-        self._gateway.wait_for(
-            "queues to move", lambda client: self.told > enough and sum(counted(client)) > 0
-        )
+        self._gateway.wait_for("queues to move", lambda client: self._moved(client, enough))
+
+    def _moved(self, client: GatewayClient, enough: int) -> bool:
+        assert self._run is not None
+        if self._run.done():
+            self._run.result()
+        return self.told > enough and sum(counted(client)) > 0
 
     def __enter__(self) -> Self:
-        self.start()
+        self._run = self._thread.submit(self.run)
         return self
 
     def __exit__(self, *error: object) -> None:
         self._enough.set()
         self.there.set()
-        self.join()
+        self._thread.shutdown()
+        assert self._run is not None
+        self._run.result()
+
+
+def test_a_mover_goes_on_behind_a_moment_without_queues(
+    chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It died of one, while a frontend reconnected, and the test then waited a minute for moves."""
+    moments = itertools.count()
+    monkeypatch.setitem(globals(), "cores_of", lambda client: cores_now(client) if next(moments) else [])
+    with two_reactors("--no-balance") as gateway:
+        volume = gateway.serve("disk", queues=QUEUES)
+        with running_pattern(volume.socket, queues=QUEUES) as load, Mover(gateway, chance) as mover:
+            mover.wait_for_moves()
+        unnoticed(load)
+
+
+def test_a_mover_that_dies_ends_the_wait_for_it(
+    chance: random.Random, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(globals(), "cores_of", lambda client: 1 // 0)
+    with two_reactors("--no-balance") as gateway:
+        gateway.serve("disk", queues=QUEUES)
+        with pytest.raises(ZeroDivisionError), Mover(gateway, chance) as mover:
+            mover.wait_for_moves()
 
 
 @RINGS

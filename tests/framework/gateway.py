@@ -60,6 +60,19 @@ class Successor:
         return self.returncode
 
 
+def send_until_it_ends(process: "subprocess.Popen[bytes] | Successor", number: signal.Signals) -> None:
+    """A signal again and again; subprocess.TimeoutExpired when that takes too long."""
+    deadline = time.monotonic() + _STOP_SECONDS
+    while True:
+        try:
+            process.wait(0.0005)
+            return
+        except subprocess.TimeoutExpired:
+            if time.monotonic() > deadline:
+                raise
+            process.send_signal(number)
+
+
 class GatewayProcess:
     """One gateway under test: state, run directory, pools and log below `root`, memory pools below `memory`.
 
@@ -72,9 +85,10 @@ class GatewayProcess:
         cores: Sequence[int] | None = None,
         test_pools: bool = False,
         watchdog_ms: int | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> None:
         """`arguments` are further flags of `ringstone gateway`; `cores` default to the last CPU; `watchdog_ms`: how
-        long the service manager lets it be silent."""
+        long the service manager lets it be silent; `environment`: what start() adds to this process's own."""
         # Short, as the path of a Unix socket may have 107 bytes only.
         self.root = Path(tempfile.mkdtemp(prefix="ringstone-", dir="/tmp"))
         self.memory = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/dev/shm"))
@@ -85,7 +99,9 @@ class GatewayProcess:
         self.log_path = self.root / "gateway.log"
         self.cores = list(cores) if cores is not None else [max(os.sched_getaffinity(0))]
         self._arguments = [*arguments, *(["--allow-test-pools"] if test_pools else [])]
-        self._watchdog = {} if watchdog_ms is None else {"WATCHDOG_USEC": str(watchdog_ms * 1000)}
+        self._environment = dict(environment or {})
+        if watchdog_ms is not None:
+            self._environment["WATCHDOG_USEC"] = str(watchdog_ms * 1000)
         self._process: subprocess.Popen[bytes] | Successor | None = None
         # As a service manager has it: there for as long as the process.
         self._manager: socket.socket | None = None
@@ -134,7 +150,7 @@ class GatewayProcess:
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=self.environment(NOTIFY_SOCKET=str(path), **self._watchdog),
+                    env=self.environment(NOTIFY_SOCKET=str(path), **self._environment),
                 )
         except BaseException:
             manager.close()
@@ -184,11 +200,14 @@ class GatewayProcess:
             env=self.environment(),
         )
 
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """As a service manager does: by signal, and GatewayFailedError unless it ends cleanly."""
+    def stop(self, number: signal.Signals = signal.SIGTERM, *, insist: bool = False) -> None:
+        """As a service manager does: by signal, and GatewayFailedError unless it ends cleanly. To `insist` is to send
+        it again and again until then."""
         with self._ending() as process:
             process.send_signal(number)
             try:
+                if insist:
+                    send_until_it_ends(process, number)
                 code = process.wait(_STOP_SECONDS)
             except subprocess.TimeoutExpired as error:
                 process.kill()

@@ -214,6 +214,16 @@ def test_a_stop_while_the_api_is_not_up_yet_is_clean_too(gateway: GatewayProcess
     gateway.start()
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_that_is_repeated_disturbs_no_stop(gateway: GatewayProcess, number: signal.Signals) -> None:
+    """A second signal ended a gateway in the midst of its end: asyncio's loop had left, and the default disposition
+    was back. It then counted as a crash, too."""
+    attachment = gateway.serve("v")
+    gateway.stop(number, insist=True)
+    assert not Path(attachment.socket).exists()
+    assert gateway.log().splitlines()[-1].endswith("The gateway has stopped.")
+
+
 def test_an_open_request_does_not_hold_up_the_stop(gateway: GatewayProcess) -> None:
     with socket.socket(socket.AF_UNIX) as idle:
         idle.connect(str(gateway.socket))

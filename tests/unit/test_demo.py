@@ -123,7 +123,6 @@ def test_the_exit_code_tells_whether_every_check_passed(
         return result
 
     monkeypatch.setattr(run, "run_demo", finished)
-    monkeypatch.setattr("signal.signal", lambda *_: None)
     app = typer.Typer()
     app.command()(cli_demo.demo)
     report = tmp_path / "report.html"

@@ -1,18 +1,17 @@
 """Where and how measurements run."""
 
 import os
-import signal
 import tempfile
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 
 from ringstone.bench.compare import Plan, Progress
 from ringstone.bench.load import GIB
 from ringstone.bench.shape import Cores
 from ringstone.errors import InvalidError, UnsupportedError
+from ringstone.stopping import Stopping
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +61,8 @@ def prepared(
     disk: Path = Path("/var/tmp"),
     realtime: bool = False,
 ) -> Iterator[Setting]:
-    """A setting with directories of its own, removed at the end. Being terminated ends the run as Ctrl-C
-    does, so that files, children and hugepages are given back. `realtime`: see Setting.ahead."""
+    """A setting with directories of its own, removed at the end. Ctrl-C and SIGTERM end the run so that files,
+    children and hugepages are given back. `realtime`: see Setting.ahead."""
     available = os.sched_getaffinity(0)
     for role, core in (("server", cores.server), ("client", cores.client)):
         if core not in available:
@@ -74,15 +73,9 @@ def prepared(
     if cores.server == cores.client:
         raise InvalidError("Server and client both poll, so each needs a core of its own.")
 
-    def terminated(number: int, frame: FrameType | None) -> None:
-        raise SystemExit(128 + number)
-
-    former = signal.signal(signal.SIGTERM, terminated)
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=tmpfs) as directory,
-            tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=disk) as on_disk,
-        ):
-            yield Setting(Path(directory), Path(on_disk), cores, plan, progress, size, realtime)
-    finally:
-        signal.signal(signal.SIGTERM, former)
+    with (
+        Stopping(),
+        tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=tmpfs) as directory,
+        tempfile.TemporaryDirectory(prefix="ringstone-bench-", dir=disk) as on_disk,
+    ):
+        yield Setting(Path(directory), Path(on_disk), cores, plan, progress, size, realtime)

@@ -1,11 +1,8 @@
 """`ringstone demo`"""
 
-import signal
-import sys
 from dataclasses import asdict
 from enum import StrEnum
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -15,13 +12,11 @@ from rich.table import Table
 from ringstone.cli.context import JsonOption, context_of, print_json, print_table, size_argument
 from ringstone.cli.progress import RichProgress
 from ringstone.errors import error_of_os
+from ringstone.stopping import Stopping
 from ringstone.units import format_latency, format_rate
 
 if TYPE_CHECKING:
     from ringstone.demo.plan import DemoResult
-
-# What a shell answers for a process that a signal ended.
-_SIGNAL_EXIT_CODE = 128
 
 
 class PoolChoice(StrEnum):
@@ -66,8 +61,8 @@ def demo(
         raise typer.BadParameter("The volume is too small to verify; give at least 64M.", param_hint="--size")
     as_json = context_of(context, json_output).json
     options = DemoOptions(pool=pool.value, size=size, seconds=seconds, accelerator=accel.value, keep=keep)
-    signal.signal(signal.SIGTERM, _leave)
-    result = run_demo(options, RichProgress())
+    with Stopping():
+        result = run_demo(options, RichProgress())
     try:
         write_report(report, result)
     except OSError as error:
@@ -78,11 +73,6 @@ def demo(
         _print(result, report)
     if not result.passed:
         raise typer.Exit(1)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    """Unwind as Ctrl-C does, so that everything started is ended."""
-    sys.exit(_SIGNAL_EXIT_CODE + number)
 
 
 def _print(result: "DemoResult", report: Path) -> None:

@@ -1,22 +1,17 @@
 """`ringstone lab`"""
 
 import shlex
-import signal
-import sys
-from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from ringstone.cli.context import JsonOption, context_of, print_json
 from ringstone.cli.progress import RichProgress
+from ringstone.stopping import Stopping
 
 if TYPE_CHECKING:
     from ringstone.lab.lab import Lab
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# What a shell answers for a process that a signal ended.
-_SIGNAL_EXIT_CODE = 128
 _NAMES = "abcdefgh"
 
 
@@ -47,24 +42,14 @@ def lab(
     settings = LabSettings(
         hosts=tuple(_NAMES[:hosts]), etcd_members=etcd_members, managers=managers, ceph=ceph
     )
-    for number in _SIGNALS:
-        signal.signal(number, _leave)
-    with Lab(settings).started(RichProgress()) as running:
+    # A signal while it starts unwinds; one from then on is the orderly end.
+    with Stopping() as stopping, Lab(settings).started(RichProgress(), stopping.hold) as running:
         described = _describe(running)
         if as_json:
             print_json(described, compact=True)
         else:
             _print(described)
-        # From here on a signal is an orderly end, and a second one does not disturb it.
-        signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-        signal.sigwait(_SIGNALS)
-
-
-def _leave(number: int, _: FrameType | None) -> None:
-    """Unwind from wherever the start is, once: nothing may come between what stops the lab."""
-    for each in _SIGNALS:
-        signal.signal(each, signal.SIG_IGN)
-    sys.exit(_SIGNAL_EXIT_CODE + number)
+        stopping.wait()
 
 
 def _describe(lab: "Lab") -> dict[str, Any]:

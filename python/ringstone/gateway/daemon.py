@@ -9,7 +9,6 @@ import fcntl
 import logging
 import os
 import resource
-import signal
 import socket
 import threading
 import time
@@ -40,7 +39,8 @@ from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.membership import Membership
 from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.service import Service
-from ringstone.gateway.starts import STOP_SIGNALS, Starts, hold_back
+from ringstone.gateway.starts import Starts, hold_back
+from ringstone.stopping import hold_stop_signals
 from ringstone.store import Store
 from ringstone.store.settings import check_store, open_store
 
@@ -126,7 +126,8 @@ def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | 
     if config.listening is not None:
         config.listening.check()
         tcp = stack.enter_context(config.listening.bind())
-    stack.enter_context(_stops_in_order())
+    # From here on guests are served, so a stop waits until the API's loop can do it in order.
+    hold_stop_signals()
     _leave_cores_to_reactors(config)
     store = open_store(config.database, config.host, config.etcd)
     stack.callback(store.close)
@@ -143,7 +144,7 @@ def _take_over(config: GatewayConfig, stack: ExitStack) -> _Begun:
     check_store(config.database, config.etcd)
     if config.listening is not None:
         config.listening.check()
-    stack.enter_context(_stops_in_order())
+    hold_stop_signals()
     _leave_cores_to_reactors(config)
     arrival = take_over(config)
     stack.callback(arrival.engine.stop)
@@ -191,16 +192,6 @@ def _serve_api(
         )
     api.run()
     return successor
-
-
-@contextmanager
-def _stops_in_order() -> Iterator[None]:
-    """From here on guests are served, so a stop waits until the API's loop can do it in order."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

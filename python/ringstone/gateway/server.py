@@ -7,7 +7,6 @@ import asyncio
 import contextlib
 import logging
 import os
-import signal
 import socket
 from pathlib import Path
 
@@ -22,8 +21,8 @@ from ringstone.gateway.engine import Engine, engine_version
 from ringstone.gateway.handover import Upgrade
 from ringstone.gateway.notify import sd_notify
 from ringstone.gateway.service import Service
-from ringstone.gateway.starts import STOP_SIGNALS
 from ringstone.stats import StatsPage
+from ringstone.stopping import stopped_by_signals
 from ringstone.version import version
 
 log = logging.getLogger("ringstone.gateway")
@@ -100,7 +99,7 @@ class ApiServer:
             context = ApiContext(
                 self._config, self._service, stats, engine_version(), self._started_ns, self._upgrade
             )
-            asyncio.run(self._serve(context))
+            asyncio.run(self._stoppable(context))
 
     def leave(self) -> None:
         self._leaving = True
@@ -110,6 +109,11 @@ class ApiServer:
     def _stop(self) -> None:
         for server in self._servers:
             server.stop()
+
+    async def _stoppable(self, context: ApiContext) -> None:
+        # The daemon has held them back while nobody could do it in order.
+        with stopped_by_signals(asyncio.get_running_loop(), self._stop):
+            await self._serve(context)
 
     async def _serve(self, context: ApiContext) -> None:
         config, engine, events = self._config, self._engine, self._service.events
@@ -125,10 +129,6 @@ class ApiServer:
         if self._leaving:
             # Before there was anything to stop.
             self._stop()
-        for number in STOP_SIGNALS:
-            loop.add_signal_handler(number, self._stop)
-        # The daemon held them back while nobody could do it in order.
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
         event_fd = engine.event_fd()
         loop.add_reader(event_fd, drain)
         drain()

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 from ringstone.gateway.notify import sd_notify
+from ringstone.stopping import SIGNALS
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -23,7 +24,6 @@ _LONGEST_WAIT_SECONDS = 10.0
 # Beyond the wait, for what a start takes.
 _START_SECONDS = 60
 # What ends a gateway in order.
-STOP_SIGNALS = frozenset({signal.SIGTERM, signal.SIGINT})
 
 
 class Starts:
@@ -96,9 +96,9 @@ def hold_back(starts: Starts) -> bool:
 
 def _told_to_stop(seconds: float) -> bool:
     """Wait for `seconds`, or for the signal that ends the gateway. No other thread may run yet."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        return signal.sigtimedwait(STOP_SIGNALS, seconds) is not None
+        return signal.sigtimedwait(SIGNALS, seconds) is not None
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 

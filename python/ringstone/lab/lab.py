@@ -165,24 +165,29 @@ class Lab:
         """End all that was started and remove all files. Nothing is worth an orderly end here. Idempotent."""
         failures: list[Exception] = []
         while self._undo:
+            # One that is interrupted stays, to be done by the next call.
             try:
-                self._undo.pop()()
+                self._undo[-1]()
             except Exception as error:
                 failures.append(error)
+            self._undo.pop()
         self.hosts.clear()
         self.managers.clear()
         if failures:
             raise LabError(f"The lab did not stop in order: {'; '.join(map(str, failures))}") from failures[0]
 
     @contextmanager
-    def started(self, progress: Progress) -> Iterator[Self]:
-        """As `with lab`, shown to a person."""
-        self.start(progress)
+    def started(self, progress: Progress, hold: Callable[[], None]) -> Iterator[Self]:
+        """As `with lab`, shown to a person. `hold` is called when it runs: from then on no signal may raise."""
         try:
+            self.start(progress)
+            hold()
             yield self
         finally:
-            with progress.step("Stop and remove"):
-                self.stop()
+            # What start() removes when it fails, a signal can interrupt: once, and the rest is removed here.
+            if self._undo:
+                with progress.step("Stop and remove"):
+                    self.stop()
 
     # Guests.
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import signal
 import time
 from contextlib import ExitStack
 
@@ -16,6 +15,7 @@ from ringstone.manager.config import ManagerConfig
 from ringstone.manager.failover import Failover
 from ringstone.manager.hosts import Hosts, connector
 from ringstone.manager.operations import Operations
+from ringstone.stopping import hold_stop_signals, stopped_by_signals
 from ringstone.store.etcd import EtcdStore
 from ringstone.version import version
 
@@ -31,6 +31,7 @@ def run_manager(config: ManagerConfig) -> None:
     config.listening.check()
     read_tokens(config.gateway_token_file)
     connect = connector(config.gateway_ca)
+    hold_stop_signals()
     with ExitStack() as stack:
         listener = stack.enter_context(config.listening.bind())
         store = EtcdStore(config.etcd)
@@ -50,17 +51,15 @@ def run_manager(config: ManagerConfig) -> None:
         )
 
         async def serve() -> None:
-            loop = asyncio.get_running_loop()
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(number, server.stop)
-            log.info(
-                "Ringstone %s manages the cluster in etcd at %s, at %s.",
-                version(),
-                config.etcd.where,
-                config.listening.url,
-            )
-            sd_notify("READY=1")
-            await server.run_on_listener()
+            with stopped_by_signals(asyncio.get_running_loop(), server.stop):
+                log.info(
+                    "Ringstone %s manages the cluster in etcd at %s, at %s.",
+                    version(),
+                    config.etcd.where,
+                    config.listening.url,
+                )
+                sd_notify("READY=1")
+                await server.run_on_listener()
             sd_notify("STOPPING=1")
 
         asyncio.run(serve())
