@@ -11,7 +11,7 @@ from ringstone.errors import InvalidError
 from ringstone.lab.ceph import CephCluster
 from tests.framework.gateway import GatewayProcess
 from tests.framework.load import script, verify
-from tests.framework.pattern import run_pattern
+from tests.framework.pattern import run_pattern, running_pattern
 from tests.framework.rbd import make_rbd_pool
 
 MIB = 1 << 20
@@ -116,6 +116,18 @@ def test_a_volume_grows_while_it_is_used_and_never_shrinks(serve: Serve, gateway
     assert found[0]["crc32"] == before
     assert found[1]["zero"]
     assert verify(volume.socket, operations=300)["passed"]
+
+
+def test_no_write_is_lost_while_a_volume_grows(serve: Serve, gateway: GatewayProcess) -> None:
+    """A volume in memory once found out anew, at each growth, which of its chunks had data, while writes went on: what was
+    written meanwhile read as zeroes."""
+    volume = serve(queues=4)
+    with running_pattern(volume.socket, queues=4, depth=16, span_bytes=SIZE) as load:
+        with gateway.client() as client:
+            for step in range(1, 21):
+                client.resize_volume("disk", SIZE + step * MIB)
+    assert load.report.passed, load.report.findings
+    assert load.report.blocks_checked == load.report.blocks_written > 0
 
 
 def test_a_read_only_volume_is_read(serve: Serve, gateway: GatewayProcess) -> None:

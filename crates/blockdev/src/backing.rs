@@ -11,7 +11,7 @@ use ringstone_rbd::Image;
 
 use crate::error::DriveError;
 use crate::file::FileDrive;
-use crate::mapped::MappedDrive;
+use crate::mapped::{MappedDrive, Outgrown};
 
 /// A volume's drive as the control side sees it.
 pub trait Backing {
@@ -24,16 +24,17 @@ pub trait Backing {
     /// It cannot be asked.
     fn capacity(&self) -> Result<u64, DriveError>;
 
-    /// Whoever manages the pool has made it longer: go on with `size` bytes.
+    /// Whoever manages the pool has made it longer: go on with `size` bytes. What comes back is to be kept until every reactor
+    /// has begun another turn.
     ///
     /// # Errors
     /// It is shorter than that.
-    fn resize(&self, size: u64) -> Result<(), DriveError> {
+    fn resize(&self, size: u64) -> Result<Option<Outgrown>, DriveError> {
         let have = self.capacity()?;
         if have < size {
             return Err(DriveError::TooShort { path: self.place(), have, want: size });
         }
-        Ok(())
+        Ok(None)
     }
 
     /// Ranges can be deallocated and read as zeroes afterwards.
@@ -65,8 +66,8 @@ impl Backing for MappedDrive {
         self.len()
     }
 
-    fn resize(&self, size: u64) -> Result<(), DriveError> {
-        self.grow(size)
+    fn resize(&self, size: u64) -> Result<Option<Outgrown>, DriveError> {
+        self.grow(size).map(Some)
     }
 
     fn place(&self) -> PathBuf {

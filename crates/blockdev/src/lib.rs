@@ -13,13 +13,14 @@ mod faulty;
 mod file;
 mod lock;
 mod mapped;
+mod presence;
 
 pub use backing::Backing;
 use backing::Nothing;
 pub use error::DriveError;
 pub use faulty::{Fault, FaultDice, Faults};
 pub use file::{lives_in_memory, Direct, FileDrive};
-pub use mapped::{HugePages, MappedDrive};
+pub use mapped::{HugePages, MappedDrive, Outgrown};
 
 /// A drive of one of the kinds a reactor knows.
 pub enum Drive {

@@ -9,13 +9,14 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicPtr, Ordering};
 use std::sync::Mutex;
 
 use ringstone_mapping::Mapping;
 
 use crate::error::DriveError;
 use crate::lock::lock;
+use crate::presence::Presence;
 
 /// Whether an anonymous volume uses huge pages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -29,25 +30,24 @@ pub enum HugePages {
 /// Bytes that get their memory together where pages are small: one system call for 16 first writes, a few microseconds.
 const SMALL_CHUNK: usize = 64 << 10;
 
-struct View {
-    mapping: Mapping,
-    chunk_shift: u32,
-    present: Box<[AtomicU64]>,
-}
-
 /// A drive in memory.
 pub struct MappedDrive {
     file: File,
     path: Option<PathBuf>,
-    current: AtomicPtr<View>,
-    /// Every view there ever was: a reactor may still be copying in one that a resize replaced. Freed with the drive.
-    views: Mutex<Vec<*mut View>>,
+    page_size: usize,
+    present: Presence,
+    /// What reactors copy from and to. Growth replaces it; see [`Outgrown`].
+    mapping: AtomicPtr<Mapping>,
+    /// Held by whoever replaces the mapping, or looks at it from outside a reactor.
+    growing: Mutex<()>,
 }
 
-// SAFETY: views are shared memory plus atomics, and are freed only with the drive itself.
-unsafe impl Send for MappedDrive {}
-// SAFETY: as above.
-unsafe impl Sync for MappedDrive {}
+/// What a drive has outgrown: a reactor may be using it until it has begun another turn. Whoever grew the drive keeps it until
+/// all of them have.
+#[must_use = "dropping it at once takes memory away under a reactor"]
+pub struct Outgrown {
+    _mapping: Box<Mapping>,
+}
 
 impl MappedDrive {
     /// Map the file at `path`, which must live on tmpfs or hugetlbfs to make sense.
@@ -86,15 +86,14 @@ impl MappedDrive {
         if have < size {
             return Err(DriveError::TooShort { path: name, have, want: size });
         }
-        let view = View::new(&file, size, presence)?;
-        Ok(Self::over(file, path, view))
+        Self::over(file, path, size, presence)
     }
 
     /// Which chunks have memory, a bit each in little-endian words of 64, for a process that takes the drive over. Nobody
     /// may be writing meanwhile.
     pub fn presence(&self) -> Vec<u8> {
-        let words = self.view().present.iter();
-        words.flat_map(|word| word.load(Ordering::Acquire).to_le_bytes()).collect()
+        let _still = self.growing.lock().unwrap_or_else(|e| e.into_inner());
+        self.present.to_bytes(self.mapping().len() as u64)
     }
 
     /// Memory without a name: its content goes with the drive. Huge pages are taken at once, small ones when written.
@@ -137,19 +136,33 @@ impl MappedDrive {
     }
 
     fn from_file(file: File, path: Option<PathBuf>, size: u64) -> Result<Self, DriveError> {
-        let view = View::new(&file, size, None)?;
-        Ok(Self::over(file, path, view))
+        Self::over(file, path, size, None)
     }
 
-    fn over(file: File, path: Option<PathBuf>, view: View) -> Self {
-        let view = Box::into_raw(Box::new(view));
-        Self { file, path, current: AtomicPtr::new(view), views: Mutex::new(vec![view]) }
+    fn over(
+        file: File,
+        path: Option<PathBuf>,
+        size: u64,
+        presence: Option<&[u8]>,
+    ) -> Result<Self, DriveError> {
+        let mapping = Mapping::new(file.as_fd(), 0, size)?;
+        mapping.prefer_huge_pages();
+        let page_size = mapping.page_size();
+        let chunk_shift = page_size.max(SMALL_CHUNK).trailing_zeros();
+        let present =
+            Presence::new(size, chunk_shift).map_err(|source| DriveError::NoMemory { want: size, source })?;
+        if !presence.is_some_and(|bytes| present.take_over(size, bytes)) {
+            find_data(&file, size, &present);
+        }
+        let mapping = AtomicPtr::new(Box::into_raw(Box::new(mapping)));
+        Ok(Self { file, path, page_size, present, mapping, growing: Mutex::new(()) })
     }
 
     #[inline(always)]
-    fn view(&self) -> &View {
-        // SAFETY: the pointer is one of `views`, which live as long as the drive.
-        unsafe { &*self.current.load(Ordering::Acquire) }
+    fn mapping(&self) -> &Mapping {
+        // SAFETY: the pointer comes from a Box. A mapping that growth has replaced lives on in its `Outgrown` until every
+        // reactor has begun another turn, and everybody else holds `growing`.
+        unsafe { &*self.mapping.load(Ordering::Acquire) }
     }
 
     pub fn fd(&self) -> RawFd {
@@ -171,7 +184,7 @@ impl MappedDrive {
     }
 
     pub fn describe(&self) -> String {
-        let page = self.view().mapping.page_size();
+        let page = self.page_size;
         let pages = if page > 4096 { format!("{} MiB pages", page >> 20) } else { "4 KiB pages".into() };
         match &self.path {
             Some(_) => format!("mapped file in memory, {pages}"),
@@ -180,27 +193,50 @@ impl MappedDrive {
     }
 
     fn populate_all(&self, size: u64) -> Result<(), DriveError> {
-        let view = self.view();
-        view.mapping
+        self.mapping()
             .populate(0, size as usize)
             .map_err(|error| DriveError::NoMemory { want: size, source: io::Error::other(error) })?;
-        for word in &view.present {
-            word.store(u64::MAX, Ordering::Relaxed);
-        }
+        (0..size.div_ceil(self.chunk())).for_each(|chunk| self.present.set(chunk));
         Ok(())
     }
 
-    /// Map `size` bytes; a file of somebody else's is that long already.
-    pub(crate) fn grow(&self, size: u64) -> Result<(), DriveError> {
+    /// Map `size` bytes; a file of somebody else's is that long already. Writers go on meanwhile: the bits of what has memory
+    /// stay where they are, and both mappings show the same file.
+    ///
+    /// # Errors
+    /// There is no memory, the file is shorter, or nobody thought of a drive of that size.
+    pub(crate) fn grow(&self, size: u64) -> Result<Outgrown, DriveError> {
+        let _one_at_a_time = self.growing.lock().unwrap_or_else(|e| e.into_inner());
+        if size > self.present.room() {
+            let source = io::Error::other(format!("open it anew to go beyond {} bytes", self.present.room()));
+            return Err(DriveError::NoMemory { want: size, source });
+        }
         if self.path.is_none() {
-            let page = self.view().mapping.page_size() as u64;
             self.file
-                .set_len(size.next_multiple_of(page))
+                .set_len(size.next_multiple_of(self.page_size as u64))
                 .map_err(|source| DriveError::NoMemory { want: size, source })?;
         }
-        let view = Box::into_raw(Box::new(View::new(&self.file, size, None)?));
-        self.views.lock().unwrap_or_else(|e| e.into_inner()).push(view);
-        self.current.store(view, Ordering::Release);
+        let mapping = Mapping::new(self.file.as_fd(), 0, size)?;
+        mapping.prefer_huge_pages();
+        // What was the last chunk had memory up to the old end.
+        let last = (self.mapping().len() as u64 - 1) >> self.present.chunk_shift();
+        if self.present.has(last) {
+            self.populate(&mapping, last)?;
+        }
+        let before = self.mapping.swap(Box::into_raw(Box::new(mapping)), Ordering::AcqRel);
+        // SAFETY: it came from a Box and is nowhere else any more.
+        Ok(Outgrown { _mapping: unsafe { Box::from_raw(before) } })
+    }
+
+    fn chunk(&self) -> u64 {
+        1 << self.present.chunk_shift()
+    }
+
+    /// Give chunk `index` its memory, as far as it is mapped.
+    fn populate(&self, mapping: &Mapping, index: u64) -> Result<(), DriveError> {
+        let start = (index << self.present.chunk_shift()) as usize;
+        let len = (self.chunk() as usize).min(mapping.len() - start);
+        mapping.populate(start, len)?;
         Ok(())
     }
 
@@ -213,10 +249,10 @@ impl MappedDrive {
     /// `to` must be valid for `len` bytes of writes, and the range inside the drive.
     #[inline(always)]
     pub unsafe fn read(&self, offset: u64, to: *mut u8, len: usize) -> Result<(), DriveError> {
-        let view = self.view();
+        let mapping = self.mapping();
         // SAFETY: the caller's promise.
         unsafe {
-            view.each_chunk(offset, len, |from, at, n, present| {
+            self.each_chunk(mapping, offset, len, |from, at, n, present| {
                 if present {
                     std::ptr::copy_nonoverlapping(from, to.add(at), n);
                 } else {
@@ -225,7 +261,7 @@ impl MappedDrive {
                 Ok(())
             })
         }?;
-        view.sound()
+        sound(mapping)
     }
 
     /// Copy `len` bytes from `from` to `offset`.
@@ -237,18 +273,18 @@ impl MappedDrive {
     /// `from` must be valid for `len` bytes of reads, and the range inside the drive.
     #[inline(always)]
     pub unsafe fn write(&self, offset: u64, from: *const u8, len: usize) -> Result<(), DriveError> {
-        let view = self.view();
+        let mapping = self.mapping();
         // SAFETY: the caller's promise.
         unsafe {
-            view.each_chunk(offset, len, |to, at, n, present| {
+            self.each_chunk(mapping, offset, len, |to, at, n, present| {
                 if !present {
-                    view.make_present(offset + at as u64)?;
+                    self.make_present(mapping, offset + at as u64)?;
                 }
                 std::ptr::copy_nonoverlapping(from.add(at), to, n);
                 Ok(())
             })
         }?;
-        view.sound()
+        sound(mapping)
     }
 
     /// Bring the first `LINES` cache lines of a range near; wrong offsets do no harm. The processor's own prefetcher takes
@@ -257,7 +293,7 @@ impl MappedDrive {
     pub fn prefetch<const LINES: usize>(&self, offset: u64) {
         #[cfg(target_arch = "x86_64")]
         {
-            let first = self.view().mapping.as_ptr().wrapping_add(offset as usize);
+            let first = self.mapping().as_ptr().wrapping_add(offset as usize);
             for line in 0..LINES {
                 // SAFETY: a prefetch has no architectural effect, whatever the address.
                 unsafe {
@@ -276,71 +312,19 @@ impl MappedDrive {
     /// # Errors
     /// As for [`write`](Self::write).
     pub fn begin_discard(&self, offset: u64, len: u64) -> Result<Option<(u64, u64)>, DriveError> {
-        let view = self.view();
-        let chunk = 1u64 << view.chunk_shift;
+        let mapping = self.mapping();
+        let chunk = self.chunk();
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(chunk), end / chunk * chunk);
         if first >= last {
-            view.zero(offset, len)?;
+            self.zero(mapping, offset, len)?;
             return Ok(None);
         }
-        view.zero(offset, first - offset)?;
-        view.zero(last, end - last)?;
-        for index in first >> view.chunk_shift..last >> view.chunk_shift {
-            view.word(index).fetch_and(!(1 << (index % 64)), Ordering::AcqRel);
-        }
-        view.sound()?;
+        self.zero(mapping, offset, first - offset)?;
+        self.zero(mapping, last, end - last)?;
+        (first / chunk..last / chunk).for_each(|index| self.present.clear(index));
+        sound(mapping)?;
         Ok(Some((first, last - first)))
-    }
-}
-
-impl View {
-    fn new(file: &File, size: u64, presence: Option<&[u8]>) -> Result<Self, DriveError> {
-        let mapping = Mapping::new(file.as_fd(), 0, size)?;
-        mapping.prefer_huge_pages();
-        let chunk_shift = mapping.page_size().max(SMALL_CHUNK).trailing_zeros();
-        let chunks = size.div_ceil(1 << chunk_shift);
-        let words = chunks.div_ceil(64);
-        if let Some(bytes) = presence.filter(|bytes| bytes.len() as u64 == words * 8) {
-            let word = |bytes: &[u8; 8]| AtomicU64::new(u64::from_le_bytes(*bytes));
-            let present = bytes.as_chunks().0.iter().map(word).collect();
-            return Ok(Self { mapping, chunk_shift, present });
-        }
-        let view = Self { mapping, chunk_shift, present: (0..words).map(|_| AtomicU64::new(0)).collect() };
-        view.find_data(file, size);
-        Ok(view)
-    }
-
-    /// Mark the chunks that hold data from an earlier life of the file.
-    fn find_data(&self, file: &File, size: u64) {
-        let mut at = 0i64;
-        loop {
-            // SAFETY: plain system calls on a valid descriptor.
-            let data = unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) };
-            if data < 0 || data as u64 >= size {
-                return;
-            }
-            // SAFETY: as above.
-            let hole = unsafe { libc::lseek(file.as_raw_fd(), data, libc::SEEK_HOLE) };
-            let end = if hole > data { (hole as u64).min(size) } else { size };
-            for index in data as u64 >> self.chunk_shift..=(end - 1) >> self.chunk_shift {
-                self.word(index).fetch_or(1 << (index % 64), Ordering::Relaxed);
-            }
-            at = end as i64;
-        }
-    }
-
-    #[inline(always)]
-    fn word(&self, chunk: u64) -> &AtomicU64 {
-        &self.present[(chunk / 64) as usize]
-    }
-
-    #[inline(always)]
-    fn sound(&self) -> Result<(), DriveError> {
-        if self.mapping.poisoned() {
-            return Err(DriveError::Poisoned);
-        }
-        Ok(())
     }
 
     /// Call `with(pointer, done so far, bytes, present)` for each piece of a range that lies in one chunk.
@@ -350,19 +334,20 @@ impl View {
     #[inline(always)]
     unsafe fn each_chunk(
         &self,
+        mapping: &Mapping,
         offset: u64,
         len: usize,
         mut with: impl FnMut(*mut u8, usize, usize, bool) -> Result<(), DriveError>,
     ) -> Result<(), DriveError> {
-        let chunk = 1usize << self.chunk_shift;
+        let shift = self.present.chunk_shift();
+        let chunk = 1usize << shift;
         let mut done = 0;
         while done < len {
             let at = offset as usize + done;
             let n = (chunk - (at & (chunk - 1))).min(len - done);
-            let index = (at >> self.chunk_shift) as u64;
-            let present = self.word(index).load(Ordering::Acquire) & (1 << (index % 64)) != 0;
+            let present = self.present.has((at >> shift) as u64);
             // SAFETY: inside the drive, hence inside the mapping.
-            let pointer = unsafe { self.mapping.as_ptr().add(at) };
+            let pointer = unsafe { mapping.as_ptr().add(at) };
             with(pointer, done, n, present)?;
             done += n;
         }
@@ -371,20 +356,18 @@ impl View {
 
     /// Give the chunk at `offset` its memory.
     #[cold]
-    fn make_present(&self, offset: u64) -> Result<(), DriveError> {
-        let index = offset >> self.chunk_shift;
-        let start = (index << self.chunk_shift) as usize;
-        let len = (1usize << self.chunk_shift).min(self.mapping.len() - start);
-        self.mapping.populate(start, len)?;
-        self.word(index).fetch_or(1 << (index % 64), Ordering::AcqRel);
+    fn make_present(&self, mapping: &Mapping, offset: u64) -> Result<(), DriveError> {
+        let index = offset >> self.present.chunk_shift();
+        self.populate(mapping, index)?;
+        self.present.set(index);
         Ok(())
     }
 
     /// Zero a range of less than two chunks; chunks without memory are zero already.
-    fn zero(&self, offset: u64, len: u64) -> Result<(), DriveError> {
+    fn zero(&self, mapping: &Mapping, offset: u64, len: u64) -> Result<(), DriveError> {
         // SAFETY: the range was checked against the volume, which is no longer than the drive.
         unsafe {
-            self.each_chunk(offset, len as usize, |to, _, n, present| {
+            self.each_chunk(mapping, offset, len as usize, |to, _, n, present| {
                 if present {
                     std::ptr::write_bytes(to, 0, n);
                 }
@@ -396,10 +379,34 @@ impl View {
 
 impl Drop for MappedDrive {
     fn drop(&mut self) {
-        for view in self.views.get_mut().unwrap_or_else(|e| e.into_inner()).drain(..) {
-            // SAFETY: made by Box::into_raw, freed once, and nobody holds the drive any more.
-            drop(unsafe { Box::from_raw(view) });
+        // SAFETY: made by Box::into_raw, freed once, and nobody holds the drive any more.
+        drop(unsafe { Box::from_raw(*self.mapping.get_mut()) });
+    }
+}
+
+#[inline(always)]
+fn sound(mapping: &Mapping) -> Result<(), DriveError> {
+    if mapping.poisoned() {
+        return Err(DriveError::Poisoned);
+    }
+    Ok(())
+}
+
+/// Mark the chunks that hold data from an earlier life of the file.
+fn find_data(file: &File, size: u64, present: &Presence) {
+    let shift = present.chunk_shift();
+    let mut at = 0i64;
+    loop {
+        // SAFETY: plain system calls on a valid descriptor.
+        let data = unsafe { libc::lseek(file.as_raw_fd(), at, libc::SEEK_DATA) };
+        if data < 0 || data as u64 >= size {
+            return;
         }
+        // SAFETY: as above.
+        let hole = unsafe { libc::lseek(file.as_raw_fd(), data, libc::SEEK_HOLE) };
+        let end = if hole > data { (hole as u64).min(size) } else { size };
+        (data as u64 >> shift..=(end - 1) >> shift).for_each(|chunk| present.set(chunk));
+        at = end as i64;
     }
 }
 
@@ -496,9 +503,43 @@ mod tests {
     fn growing_keeps_the_content() {
         let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
         write(&drive, 1000, b"kept");
-        drive.grow(2 << 20).unwrap();
+        drop(drive.grow(2 << 20).unwrap());
         write(&drive, (2 << 20) - 4, b"tail");
         assert_eq!(read(&drive, 1000, 4), b"kept");
         assert_eq!(read(&drive, (2 << 20) - 4, 4), b"tail");
+        assert!(matches!(drive.grow(u64::MAX >> 1), Err(DriveError::NoMemory { .. })));
+    }
+
+    /// The bits of chunks with memory were once found out anew at each growth and swapped in, while writers set them in the old
+    /// ones: what was written meanwhile read as zeroes.
+    #[test]
+    fn what_is_written_or_discarded_during_growth_stays_so() {
+        const CHUNKS: u64 = 512;
+        let drive = MappedDrive::anonymous(CHUNKS * SMALL_CHUNK as u64, HugePages::Off).unwrap();
+        let at = |chunk: u64| chunk * SMALL_CHUNK as u64;
+        (CHUNKS / 2..CHUNKS).for_each(|chunk| write(&drive, at(chunk), b"old"));
+        let (mut outgrown, mut written) = (Vec::new(), Vec::new());
+        let begin = std::sync::Barrier::new(2);
+        std::thread::scope(|scope| {
+            let writer = scope.spawn(|| {
+                begin.wait();
+                for chunk in 0..CHUNKS / 2 {
+                    write(&drive, at(chunk), b"new");
+                    drive.begin_discard(at(CHUNKS / 2 + chunk), SMALL_CHUNK as u64).unwrap();
+                    written.push(chunk);
+                }
+            });
+            let mut size = CHUNKS * SMALL_CHUNK as u64;
+            begin.wait();
+            while !writer.is_finished() {
+                size += SMALL_CHUNK as u64;
+                outgrown.push(drive.grow(size).unwrap());
+            }
+        });
+        assert!(!outgrown.is_empty());
+        for chunk in written {
+            assert_eq!(read(&drive, at(chunk), 3), b"new", "chunk {chunk}");
+            assert_eq!(read(&drive, at(CHUNKS / 2 + chunk), 3), [0; 3], "chunk {chunk} was discarded");
+        }
     }
 }

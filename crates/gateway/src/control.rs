@@ -8,7 +8,9 @@ use std::time::Instant;
 
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout};
 use nix::sys::eventfd::EventFd;
+use ringstone_blockdev::Outgrown;
 use ringstone_mapping::guard::poison_event;
+use ringstone_reactor::Command;
 use ringstone_telemetry::StatsPage;
 use ringstone_volume::Volume;
 
@@ -243,8 +245,11 @@ impl Control {
         }
     }
 
-    /// A volume grew: tell its guest.
-    pub fn resized(&mut self, volume: &str) {
+    /// A volume grew: tell its guest, and let go of what it has outgrown once no reactor can be using it.
+    pub fn resized(&mut self, volume: &str, outgrown: Option<Outgrown>) {
+        if let Some(outgrown) = outgrown.map(Arc::new) {
+            self.reactors.send_all(|| Command::Pass(outgrown.clone()));
+        }
         let Some(attachment) = self.attachment_of(volume).and_then(|id| self.attachments.get(&id)) else {
             return;
         };

@@ -248,9 +248,9 @@ impl Engine {
     /// It is not open, would shrink, or its drive is too short.
     pub fn resize_volume(&self, name: &str, size: u64) -> Result<(), EngineError> {
         let volume = self.volume(name)?;
-        volume.resize(size)?;
+        let outgrown = volume.resize(size)?;
         let name = name.to_owned();
-        self.call(move |control| control.resized(&name))
+        self.call(move |control| control.resized(&name, outgrown))
     }
 
     /// This host owns an incoming volume from here on, as `backend` says: when its predecessors are shut out and its lock is

@@ -152,6 +152,14 @@ impl Reactors {
         Self::flush(place);
     }
 
+    /// To every reactor there is, those on their way out too.
+    pub fn send_all(&mut self, command: impl Fn() -> Command) {
+        for place in &mut self.0 {
+            place.backlog.push_back(command());
+            Self::flush(place);
+        }
+    }
+
     fn flush(place: &mut Place) {
         let Some(handle) = &mut place.handle else { return place.backlog.clear() };
         while let Some(command) = place.backlog.pop_front() {

@@ -326,6 +326,8 @@ impl Control {
                     }
                 }
             }
+            // The last reactor's was the last.
+            Reply::Passed(outgrown) => self.reaper.take(outgrown),
             Reply::Failed { key, message } => {
                 self.fail_device(key.session, &format!("vring {}: {message}", key.vring));
             }

@@ -412,6 +412,7 @@ impl Reactor {
                     }
                 }
             }
+            Command::Pass(outgrown) => self.shared.outbox.send(Reply::Passed(outgrown)),
             Command::Shutdown => self.running = false,
         }
     }

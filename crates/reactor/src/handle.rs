@@ -4,6 +4,7 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use ringstone_blockdev::Outgrown;
 use ringstone_rbd::Completions;
 use ringstone_telemetry::{Clock, ReactorStats};
 use ringstone_virtqueue::Chain;
@@ -32,6 +33,8 @@ pub enum Command {
     },
     SetCall(QueueKey, Option<OwnedFd>),
     SetKick(QueueKey, Option<OwnedFd>),
+    /// Give this back: whoever sent it knows then that a turn has begun since.
+    Pass(Arc<Outgrown>),
     /// End once every queue has been stopped.
     Shutdown,
 }
@@ -44,6 +47,8 @@ pub enum Reply {
         key: QueueKey,
         message: String,
     },
+    /// [`Command::Pass`] came by.
+    Passed(Arc<Outgrown>),
     /// An I/O error worth a log line.
     Trouble {
         key: QueueKey,

@@ -7,7 +7,7 @@ pub use error::VolumeError;
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use ringstone_blockdev::{Drive, Faults};
+use ringstone_blockdev::{Drive, Faults, Outgrown};
 
 /// Bytes of a serial (virtio-blk GET_ID).
 pub const SERIAL_LEN: usize = 20;
@@ -122,19 +122,20 @@ impl Volume {
         self.incoming.load(Ordering::Acquire)
     }
 
-    /// Grow to `size` bytes; queues see the new end with their next request.
+    /// Grow to `size` bytes; queues see the new end with their next request. What comes back is to be kept until every reactor
+    /// has begun another turn.
     ///
     /// # Errors
     /// Smaller than now, no multiple of the block size, or a drive that is too short.
-    pub fn resize(&self, size: u64) -> Result<(), VolumeError> {
+    pub fn resize(&self, size: u64) -> Result<Option<Outgrown>, VolumeError> {
         check_size(size, self.block_size)?;
         let now = self.size();
         if size < now {
             return Err(VolumeError::Shrink { now, size });
         }
-        self.drive.backing().resize(size)?;
+        let outgrown = self.drive.backing().resize(size)?;
         self.size.store(size, Ordering::Release);
-        Ok(())
+        Ok(outgrown)
     }
 }
 
