@@ -119,13 +119,15 @@ def test_a_volume_grows_while_it_is_used_and_never_shrinks(serve: Serve, gateway
 
 
 def test_no_write_is_lost_while_a_volume_grows(serve: Serve, gateway: GatewayProcess) -> None:
-    """A volume in memory once found out anew, at each growth, which of its chunks had data, while writes went on: what was
-    written meanwhile read as zeroes."""
+    """A volume in memory once found out anew, at each growth, which of its chunks had data, while writes went on: what
+    was written meanwhile read as zeroes."""
     volume = serve(queues=4)
-    with running_pattern(volume.socket, queues=4, depth=16, span_bytes=SIZE) as load:
-        with gateway.client() as client:
-            for step in range(1, 21):
-                client.resize_volume("disk", SIZE + step * MIB)
+    with (
+        running_pattern(volume.socket, queues=4, depth=16, span_bytes=SIZE) as load,
+        gateway.client() as client,
+    ):
+        for step in range(1, 21):
+            client.resize_volume("disk", SIZE + step * MIB)
     assert load.report.passed, load.report.findings
     assert load.report.blocks_checked == load.report.blocks_written > 0
 
