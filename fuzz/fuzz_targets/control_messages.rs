@@ -8,15 +8,16 @@
 use std::cell::RefCell;
 use std::fs::File;
 use std::io::IoSlice;
+use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::{UnixDatagram, UnixStream};
 use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use ringstone_fuzz::{memory_file, serve};
 use ringstone_vhost_user::{
-    Connection, DeviceModel, Incoming, Quiet, Session, SessionError, F_LOG_ALL, F_PROTOCOL_FEATURES,
+    Connection, DeviceModel, Incoming, Quiet, Reaper, Session, SessionError, F_LOG_ALL, F_PROTOCOL_FEATURES,
     HEADER_LEN,
 };
 use ringstone_virtio_blk::Geometry;
@@ -63,12 +64,13 @@ impl<'a> Record<'a> {
     }
 }
 
-/// What a frontend may send along: guest memory, eventfds, and things that are neither.
+/// What a frontend may send along: guest memory, eventfds, and one of each kind that is neither.
 struct Descriptors {
     memory: File,
     short: File,
     event: OwnedFd,
     null: File,
+    others: Vec<OwnedFd>,
 }
 
 impl Descriptors {
@@ -84,19 +86,50 @@ impl Descriptors {
             short: memory_file(100),
             event,
             null: File::open("/dev/null").expect("/dev/null"),
+            others: others(),
         }
     }
 
     /// Low four bits: how many; the rest: of which kind.
     fn choose(&self, choice: u8) -> Vec<RawFd> {
-        let one = match choice >> 4 & 3 {
+        let one = match usize::from(choice >> 4) {
             0 => self.memory.as_raw_fd(),
             1 => self.event.as_raw_fd(),
             2 => self.short.as_raw_fd(),
-            _ => self.null.as_raw_fd(),
+            3 => self.null.as_raw_fd(),
+            other => self.others[other % self.others.len()].as_raw_fd(),
         };
         vec![one; usize::from(choice & 15).min(MOST_FDS)]
     }
+}
+
+/// Both ends of a pipe, one whose other end is closed, sockets connected and not, a directory, a regular file, one that is
+/// open as a path only, and an epoll.
+fn others() -> Vec<OwnedFd> {
+    let (read, write) = std::io::pipe().expect("a pipe");
+    let (broken, _) = std::io::pipe().expect("a pipe");
+    let (stream, peer) = UnixStream::pair().expect("a pair of sockets");
+    let path = std::env::current_exe().expect("this program");
+    let only = File::options().read(true).custom_flags(libc::O_PATH).open(&path).expect("a path");
+    // SAFETY: a plain system call; the descriptor is checked before it is owned.
+    let epoll = unsafe {
+        let fd = libc::epoll_create1(libc::EPOLL_CLOEXEC);
+        assert!(fd >= 0, "epoll");
+        OwnedFd::from_raw_fd(fd)
+    };
+    vec![
+        read.into(),
+        write.into(),
+        broken.into(),
+        stream.into(),
+        peer.into(),
+        UnixDatagram::unbound().expect("a socket").into(),
+        TcpListener::bind("127.0.0.1:0").expect("a socket").into(),
+        File::open("/proc/self").expect("a directory").into(),
+        File::open(&path).expect("a file").into(),
+        only.into(),
+        epoll,
+    ]
 }
 
 struct Disk;
@@ -137,10 +170,10 @@ struct Backend {
 }
 
 impl Backend {
-    fn new(socket: UnixStream) -> Self {
+    fn new(socket: UnixStream, reaper: &Reaper) -> Self {
         Self {
-            connection: Connection::new(socket).expect("a socket that does not block"),
-            session: Session::new(Disk),
+            connection: Connection::new(socket, reaper.clone()).expect("a socket that does not block"),
+            session: Session::new(Disk, reaper.clone()),
             rings: Default::default(),
             chain: Chain::default(),
         }
@@ -263,9 +296,9 @@ fn open_descriptors() -> usize {
     std::fs::read_dir("/proc/self/fd").expect("/proc").count()
 }
 
-fn talk(descriptors: &Descriptors, mut input: &[u8]) {
+fn talk(descriptors: &Descriptors, reaper: &Reaper, mut input: &[u8]) {
     let (frontend, backend) = UnixStream::pair().expect("a pair of sockets");
-    let mut backend = Backend::new(backend);
+    let mut backend = Backend::new(backend, reaper);
     while let Some((record, rest)) = Record::split(input) {
         input = rest;
         if record.code == MEMORY_RECORD {
@@ -301,8 +334,13 @@ fuzz_target!(|input: &[u8]| {
         descriptors.memory.set_len(GUEST_MEMORY as u64).expect("room for guest memory");
         // The guard of guest memory keeps an eventfd for good; the first mapping makes it.
         ringstone_mapping::guard::poison_event();
+        let reaper = Reaper::default();
         let before = open_descriptors();
-        talk(descriptors, input);
+        talk(descriptors, &reaper, input);
+        // None of them can hold it up.
+        while !reaper.is_empty() {
+            std::thread::yield_now();
+        }
         assert_eq!(before, open_descriptors(), "a descriptor was left open");
     });
 });

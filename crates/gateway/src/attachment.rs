@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use ringstone_reactor::{Command, Queue, QueueParts, Ring};
 use ringstone_telemetry::{QueueCounter, QueueReader, QueueStats, StatsPage};
-use ringstone_vhost_user::{Connection, Session, VringSetup};
+use ringstone_vhost_user::{Connection, Reaped, Reaper, Session, VringSetup};
 use ringstone_volume::Volume;
 
 use crate::device::BlockDevice;
@@ -29,7 +29,14 @@ pub type Unstartable = (u64, String);
 pub struct Attachment {
     pub volume: Arc<Volume>,
     pub path: PathBuf,
-    pub listener: UnixListener,
+    /// Whoever waits in its backlog has sent what is closed with it.
+    pub listener: Reaped<UnixListener>,
+    /// Closes what frontends of this volume gave, so that it can be slow for nobody else.
+    pub strangers: Reaper,
+    /// Lets go of their memory, which waits for no stranger.
+    pub reaper: Reaper,
+    /// Tells them of errors. A frontend can hold that up for good, so one that waits is enough.
+    pub signals: Reaper,
     pub queues: u16,
     /// A second frontend may connect.
     pub shared: bool,
@@ -65,10 +72,14 @@ impl Attachment {
         let stats =
             (0..queues).map(|index| page.queue(volume.name(), index)).collect::<Result<Vec<_>, _>>()?;
         let readers = stats.iter().map(QueueStats::reader).collect();
+        let strangers = Reaper::default();
         Ok(Self {
             volume,
             path: path.to_owned(),
-            listener,
+            listener: strangers.hold(listener),
+            strangers,
+            reaper: Reaper::default(),
+            signals: Reaper::default(),
             queues: queues as u16,
             shared: false,
             frontends: Vec::new(),
@@ -91,7 +102,9 @@ impl Attachment {
 
     /// A frontend connected.
     pub fn connect(&mut self, id: u64, stream: UnixStream) -> std::io::Result<&Live> {
-        let live = Live::new(id, Session::new(self.device()), Connection::new(stream)?, self.queues);
+        let connection = Connection::new(stream, self.strangers.clone())?;
+        let session = Session::new(self.device(), self.reaper.clone());
+        let live = Live::new(id, session, connection, self.queues);
         self.frontends.push(live);
         Ok(&self.frontends[self.frontends.len() - 1])
     }

@@ -2,6 +2,8 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::os::fd::AsRawFd;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender};
 use std::sync::Arc;
 use std::time::Instant;
@@ -21,7 +23,6 @@ use crate::error::EngineError;
 use crate::events::{Events, Level};
 use crate::moves::BALANCE_EVERY;
 use crate::placement::Reactors;
-use crate::reaper::Reaper;
 use crate::topology::Topology;
 
 /// A call of the engine, run on the control thread.
@@ -37,6 +38,26 @@ const TOKEN_FIRST: u64 = 16;
 pub struct OpenVolume {
     pub volume: Arc<Volume>,
     pub spec: VolumeSpec,
+}
+
+/// What the watchdog sees of the control thread. Odd while it works.
+#[derive(Default)]
+pub struct Pulse(AtomicU64);
+
+impl Pulse {
+    pub fn wake(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub fn sleep(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `None` while it has nothing to do.
+    pub fn progress(&self) -> Option<(u64, u64)> {
+        let beats = self.0.load(Ordering::Relaxed);
+        (beats % 2 == 1).then_some((beats, 0))
+    }
 }
 
 /// Everything the control thread owns.
@@ -59,12 +80,12 @@ pub struct Control {
     /// Whoever waits for every vring to be at rest.
     pub quiet: Option<Sender<()>>,
     pub epoll: Epoll,
-    pub reaper: Reaper,
     pub next_session: u64,
     calls: Receiver<Call>,
     calls_bell: Arc<EventFd>,
     reactors_bell: EventFd,
     next_attachment: u64,
+    pulse: Arc<Pulse>,
 }
 
 /// What a control thread is made of.
@@ -77,12 +98,22 @@ pub struct ControlParts {
     pub calls: Receiver<Call>,
     pub calls_bell: Arc<EventFd>,
     pub balancing: bool,
+    pub pulse: Arc<Pulse>,
 }
 
 impl Control {
     pub fn new(parts: ControlParts) -> io::Result<Self> {
-        let ControlParts { page, events, reactors, topology, reactors_bell, calls, calls_bell, balancing } =
-            parts;
+        let ControlParts {
+            page,
+            events,
+            reactors,
+            topology,
+            reactors_bell,
+            calls,
+            calls_bell,
+            balancing,
+            pulse,
+        } = parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
         epoll.add(&*calls_bell, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_CALLS))?;
         epoll.add(&reactors_bell, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_REACTORS))?;
@@ -103,12 +134,12 @@ impl Control {
             frozen: false,
             quiet: None,
             epoll,
-            reaper: Reaper::start(),
             next_session: 1,
             calls,
             calls_bell,
             reactors_bell,
             next_attachment: 0,
+            pulse,
         })
     }
 
@@ -125,10 +156,12 @@ impl Control {
                     return;
                 }
             };
+            self.pulse.wake();
             for event in &ready[..count] {
                 self.handle(event.data());
             }
             self.balance();
+            self.pulse.sleep();
         }
     }
 
@@ -177,7 +210,7 @@ impl Control {
     pub fn attach(&mut self, attachment: Attachment) -> Result<u64, EngineError> {
         let id = self.next_attachment;
         self.epoll
-            .add(&attachment.listener, listener_event(id))
+            .add(&*attachment.listener, listener_event(id))
             .map_err(|errno| EngineError::System { what: "epoll_ctl", source: errno.into() })?;
         self.next_attachment += 1;
         self.attachments.insert(id, attachment);
@@ -230,8 +263,9 @@ impl Control {
 
     pub fn finish_detach(&mut self, id: u64) {
         let Some(attachment) = self.attachments.remove(&id) else { return };
-        // The listener's descriptor goes with it, so epoll forgets it anyway.
-        let _ = self.epoll.delete(&attachment.listener);
+        // Whoever waits in the backlog sees the end when the reaper closes it, and nobody else comes.
+        let _ = nix::sys::socket::shutdown(attachment.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        let _ = self.epoll.delete(&*attachment.listener);
         if let Err(error) = std::fs::remove_file(&attachment.path) {
             self.events.log(
                 Level::Warning,

@@ -16,7 +16,7 @@ use ringstone_volume::Volume;
 
 use crate::attachment::Attachment;
 use crate::backend::BackendSpec;
-use crate::control::{Call, Control, ControlParts, OpenVolume};
+use crate::control::{Call, Control, ControlParts, OpenVolume, Pulse};
 use crate::descriptors;
 use crate::error::EngineError;
 use crate::events::{Event, Events, Level};
@@ -117,6 +117,7 @@ pub struct Engine {
     /// Reactors come and go one at a time.
     changing: Mutex<()>,
     views: Vec<ReactorView>,
+    pulse: Arc<Pulse>,
     watchdog: Mutex<Option<Watchdog>>,
 }
 
@@ -151,6 +152,7 @@ impl Engine {
         let views = (0..MAX_REACTORS).map(|index| page.view(index)).collect();
         let (calls, receiver) = channel();
         let calls_bell = Arc::new(bell()?);
+        let pulse = Arc::<Pulse>::default();
         let parts = ControlParts {
             page,
             events: events.clone(),
@@ -160,6 +162,7 @@ impl Engine {
             calls: receiver,
             calls_bell: calls_bell.clone(),
             balancing: settings.balance,
+            pulse: pulse.clone(),
         };
         let control = Control::new(parts).map_err(system("epoll"))?;
         let thread = std::thread::Builder::new()
@@ -176,6 +179,7 @@ impl Engine {
             reactors_bell: theirs,
             changing: Mutex::new(()),
             views,
+            pulse,
             watchdog: Mutex::new(None),
         })
     }
@@ -466,8 +470,9 @@ impl Engine {
     /// # Errors
     /// The address cannot be one, or there is no thread to be had.
     pub fn watchdog(&self, socket: &str, interval: Duration) -> Result<(), EngineError> {
-        let watchdog = Watchdog::start(self.views.clone(), self.events.clone(), socket, interval)
-            .map_err(|source| EngineError::System { what: "starting the watchdog", source })?;
+        let watchdog =
+            Watchdog::start(self.views.clone(), self.pulse.clone(), self.events.clone(), socket, interval)
+                .map_err(|source| EngineError::System { what: "starting the watchdog", source })?;
         *self.watchdog.lock().unwrap_or_else(|e| e.into_inner()) = Some(watchdog);
         Ok(())
     }

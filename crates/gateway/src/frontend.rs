@@ -1,6 +1,6 @@
 //! One connected frontend: its session, and where its vrings run.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use ringstone_reactor::{Command, QueueKey};
 use ringstone_vhost_user::{notify_config_change, Connection, Incoming, Quiet, Session};
@@ -51,7 +51,7 @@ pub struct Live {
     /// Set once the connection is to end.
     pub closing: bool,
     /// NUMA node of most of the guest's memory, and the table it was found for.
-    node: Option<(Arc<MemoryTable>, Option<u32>)>,
+    node: Option<(Weak<MemoryTable>, Option<u32>)>,
 }
 
 impl Live {
@@ -126,12 +126,12 @@ impl Live {
     pub fn node(&mut self, topology: &Topology) -> Option<u32> {
         let memory = self.session.memory();
         if let Some((of, node)) = &self.node {
-            if Arc::ptr_eq(of, memory) && node.is_some() {
+            if of.as_ptr() == Arc::as_ptr(memory) && node.is_some() {
                 return *node;
             }
         }
         let node = topology.node_of_memory(memory);
-        self.node = Some((memory.clone(), node));
+        self.node = Some((Arc::downgrade(memory), node));
         node
     }
 

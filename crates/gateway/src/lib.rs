@@ -15,7 +15,6 @@
 //! | `placement.rs`, `topology.rs` | which reactor a queue goes to, and on which NUMA node it is |
 //! | `balancer.rs` | when a queue should move |
 //! | `handover/` | going on in another process |
-//! | `reaper.rs` | letting go of what takes long |
 //! | `descriptors.rs` | room in the table of file descriptors |
 //! | `device.rs` | the virtio-blk device a session shows |
 //! | `backend.rs` | what a volume's JSON description opens |
@@ -35,7 +34,6 @@ mod frontend;
 mod handover;
 mod moves;
 mod placement;
-mod reaper;
 mod serve;
 mod topology;
 mod watchdog;

@@ -58,7 +58,7 @@ impl Control {
 
     pub fn rearm_listener(&mut self, id: u64) {
         let Some(attachment) = self.attachments.get(&id) else { return };
-        if let Err(error) = self.epoll.modify(&attachment.listener, &mut listener_event(id)) {
+        if let Err(error) = self.epoll.modify(&*attachment.listener, &mut listener_event(id)) {
             let message = format!("no new frontend can connect, detach and attach the volume again: {error}");
             self.events.log(Level::Error, attachment.volume.name(), message);
         }
@@ -68,7 +68,8 @@ impl Control {
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let name = attachment.volume.name().to_owned();
         let stream = match attachment.listener.accept() {
-            Ok((stream, _)) => stream,
+            // What it has sent already goes with it, if it is turned away.
+            Ok((stream, _)) => attachment.strangers.hold(stream),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return,
             Err(error) => {
                 self.events.log(Level::Error, &name, format!("cannot accept a frontend: {error}"));
@@ -81,12 +82,14 @@ impl Control {
             } else {
                 "a second frontend was turned away; the volume serves one at a time"
             };
+            // Seen at once, whenever the socket is closed.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
             self.events.log(Level::Warning, &name, message);
             return;
         }
         let session = self.next_session;
         self.next_session += 1;
-        let registered = attachment.connect(session, stream).and_then(|live| {
+        let registered = attachment.connect(session, stream.into_inner()).and_then(|live| {
             self.epoll.add(live.connection.as_fd(), frontend_event(session)).map_err(io::Error::from)?;
             Ok(live.connection.peer_pid())
         });
@@ -154,7 +157,9 @@ impl Control {
     /// Apply a message whose vrings are at rest, start what may run then, and answer.
     pub fn apply(&mut self, session: u64, incoming: Incoming) {
         let Some(id) = self.owner(session) else { return };
-        let Some(live) = self.attachments.get_mut(&id).and_then(|a| a.frontend(session)) else { return };
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        let reaper = attachment.reaper.clone();
+        let Some(live) = attachment.frontend(session) else { return };
         let Incoming { header, request, fds } = incoming;
         let memory = live.session.memory().clone();
         let applied = match live.session.apply(header.request, request, fds) {
@@ -170,7 +175,7 @@ impl Control {
                 live.tell(index, &mut self.reactors, |key| Command::SetKick(key, kick));
             }),
             Effect::Memory => {
-                self.reaper.take(memory);
+                reaper.take(memory);
                 Ok(())
             }
         };
@@ -252,10 +257,10 @@ impl Control {
         let live = attachment.frontends.remove(at);
         // Closing the descriptor takes it off the epoll; this only makes it explicit.
         let _ = self.epoll.delete(live.connection.as_fd());
-        let Live { session, connection, .. } = live;
         // The peer hears of it now, whatever its memory takes.
-        drop(connection);
-        self.reaper.take(session);
+        live.connection.hang_up();
+        // The volume goes at once, with the locks on it; the memory and the descriptors go to the reaper piece by piece.
+        drop(live);
         if attachment.detaching {
             if attachment.frontends.is_empty() {
                 self.finish_detach(id);
@@ -272,6 +277,7 @@ impl Control {
         let Some(id) = self.owner(session) else { return };
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let volume = attachment.volume.clone();
+        let signals = attachment.signals.clone();
         let Some(live) = attachment.frontend(session).filter(|live| !live.session.broken()) else { return };
         // Rings in memory that was cut read as zeroes and look malformed; say what the cause is.
         let cut = live.session.poisoned();
@@ -287,12 +293,17 @@ impl Control {
         );
         live.session.set_broken();
         live.quieten(Quiet::All, false, &mut self.reactors);
-        for fd in live.session.error_descriptors() {
-            // Best effort, and never waiting: the frontend may have filled the counter and made it blocking.
-            let mut poll = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
-            if nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(1) {
-                let _ = nix::unistd::write(fd, &1u64.to_ne_bytes());
-            }
+        if signals.is_empty() {
+            let copies: Vec<_> = live.session.error_descriptors().flat_map(|fd| fd.try_clone()).collect();
+            // Best effort, and not here: the frontend may fill the counter and make it blocking between look and write.
+            signals.run(move || {
+                for fd in copies {
+                    let mut poll = [PollFd::new(fd.as_fd(), PollFlags::POLLOUT)];
+                    if nix::poll::poll(&mut poll, PollTimeout::ZERO) == Ok(1) {
+                        let _ = nix::unistd::write(&fd, &1u64.to_ne_bytes());
+                    }
+                }
+            });
         }
         if let Err(error) = live.config_changed() {
             let message = format!("the frontend could not be told that the device needs a reset: {error}");

@@ -194,7 +194,7 @@ fn a_dirty_log_goes_over() {
     let host = Host::new();
     let socket = host.memory_volume("vol");
     let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_LOG_ALL);
-    let bitmap = tempfile::tempfile().unwrap();
+    let bitmap = tempfile::tempfile_in("/dev/shm").unwrap();
     let len = MEMORY / 4096 / 8;
     bitmap.set_len(len).unwrap();
     assert!(driver.frontend.ack(SET_LOG_BASE, &words(&[len, 0]), &[bitmap.as_raw_fd()]));

@@ -31,7 +31,7 @@ fn reactors(host: &Host, volume: &str) -> Vec<Option<usize>> {
 
 /// Most of a guest's memory from now on, on node 0.
 fn region() -> (Vec<u8>, File) {
-    let file = tempfile::tempfile().unwrap();
+    let file = tempfile::tempfile_in("/dev/shm").unwrap();
     file.set_len(4 * MEMORY).unwrap();
     (words(&[0, NEAR, 4 * MEMORY, USER + NEAR, 0]), file)
 }

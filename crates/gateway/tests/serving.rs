@@ -170,7 +170,7 @@ fn guest_memory_may_change_under_a_running_ring() {
     exercise_simple(&mut driver, 1);
     for round in 0..20u8 {
         // A second region comes and goes; the first is set anew every other round.
-        let extra = tempfile::tempfile().unwrap();
+        let extra = tempfile::tempfile_in("/dev/shm").unwrap();
         extra.set_len(1 << 20).unwrap();
         let region = words(&[0, 1 << 40, 1 << 20, USER + (1 << 41), 0]);
         assert!(driver.frontend.ack(ADD_MEM_REG, &region, &[extra.as_raw_fd()]));

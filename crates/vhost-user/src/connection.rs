@@ -6,36 +6,50 @@ use std::os::unix::net::UnixStream;
 
 use crate::error::SessionError;
 use crate::message::{config_change, Header, Reply, Request, HEADER_LEN, MAX_FDS, MAX_PAYLOAD};
+use crate::reaper::{Reaped, Reaper};
+
+/// Things a frontend may have given that its reaper has not let go of. Whoever goes beyond is disconnected, as they hold
+/// descriptors and memory of ours.
+const BACKLOG: usize = 1024;
 
 /// A complete message.
 pub struct Incoming {
     pub header: Header,
     pub request: Request,
-    pub fds: Vec<OwnedFd>,
+    pub fds: Vec<Reaped<OwnedFd>>,
 }
 
 /// A frontend's connection.
 pub struct Connection {
-    stream: UnixStream,
+    /// What waits in its queue is closed with it.
+    stream: Reaped<UnixStream>,
     buffer: [u8; HEADER_LEN + MAX_PAYLOAD],
     filled: usize,
-    fds: Vec<OwnedFd>,
+    fds: Vec<Reaped<OwnedFd>>,
+    reaper: Reaper,
 }
 
 impl Connection {
     /// # Errors
     /// The socket cannot be made non-blocking.
-    pub fn new(stream: UnixStream) -> io::Result<Self> {
+    pub fn new(stream: UnixStream, reaper: Reaper) -> io::Result<Self> {
+        let stream = reaper.hold(stream);
         stream.set_nonblocking(true)?;
-        Ok(Self { stream, buffer: [0; HEADER_LEN + MAX_PAYLOAD], filled: 0, fds: Vec::new() })
+        Ok(Self { stream, buffer: [0; HEADER_LEN + MAX_PAYLOAD], filled: 0, fds: Vec::new(), reaper })
     }
 
     /// Go on with a connection in the middle of a message, of which `begun` and `fds` have come.
     ///
     /// # Errors
     /// The socket cannot be made non-blocking, or that is more than a message.
-    pub fn resume(stream: UnixStream, begun: &[u8], fds: Vec<OwnedFd>) -> Result<Self, SessionError> {
-        let mut connection = Self::new(stream)?;
+    pub fn resume(
+        stream: UnixStream,
+        begun: &[u8],
+        fds: Vec<OwnedFd>,
+        reaper: Reaper,
+    ) -> Result<Self, SessionError> {
+        let fds: Vec<_> = fds.into_iter().map(|fd| reaper.hold(fd)).collect();
+        let mut connection = Self::new(stream, reaper)?;
         if begun.len() > connection.buffer.len() || fds.len() > MAX_FDS {
             return Err(SessionError::Handover { what: "more than a message has begun" });
         }
@@ -46,13 +60,19 @@ impl Connection {
     }
 
     /// What has come of the message that is not complete yet.
-    pub fn begun(&self) -> (&[u8], &[OwnedFd]) {
+    pub fn begun(&self) -> (&[u8], &[Reaped<OwnedFd>]) {
         (&self.buffer[..self.filled], &self.fds)
     }
 
     /// The socket, for waiting on it.
     pub fn as_fd(&self) -> BorrowedFd<'_> {
         self.stream.as_fd()
+    }
+
+    /// Let the peer see the end now, whenever the socket is closed. Nobody else may go on with it.
+    pub fn hang_up(&self) {
+        // One that is closed already has seen it.
+        let _ = self.stream.shutdown(std::net::Shutdown::Both);
     }
 
     /// The peer has closed its end, whatever still waits to be read.
@@ -114,9 +134,15 @@ impl Connection {
 
     /// Read up to byte `want` of the message, never into the next one: descriptors belong to their own message.
     fn read(&mut self, want: usize) -> Result<usize, SessionError> {
-        // Room for twice the descriptors, so that a message with too many is told from one with enough.
+        if self.reaper.len() > BACKLOG {
+            return Err(SessionError::Backlog { limit: BACKLOG });
+        }
+        // Room for as many descriptors as can be sent at once: those that did not fit would be closed by the kernel here.
         let room = &mut self.buffer[self.filled..want];
-        let n = receive_with_descriptors(self.stream.as_raw_fd(), room, &mut self.fds, 2 * MAX_FDS)?;
+        let mut fds = Vec::new();
+        let read = receive_with_descriptors(self.stream.as_raw_fd(), room, &mut fds, CONTROL_FDS);
+        self.fds.extend(fds.into_iter().map(|fd| self.reaper.hold(fd)));
+        let n = read?;
         if self.fds.len() > MAX_FDS {
             return Err(SessionError::TooManyDescriptors { limit: MAX_FDS });
         }
@@ -152,9 +178,10 @@ fn send(socket: RawFd, bytes: &[u8], fd: Option<&OwnedFd>) -> Result<(), Session
     }
 }
 
-/// Bytes of a control buffer, enough for `CONTROL_FDS` descriptors.
-const CONTROL: usize = 1024;
-const CONTROL_FDS: usize = (CONTROL - size_of::<libc::cmsghdr>()) / size_of::<RawFd>();
+/// What the kernel sends at once (`SCM_MAX_FD`).
+const CONTROL_FDS: usize = 253;
+/// Bytes of a control buffer for them.
+const CONTROL: usize = size_of::<libc::cmsghdr>() + (CONTROL_FDS * size_of::<RawFd>()).next_multiple_of(8);
 
 #[repr(C, align(8))]
 struct Control([u8; CONTROL]);

@@ -41,6 +41,12 @@ pub enum SessionError {
     Handover { what: &'static str },
     #[error("the file descriptor given as {what} is no eventfd")]
     NotAnEventFd { what: &'static str },
+    #[error("the file descriptor given as {what} is neither a memfd nor a file on tmpfs or hugetlbfs; give the guest such memory")]
+    NotMemory { what: &'static str },
+    #[error("the file descriptor given as the back-end channel is no Unix stream socket")]
+    NotAChannel,
+    #[error("the frontend gave more than {limit} things that are not let go of yet")]
+    Backlog { limit: usize },
     #[error("the frontend closed the connection in the middle of a message")]
     Truncated,
     #[error("the frontend does not read its replies")]

@@ -11,13 +11,15 @@ use std::sync::Arc;
 use ringstone_mapping::Mapping;
 use ringstone_virtqueue::InflightRegion;
 
+use crate::descriptor::memory;
 use crate::error::SessionError;
 use crate::message::WireInflight;
+use crate::reaper::{Reaped, Reaper};
 
 /// A region in use. The frontend keeps its descriptor for our successor.
 pub(crate) struct Inflight {
     pub wire: WireInflight,
-    pub file: OwnedFd,
+    pub file: Reaped<OwnedFd>,
     mapping: Arc<Mapping>,
 }
 
@@ -51,19 +53,21 @@ impl Inflight {
     /// Map the region that SET_INFLIGHT_FD hands over.
     pub fn open(
         wire: WireInflight,
-        file: OwnedFd,
+        file: Reaped<OwnedFd>,
         max_queues: u16,
         packed: bool,
-    ) -> Result<Self, SessionError> {
+        reaper: &Reaper,
+    ) -> Result<Reaped<Self>, SessionError> {
         if wire.queues == 0 || wire.queues > max_queues {
             return Err(SessionError::Inflight { why: "it has more queues than the device, or none" });
         }
         if wire.len < InflightRegion::len(wire.queue_size, packed) as u64 * u64::from(wire.queues) {
             return Err(SessionError::Inflight { why: "it is too short for its queues" });
         }
+        let file = memory(file, "in-flight region", reaper)?;
         let mapping = Mapping::new(file.as_fd(), wire.offset, wire.len)
             .map_err(|_| SessionError::Inflight { why: "its descriptor cannot be mapped" })?;
-        Ok(Self { wire, file, mapping: Arc::new(mapping) })
+        Ok(reaper.hold(Self { wire, file, mapping: Arc::new(mapping) }))
     }
 
     pub fn poisoned(&self) -> bool {
@@ -89,9 +93,12 @@ mod tests {
 
     #[test]
     fn a_region_that_was_made_can_be_opened_and_a_short_one_not() {
+        let reaper = crate::Reaper::default();
         for packed in [false, true] {
             let (wire, fd) = Inflight::create(4, 128, packed).unwrap();
-            let open = |wire, max_queues| Inflight::open(wire, fd.try_clone().unwrap(), max_queues, packed);
+            let open = |wire, max_queues| {
+                Inflight::open(wire, reaper.hold(fd.try_clone().unwrap()), max_queues, packed, &reaper)
+            };
             assert!(wire.len >= 4 * (16 + 16 * 128));
             assert!(open(wire, 2).is_err());
             assert!(open(WireInflight { len: 64, ..wire }, 4).is_err());
@@ -102,6 +109,6 @@ mod tests {
         }
         // Made for split rings, used with packed ones: their parts are longer.
         let (wire, fd) = Inflight::create(1, 128, false).unwrap();
-        assert!(Inflight::open(wire, fd, 1, false).unwrap().queue(0, true).is_err());
+        assert!(Inflight::open(wire, reaper.hold(fd), 1, false, &reaper).unwrap().queue(0, true).is_err());
     }
 }

@@ -9,12 +9,14 @@
 //! rings stops them, tells the session where they stopped, and applies the message then.
 
 mod connection;
+mod descriptor;
 mod error;
 mod inflight;
 mod link;
 mod log;
 mod memory;
 mod message;
+mod reaper;
 mod session;
 mod state;
 mod vring;
@@ -25,6 +27,7 @@ pub use link::{Link, Message};
 pub use message::{
     protocol, Header, Reply, Request, HEADER_LEN, MAX_CONFIG, MAX_FDS, MAX_MEMORY_SLOTS, MAX_PAYLOAD,
 };
+pub use reaper::{Reaped, Reaper};
 pub use session::{Applied, DeviceModel, Effect, Quiet, Session};
 pub use state::{Descriptors, InflightState, LogState, RegionState, SessionState, VringState};
 pub use vring::VringSetup;

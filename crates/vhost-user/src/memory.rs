@@ -6,19 +6,22 @@ use std::sync::Arc;
 use ringstone_mapping::Mapping;
 use ringstone_virtqueue::{MemoryRegion, MemoryTable};
 
+use crate::descriptor::memory;
 use crate::error::SessionError;
 use crate::message::{WireRegion, MAX_MEMORY_SLOTS};
+use crate::reaper::{Reaped, Reaper};
 
 /// A mapped region. Its file stays open, so that a process that takes the connection over can map it too.
 #[derive(Clone)]
 pub(crate) struct Region {
     pub wire: WireRegion,
-    pub file: Arc<OwnedFd>,
+    pub file: Arc<Reaped<OwnedFd>>,
     mapping: Arc<Mapping>,
 }
 
 impl Region {
-    pub fn map(wire: WireRegion, file: OwnedFd) -> Result<Self, SessionError> {
+    pub fn map(wire: WireRegion, file: Reaped<OwnedFd>, reaper: &Reaper) -> Result<Self, SessionError> {
+        let file = memory(file, "guest memory", reaper)?;
         let mapping = Mapping::new(file.as_fd(), wire.offset, wire.len)
             .map_err(|source| SessionError::Mapping { guest: wire.guest, source })?;
         Ok(Self { wire, file: Arc::new(file), mapping: Arc::new(mapping) })

@@ -1,15 +1,17 @@
 //! The state of one vhost-user connection, message by message.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use ringstone_virtqueue::{MemoryTable, RingAddresses, RingSetup, MAX_RING_SIZE};
 
+use crate::descriptor::{channel, eventfd};
 use crate::error::SessionError;
 use crate::inflight::Inflight;
 use crate::log::Log;
 use crate::memory::{table, Region};
 use crate::message::{protocol, Reply, Request, MAX_CONFIG, MAX_MEMORY_SLOTS};
+use crate::reaper::{Reaped, Reaper};
 use crate::vring::{Vring, VringSetup};
 use crate::{F_LOG_ALL, F_PROTOCOL_FEATURES};
 
@@ -78,26 +80,29 @@ pub struct Session<D> {
     pub(crate) features: u64,
     pub(crate) protocol_features: u64,
     pub(crate) vrings: Vec<Vring>,
-    pub(crate) regions: Vec<Region>,
-    pub(crate) memory: Arc<MemoryTable>,
+    /// Guest memory, the in-flight region and the dirty log take long to unmap: all of them go to the reaper.
+    pub(crate) reaper: Reaper,
+    pub(crate) regions: Reaped<Vec<Region>>,
+    pub(crate) memory: Reaped<Arc<MemoryTable>>,
     pub(crate) status: u64,
-    pub(crate) backend_channel: Option<OwnedFd>,
-    pub(crate) inflight: Option<Inflight>,
-    pub(crate) log: Option<Log>,
+    pub(crate) backend_channel: Option<Reaped<OwnedFd>>,
+    pub(crate) inflight: Option<Reaped<Inflight>>,
+    pub(crate) log: Option<Reaped<Log>>,
     /// A ring was malformed; nothing runs until the device is reset.
     pub(crate) broken: bool,
 }
 
 impl<D: DeviceModel> Session<D> {
-    pub fn new(device: D) -> Self {
+    pub fn new(device: D, reaper: Reaper) -> Self {
         let vrings = (0..device.max_queues()).map(|_| Vring::default()).collect();
         Self {
             device,
             features: 0,
             protocol_features: 0,
             vrings,
-            regions: Vec::new(),
-            memory: Arc::default(),
+            regions: reaper.hold(Vec::new()),
+            memory: reaper.hold(Arc::default()),
+            reaper,
             status: 0,
             backend_channel: None,
             inflight: None,
@@ -141,14 +146,14 @@ impl<D: DeviceModel> Session<D> {
     }
 
     pub fn backend_channel(&self) -> Option<&OwnedFd> {
-        self.backend_channel.as_ref()
+        self.backend_channel.as_deref()
     }
 
     /// The frontend cut a file that we have mapped: guest memory, the in-flight region or the dirty log.
     pub fn poisoned(&self) -> bool {
         self.memory.poisoned()
-            || self.inflight.as_ref().is_some_and(Inflight::poisoned)
-            || self.log.as_ref().is_some_and(Log::poisoned)
+            || self.inflight.as_ref().is_some_and(|inflight| inflight.poisoned())
+            || self.log.as_ref().is_some_and(|log| log.poisoned())
     }
 
     /// Stop for good until a reset: a ring cannot be trusted any more.
@@ -274,7 +279,7 @@ impl<D: DeviceModel> Session<D> {
         &mut self,
         code: u32,
         request: Request,
-        mut fds: Vec<OwnedFd>,
+        mut fds: Vec<Reaped<OwnedFd>>,
     ) -> Result<Applied, SessionError> {
         let (least, most) = request.descriptors();
         if fds.len() < least || fds.len() > most {
@@ -306,17 +311,19 @@ impl<D: DeviceModel> Session<D> {
             Request::GetQueueNum => Ok(Applied::with(Reply::u64(u64::from(self.device.max_queues())))),
             Request::GetMaxMemSlots => Ok(Applied::with(Reply::u64(MAX_MEMORY_SLOTS as u64))),
             Request::SetMemTable(wire) => {
-                let regions =
-                    wire.into_iter().zip(fds).map(|(r, fd)| Region::map(r, fd)).collect::<Result<_, _>>()?;
+                let mut regions = self.reaper.hold(Vec::new());
+                for (region, fd) in wire.into_iter().zip(fds) {
+                    regions.push(Region::map(region, fd, &self.reaper)?);
+                }
                 self.set_memory(regions)
             }
             Request::AddMemReg(wire) => {
-                let mut regions = self.regions.clone();
-                regions.extend(fds.pop().map(|fd| Region::map(wire, fd)).transpose()?);
+                let mut regions = self.reaper.hold(self.regions.clone());
+                regions.extend(fds.pop().map(|fd| Region::map(wire, fd, &self.reaper)).transpose()?);
                 self.set_memory(regions)
             }
             Request::RemMemReg(wire) => {
-                let mut regions = self.regions.clone();
+                let mut regions = self.reaper.hold(self.regions.clone());
                 let at = regions
                     .iter()
                     .position(|region| region.is(&wire))
@@ -356,12 +363,15 @@ impl<D: DeviceModel> Session<D> {
             Request::SetLogBase { len, offset } => {
                 let file =
                     fds.pop().ok_or(SessionError::Log { len, why: "no descriptor came along".into() })?;
-                self.log = Some(Log::open(len, offset, file)?);
+                self.log = Some(Log::open(len, offset, file, &self.reaper)?);
                 // Answered in any case: frontends wait for it before they begin to trust the bitmap.
                 Ok(Applied::with(Reply::u64(0)))
             }
             // An eventfd to tell of new bits; the bitmap itself is what frontends read.
-            Request::SetLogFd => Ok(Applied::silent()),
+            Request::SetLogFd => {
+                fds.pop().map(|fd| eventfd(fd, "log")).transpose()?;
+                Ok(Applied::silent())
+            }
             Request::SetVringKick { index, .. } => {
                 let kick = fds.pop().map(|fd| eventfd(fd, "kick")).transpose()?;
                 self.vring(index)?.kick = Some(kick);
@@ -382,7 +392,7 @@ impl<D: DeviceModel> Session<D> {
                 Ok(Applied::silent())
             }
             Request::SetBackendReqFd => {
-                self.backend_channel = fds.pop();
+                self.backend_channel = fds.pop().map(channel).transpose()?;
                 Ok(Applied::silent())
             }
             Request::GetConfig { offset, len, flags } => {
@@ -396,7 +406,9 @@ impl<D: DeviceModel> Session<D> {
             }
             Request::SetInflightFd(wire) => {
                 let fd = fds.pop().ok_or(SessionError::Inflight { why: "it has no descriptor" })?;
-                self.inflight = Some(Inflight::open(wire, fd, self.device.max_queues(), self.packed())?);
+                let inflight =
+                    Inflight::open(wire, fd, self.device.max_queues(), self.packed(), &self.reaper)?;
+                self.inflight = Some(inflight);
                 Ok(Applied::silent())
             }
             Request::SetStatus(status) => {
@@ -441,8 +453,8 @@ impl<D: DeviceModel> Session<D> {
         self.broken = false;
     }
 
-    fn set_memory(&mut self, regions: Vec<Region>) -> Result<Applied, SessionError> {
-        self.memory = Arc::new(table(&regions)?);
+    fn set_memory(&mut self, regions: Reaped<Vec<Region>>) -> Result<Applied, SessionError> {
+        self.memory = self.reaper.hold(Arc::new(table(&regions)?));
         self.regions = regions;
         Ok(Applied::effect(Effect::Memory))
     }
@@ -470,23 +482,4 @@ impl<D: DeviceModel> Session<D> {
 
 fn runs(vring: &Vring) -> bool {
     vring.enabled && vring.size != 0 && vring.addresses.is_some() && vring.kick.is_some()
-}
-
-/// Take only eventfds where notifications are meant: writing to anything else could block or do harm. They are made
-/// non-blocking, as io_uring writes to a blocking one from a kernel thread, some hundred microseconds later; a frontend that
-/// undoes it delays nobody but itself.
-pub(crate) fn eventfd(fd: OwnedFd, what: &'static str) -> Result<OwnedFd, SessionError> {
-    let link = std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
-    if link.as_os_str() != "anon_inode:[eventfd]" {
-        return Err(SessionError::NotAnEventFd { what });
-    }
-    // SAFETY: plain system calls on a descriptor that we own.
-    let result = unsafe {
-        let flags = libc::fcntl(fd.as_raw_fd(), libc::F_GETFL);
-        libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags | libc::O_NONBLOCK)
-    };
-    if result < 0 {
-        return Err(std::io::Error::last_os_error().into());
-    }
-    Ok(fd)
 }

@@ -7,12 +7,14 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use ringstone_virtqueue::RingAddresses;
 use serde::{Deserialize, Serialize};
 
+use crate::descriptor::{channel, eventfd};
 use crate::error::SessionError;
 use crate::inflight::Inflight;
 use crate::log::Log;
 use crate::memory::{table, Region};
 use crate::message::{WireInflight, WireRegion};
-use crate::session::{eventfd, DeviceModel, Session};
+use crate::reaper::Reaper;
+use crate::session::{DeviceModel, Session};
 
 /// Descriptors that travel beside a description and are named in it by their place.
 #[derive(Default)]
@@ -43,10 +45,6 @@ impl Descriptors {
     pub fn take(&mut self, place: usize) -> Result<OwnedFd, SessionError> {
         let fd = self.0.get_mut(place).and_then(Option::take);
         fd.ok_or(SessionError::Handover { what: "a descriptor is missing" })
-    }
-
-    fn take_each(&mut self, place: Option<usize>) -> Result<Option<OwnedFd>, SessionError> {
-        place.map(|place| self.take(place)).transpose()
     }
 
     /// All of them, in order of their places.
@@ -124,7 +122,7 @@ impl<D: DeviceModel> Session<D> {
     /// A descriptor could not be duplicated.
     pub fn save(&self, fds: &mut Descriptors) -> Result<SessionState, SessionError> {
         let mut regions = Vec::with_capacity(self.regions.len());
-        for Region { wire, file, .. } in &self.regions {
+        for Region { wire, file, .. } in self.regions.iter() {
             let fd = fds.add(file.as_fd())?;
             regions.push(RegionState {
                 guest: wire.guest,
@@ -147,7 +145,7 @@ impl<D: DeviceModel> Session<D> {
                 error: fds.add_each(vring.error.as_ref())?,
             });
         }
-        let inflight = match &self.inflight {
+        let inflight = match self.inflight.as_deref() {
             Some(Inflight { wire, file, .. }) => Some(InflightState {
                 len: wire.len,
                 offset: wire.offset,
@@ -168,7 +166,7 @@ impl<D: DeviceModel> Session<D> {
             broken: self.broken,
             regions,
             vrings,
-            backend_channel: fds.add_each(self.backend_channel.as_ref())?,
+            backend_channel: fds.add_each(self.backend_channel.as_deref())?,
             inflight,
             log,
         })
@@ -178,8 +176,14 @@ impl<D: DeviceModel> Session<D> {
     ///
     /// # Errors
     /// The device has fewer queues, a feature of the session is not ours, memory cannot be mapped, or something is missing.
-    pub fn resume(device: D, state: &SessionState, fds: &mut Descriptors) -> Result<Self, SessionError> {
-        let mut session = Self::new(device);
+    pub fn resume(
+        device: D,
+        state: &SessionState,
+        fds: &mut Descriptors,
+        reaper: Reaper,
+    ) -> Result<Self, SessionError> {
+        let mut take = |place| fds.take(place).map(|fd| reaper.hold(fd));
+        let mut session = Self::new(device, reaper.clone());
         if state.vrings.len() != session.vrings.len() {
             return Err(SessionError::Handover { what: "it has another number of vrings than the device" });
         }
@@ -197,9 +201,9 @@ impl<D: DeviceModel> Session<D> {
         for region in &state.regions {
             let wire =
                 WireRegion { guest: region.guest, len: region.len, user: region.user, offset: region.offset };
-            session.regions.push(Region::map(wire, fds.take(region.fd)?)?);
+            session.regions.push(Region::map(wire, take(region.fd)?, &reaper)?);
         }
-        session.memory = std::sync::Arc::new(table(&session.regions)?);
+        session.memory = reaper.hold(std::sync::Arc::new(table(&session.regions)?));
         for (vring, state) in session.vrings.iter_mut().zip(&state.vrings) {
             vring.size = state.size;
             vring.addresses = state.addresses.map(|[descriptors, available, used]| RingAddresses {
@@ -209,13 +213,14 @@ impl<D: DeviceModel> Session<D> {
             });
             vring.base = state.base;
             vring.enabled = state.enabled;
-            let mut notifier = |place, what| fds.take_each(place)?.map(|fd| eventfd(fd, what)).transpose();
+            let mut notifier =
+                |place: Option<usize>, what| place.map(|place| eventfd(take(place)?, what)).transpose();
             let kick = notifier(state.kick, "kick")?;
             vring.kick = state.started.then_some(kick);
             vring.call = notifier(state.call, "call")?;
             vring.error = notifier(state.error, "error")?;
         }
-        session.backend_channel = fds.take_each(state.backend_channel)?;
+        session.backend_channel = state.backend_channel.map(|place| channel(take(place)?)).transpose()?;
         if let Some(inflight) = &state.inflight {
             let wire = WireInflight {
                 len: inflight.len,
@@ -224,10 +229,11 @@ impl<D: DeviceModel> Session<D> {
                 queue_size: inflight.queue_size,
             };
             let queues = session.device.max_queues();
-            session.inflight = Some(Inflight::open(wire, fds.take(inflight.fd)?, queues, session.packed())?);
+            let inflight = Inflight::open(wire, take(inflight.fd)?, queues, session.packed(), &reaper)?;
+            session.inflight = Some(inflight);
         }
         if let Some(log) = &state.log {
-            session.log = Some(Log::open(log.len, log.offset, fds.take(log.fd)?)?);
+            session.log = Some(Log::open(log.len, log.offset, take(log.fd)?, &reaper)?);
         }
         Ok(session)
     }

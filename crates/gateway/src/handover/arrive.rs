@@ -200,8 +200,10 @@ fn resume_frontend(
     let begun_fds =
         state.begun_fds.iter().map(|place| fds.take(*place)).collect::<Result<_, _>>().map_err(failed)?;
     let stream = UnixStream::from(fds.take(state.connection).map_err(failed)?);
-    let connection = Connection::resume(stream, &state.begun, begun_fds).map_err(failed)?;
-    let mut session = Session::resume(attachment.device(), &state.session, fds).map_err(failed)?;
+    let connection =
+        Connection::resume(stream, &state.begun, begun_fds, attachment.strangers.clone()).map_err(failed)?;
+    let mut session = Session::resume(attachment.device(), &state.session, fds, attachment.reaper.clone())
+        .map_err(failed)?;
     session.device_mut().set_cache(state.cache);
     // Rings that cannot be built here are found now, while the old process can still go on.
     for index in 0..attachment.queues {
