@@ -326,15 +326,17 @@ fn talk(descriptors: &Descriptors, reaper: &Reaper, mut input: &[u8]) {
 
 thread_local! {
     static DESCRIPTORS: RefCell<Descriptors> = RefCell::new(Descriptors::new());
+    /// One for all inputs: its thread stays for a while.
+    static REAPER: Reaper = Reaper::default();
 }
 
 fuzz_target!(|input: &[u8]| {
+    let reaper = REAPER.with(Reaper::clone);
     DESCRIPTORS.with_borrow(|descriptors| {
         descriptors.memory.set_len(0).expect("an empty file");
         descriptors.memory.set_len(GUEST_MEMORY as u64).expect("room for guest memory");
         // The guard of guest memory keeps an eventfd for good; the first mapping makes it.
         ringstone_mapping::guard::poison_event();
-        let reaper = Reaper::default();
         let before = open_descriptors();
         talk(descriptors, &reaper, input);
         // None of them can hold it up.
