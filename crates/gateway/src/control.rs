@@ -14,6 +14,7 @@ use ringstone_blockdev::Outgrown;
 use ringstone_mapping::guard::poison_event;
 use ringstone_reactor::Command;
 use ringstone_telemetry::StatsPage;
+use ringstone_vhost_user::Reaper;
 use ringstone_volume::Volume;
 
 use crate::attachment::Attachment;
@@ -80,6 +81,8 @@ pub struct Control {
     /// Whoever waits for every vring to be at rest.
     pub quiet: Option<Sender<()>>,
     pub epoll: Epoll,
+    /// Unmaps what volumes have outgrown. What frontends give goes to reapers of their own volume's.
+    pub reaper: Reaper,
     pub next_session: u64,
     calls: Receiver<Call>,
     calls_bell: Arc<EventFd>,
@@ -134,6 +137,7 @@ impl Control {
             frozen: false,
             quiet: None,
             epoll,
+            reaper: Reaper::default(),
             next_session: 1,
             calls,
             calls_bell,
