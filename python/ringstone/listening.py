@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ringstone.errors import InvalidError, NoDeviceError, error_of_os
+from ringstone.private import read_private
 
 if TYPE_CHECKING:
     import ssl
@@ -53,9 +54,9 @@ class Listening:
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
-        for path in (self.cert, self.key):
-            # The library does not say which of the two it could not read.
-            _read(path, "tls_cert and tls_key")
+        # The library does not say which of the two it could not read.
+        _read(self.cert, "tls_cert")
+        read_private(self.key, "tls_key")
         try:
             context.load_cert_chain(self.cert, self.key)
         except (ssl.SSLError, OSError) as error:
@@ -121,15 +122,13 @@ class Tokens:
 
 def read_tokens(path: Path) -> list[str]:
     """Of a token file; the first is the one that its owner shows to others."""
-    lines = [line.strip() for line in _read(path, "the token file").splitlines()]
+    lines = [line.strip() for line in read_private(path, "the token file").splitlines()]
     tokens = [line for line in lines if line and not line.startswith("#")]
     if not tokens or any(len(token) < _SHORTEST_TOKEN or not token.isascii() for token in tokens):
         raise InvalidError(
             f"{path} has no good token: one a line, at least {_SHORTEST_TOKEN} characters each. Make one with "
-            f"`openssl rand -hex 32 > {path}`."
+            f"`(umask 077; openssl rand -hex 32 > {path})`."
         )
-    if path.stat().st_mode & 0o007:
-        raise InvalidError(f"Every user may read the token file {path}; run `chmod o= {path}`.")
     return tokens
 
 

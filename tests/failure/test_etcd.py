@@ -430,6 +430,7 @@ def test_tls_and_a_password_are_used_and_their_lack_is_told(tmp_path: Path) -> N
         for words in setup:
             etcdctl(cluster, *tls, *words)
         password = tmp_path / "password"
+        password.touch(mode=0o600)
         password.write_text("secret\n")
         right = replace(
             settings_of(cluster),

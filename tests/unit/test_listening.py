@@ -11,6 +11,7 @@ from ringstone.lab.credentials import Credentials
 from ringstone.listening import Tokens, listening_of, read_tokens
 from ringstone.manager import config as module
 from ringstone.manager.config import load_config
+from ringstone.store.etcd_client import EtcdClient
 from ringstone.store.settings import EtcdSettings
 
 GOOD = {"token_file": "/token", "tls_cert": "/cert", "tls_key": "/key"}
@@ -89,6 +90,9 @@ def test_files_are_looked_at_before_anything_depends_on_them(tmp_path: Path) -> 
         check(tls_cert="/nowhere")
     with pytest.raises(NoDeviceError, match="token file"):
         check(token_file="/nowhere")
+    one.key.chmod(0o604)
+    with pytest.raises(InvalidError, match=f"chmod o= {one.key}"):
+        check()
 
 
 def token_file(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -107,6 +111,24 @@ def test_a_file_without_good_tokens_is_refused(tmp_path: Path, text: str) -> Non
 def test_a_file_that_everybody_reads_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidError, match="chmod"):
         read_tokens(token_file(tmp_path, "t" * 32, 0o644))
+
+
+def test_secrets_for_etcd_that_everybody_reads_are_refused(tmp_path: Path) -> None:
+    """Keys and passwords were taken from files that every user of the host could read."""
+    credentials = Credentials(tmp_path / "c")
+    certificate = credentials.certificate("10.0.0.1")
+    password = tmp_path / "password"
+    password.touch(mode=0o604)
+    password.write_text("secret\n")
+    where = ("https://10.0.0.1:1",)
+    with pytest.raises(InvalidError, match=f"chmod o= {password}"):
+        EtcdClient(EtcdSettings(where, user="u", password_file=password, total_s=0.1))
+    certificate.key.chmod(0o640)
+    tls = EtcdSettings(where, ca=credentials.ca, cert=certificate.cert, key=certificate.key, total_s=0.1)
+    EtcdClient(tls).close()
+    certificate.key.chmod(0o604)
+    with pytest.raises(InvalidError, match=f"chmod o= {certificate.key}"):
+        EtcdClient(tls)
 
 
 def test_each_line_is_a_token(tmp_path: Path) -> None:

@@ -1,7 +1,6 @@
 //! One attached volume: where it listens, the frontends it serves, and which of them may write.
 
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -266,10 +265,19 @@ fn listen(path: &Path) -> Result<UnixListener, EngineError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
         Err(error) => return Err(fail(error)),
     }
-    let listener = UnixListener::bind(path).map_err(fail)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600)).map_err(fail)?;
-    listener.set_nonblocking(true).map_err(fail)?;
-    Ok(listener)
+    private_listener(path).map_err(|errno| fail(errno.into()))
+}
+
+/// The socket's file takes the mode that the socket has when it is bound, so there is no moment at which others could
+/// connect.
+fn private_listener(path: &Path) -> nix::Result<UnixListener> {
+    use nix::sys::socket::{bind, listen, socket, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
+    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
+    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
+    nix::sys::stat::fchmod(&listener, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
+    bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
+    listen(&listener, Backlog::MAXCONN)?;
+    Ok(listener.into())
 }
 
 /// Without waiting: whoever listens there may not be accepting.

@@ -138,7 +138,8 @@ impl StatsPage {
             .read(true)
             .write(true)
             .create_new(true)
-            .mode(0o644)
+            // Names of volumes, and what their guests do, are nobody's business but the operator's.
+            .mode(0o640)
             .open(path)
             .map_err(fail)?;
         file.set_len(len as u64).map_err(fail)?;
@@ -371,6 +372,16 @@ mod tests {
 
     fn u64_in(bytes: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(bytes[at..at + 8].try_into().unwrap())
+    }
+
+    /// Every user of the host could read which volumes there are and what their guests do.
+    #[test]
+    fn strangers_cannot_read_the_page() {
+        use std::os::unix::fs::PermissionsExt;
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("stats");
+        let _page = StatsPage::create(&path, &[0]).unwrap();
+        assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o007, 0);
     }
 
     #[test]

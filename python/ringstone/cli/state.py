@@ -1,5 +1,6 @@
 """`ringstone state`: the state as a file, to move it between the database and etcd."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,8 +43,8 @@ def export_(
     finally:
         store.close()
     try:
-        with file.open("x") as output:
-            file.chmod(0o600)
+        # Nobody else's from its first moment on.
+        with open(file, "x", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
             output.write(json.dumps(document, indent=2) + "\n")
     except OSError as error:
         raise error_of_os(error, f"writing {file}", "Choose another file.") from error

@@ -244,8 +244,9 @@ def _listen(path: Path) -> socket.socket:
     path.unlink(missing_ok=True)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
     try:
+        # The socket's file takes this mode when it is bound: there is no moment at which others could connect.
+        os.fchmod(listener.fileno(), 0o600)
         listener.bind(str(path))
-        os.chmod(path, 0o600)
         listener.listen(4)
     except OSError as error:
         listener.close()

@@ -33,8 +33,9 @@ def listen(path: Path) -> socket.socket:
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _clear_stale(path)
+        # The socket's file takes this mode when it is bound: there is no moment at which others could connect.
+        os.fchmod(listener.fileno(), 0o600)
         listener.bind(str(path))
-        os.chmod(path, 0o600)
         listener.listen(128)
     except OSError as error:
         listener.close()
