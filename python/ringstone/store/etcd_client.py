@@ -16,7 +16,8 @@ from typing import Any
 
 import httpx
 
-from ringstone.errors import InvalidError, StateError, UnreachableError, error_of_os
+from ringstone.errors import InvalidError, StateError, UnreachableError
+from ringstone.private import read_private
 from ringstone.store.settings import EtcdSettings
 
 Json = dict[str, Any]
@@ -251,17 +252,14 @@ def _of_person(settings: EtcdSettings, error: Refused) -> Exception:
 def _password(settings: EtcdSettings) -> str | None:
     if settings.password_file is None:
         return None
-    try:
-        return settings.password_file.read_text().rstrip("\n")
-    except OSError as error:
-        raise error_of_os(
-            error, f"reading {settings.password_file}", "Correct `etcd_password_file` in the configuration."
-        ) from error
+    return read_private(settings.password_file, "`etcd_password_file` in the configuration").rstrip("\n")
 
 
 def _tls(settings: EtcdSettings) -> ssl.SSLContext | bool:
     if not any(endpoint.startswith("https:") for endpoint in settings.endpoints):
         return False
+    if settings.key is not None:
+        read_private(settings.key, "`etcd_key` in the configuration")
     try:
         context = ssl.create_default_context(cafile=settings.ca)
         if settings.cert is not None and settings.key is not None:

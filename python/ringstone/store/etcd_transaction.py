@@ -25,7 +25,7 @@ _PAGE = 500
 MOST_CHANGES = 100
 _MOST_COMPARISONS = 120
 _MARKERS_PER_COMMIT = 8
-_DAY_NS = 86_400 * 10**9
+_DAY_S = 86_400.0
 
 
 class Conflict(Exception):
@@ -137,6 +137,9 @@ class Committer:
         self._prefix = prefix
         self._lock = threading.Lock()
         self._settled: list[str] = []
+        # Done markers of others, and when they were seen (CLOCK_MONOTONIC).
+        self._strays: list[str] = []
+        self._seen = 0.0
 
     def commit(self, snapshot: Snapshot, also: list[Json]) -> None:
         """All changes, provided that what was read is as it was and that the comparisons `also` hold; Conflict
@@ -212,6 +215,9 @@ class Committer:
 
     def _take_settled(self) -> list[str]:
         with self._lock:
+            if self._strays and time.monotonic() - self._seen >= _DAY_S:
+                self._settled += self._strays
+                self._strays = []
             taken, self._settled = (
                 self._settled[:_MARKERS_PER_COMMIT],
                 self._settled[_MARKERS_PER_COMMIT:],
@@ -219,14 +225,20 @@ class Committer:
         return taken
 
     def sweep(self) -> None:
-        """Remove what stores left behind that were not closed. Void markers stay: each is a commit that must not take
-        effect, and there is no telling that it is not still under way."""
-        body = {"key": encode(self._prefix), "range_end": encode(range_end(self._prefix)), "limit": _PAGE}
-        old = time.time_ns() - _DAY_NS
-        for item in self._client.read("/v3/kv/range", body).get("kvs", []):
-            value = json.loads(decode(item["value"]))
-            if value["state"] == "done" and value["at_ns"] < old:
-                self._settled.append(decode(item["key"]))
+        """Look for what stores left behind that were not closed. It is removed once this process has known of it for a
+        day, by its own clock: those who made it have long asked for it then, and hosts' clocks may differ. Void markers
+        stay: each is a commit that must not take effect, and there is no telling that it is not still under way."""
+        begin, end = self._prefix, range_end(self._prefix)
+        strays: list[str] = []
+        while True:
+            body = {"key": encode(begin), "range_end": encode(end), "limit": _PAGE}
+            found = self._client.read("/v3/kv/range", body).get("kvs", [])
+            strays += [decode(item["key"]) for item in found if _state(item) == "done"]
+            if len(found) < _PAGE:
+                break
+            begin = decode(found[-1]["key"]) + "\0"
+        with self._lock:
+            self._strays, self._seen = strays, time.monotonic()
 
     def close(self, attempt: Callable[[Callable[[], object]], None]) -> None:
         """Remove the markers that no commit will; `attempt` runs a call whose failure does not matter."""
