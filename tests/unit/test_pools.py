@@ -151,6 +151,21 @@ def test_a_managed_directory_comes_and_goes_with_its_pool(tmp_path: Path) -> Non
     assert (tmp_path / "pools/p/foreign").exists()
 
 
+def test_a_pools_directory_is_on_stable_media(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own name was not: after a power cut the volumes' files were, in a directory that was not there."""
+    synced: list[str] = []
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.append(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    path = tmp_path / "a" / "b"
+    open_pool(record("file", path, managed=True)).prepare()
+    assert synced == [str(tmp_path), str(tmp_path / "a")]
+
+
 def test_a_given_directory_stays(tmp_path: Path, memory_dir: Path) -> None:
     (tmp_path / "mine").mkdir()
     for kind, path in (("file", tmp_path / "mine"), ("memory", memory_dir)):

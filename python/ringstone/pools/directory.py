@@ -21,8 +21,11 @@ class Directory:
         return self.path / f"{volume.name}.raw"
 
     def make(self) -> None:
+        missing = [path for path in (self.path, *self.path.parents) if not path.exists()]
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            for path in reversed(missing):
+                _sync(path.parent)
         except OSError as error:
             raise error_of_os(error, f"making the directory {self.path}", _CHECK_PATH) from error
 
@@ -76,7 +79,7 @@ class Directory:
         try:
             self._extend(fd, 0, length)
             os.fsync(fd)
-            self._sync()
+            _sync(self.path)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise error_of_os(
@@ -117,7 +120,7 @@ class Directory:
         try:
             path.unlink(missing_ok=True)
             if self.path.is_dir():
-                self._sync()
+                _sync(self.path)
         except OSError as error:
             raise error_of_os(error, f"removing {path}", _CHECK_PATH) from error
 
@@ -143,10 +146,11 @@ class Directory:
         except OSError:
             return None
 
-    def _sync(self) -> None:
-        """Make a created or removed name durable."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+
+def _sync(directory: Path) -> None:
+    """Make created and removed names in it durable."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
