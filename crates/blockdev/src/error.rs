@@ -11,6 +11,8 @@ pub enum DriveError {
     Open { path: PathBuf, source: io::Error },
     #[error("{path} is in use by another process (or mounted); stop that first")]
     InUse { path: PathBuf },
+    #[error("cannot lock {path}: {source}; mend the file system's locks (on NFS its lock service), as without one two could write to it")]
+    Lock { path: PathBuf, source: io::Error },
     #[error("{path} is neither a regular file nor a block device; give one of these")]
     WrongType { path: PathBuf },
     #[error("{path} holds {have} bytes but the volume has {want}; make it longer first")]

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::DriveError;
-use crate::lock::lock;
+use crate::lock::{lock, Lock};
 
 /// Whether to go past the page cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,7 @@ pub struct FileDrive {
     punch: bool,
     /// Cleared by the first request that the file system refuses.
     zero_range: AtomicBool,
+    lock: Lock,
 }
 
 impl FileDrive {
@@ -119,8 +120,9 @@ impl FileDrive {
             offset_align,
             punch: false,
             zero_range: AtomicBool::new(true),
+            lock: Lock::Unavailable,
         };
-        lock(&drive.file, path, read_only)?;
+        drive.lock = lock(&drive.file, path, read_only)?;
         drive.check_len(size)?;
         drive.punch = !read_only && drive.probe_punch();
         Ok(drive)
@@ -157,7 +159,11 @@ impl FileDrive {
     pub fn describe(&self) -> String {
         let kind = if self.block_device { "block device" } else { "file" };
         let mode = if self.direct { "O_DIRECT" } else { "through the page cache" };
-        format!("{kind}, io_uring, {mode}")
+        let lock = match self.lock {
+            Lock::Held => "",
+            Lock::Unavailable => ", not locked as its file system has no locks",
+        };
+        format!("{kind}, io_uring, {mode}{lock}")
     }
 
     pub(crate) fn path(&self) -> &Path {

@@ -149,7 +149,10 @@ fn volume_code(error: &VolumeError) -> Code {
         VolumeError::Drive(drive) => match drive {
             DriveError::Open { source, .. } if source.kind() == io::ErrorKind::NotFound => Code::NoDevice,
             DriveError::InUse { .. } => Code::Busy,
-            DriveError::Open { .. } | DriveError::Poisoned | DriveError::Mapping(_) => Code::Io,
+            DriveError::Open { .. }
+            | DriveError::Lock { .. }
+            | DriveError::Poisoned
+            | DriveError::Mapping(_) => Code::Io,
             DriveError::WrongType { .. } | DriveError::BlockSize { .. } => Code::Invalid,
             DriveError::TooShort { .. } | DriveError::NoHugePages { .. } | DriveError::NoMemory { .. } => {
                 Code::NoSpace
