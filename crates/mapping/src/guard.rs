@@ -33,7 +33,11 @@ static INSTALL: Once = Once::new();
 /// The signal's disposition before ours, restored when a SIGBUS has nothing to do with a guarded mapping.
 static PREVIOUS: std::sync::OnceLock<libc::sigaction> = std::sync::OnceLock::new();
 
-/// A claimed place in the table; dropping it ends the guard (unmap first).
+/// Where the next place is looked for first, as those before it are mostly taken. A hint: any value will do.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// A claimed place in the table; dropping it ends the guard. That comes before the range is unmapped, and when nobody
+/// touches it any more: what is mapped there next is somebody else's, and its faults are too.
 pub(crate) struct Guard {
     index: usize,
 }
@@ -41,11 +45,16 @@ pub(crate) struct Guard {
 impl Guard {
     pub(crate) fn new(start: usize, len: usize) -> Result<Self, MappingError> {
         INSTALL.call_once(install);
-        for (index, slot) in TABLE.iter().enumerate() {
-            if slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+        let first = NEXT.load(Ordering::Relaxed);
+        for index in (first..MAX_GUARDED).chain(0..first) {
+            let slot = &TABLE[index];
+            // A look takes no cache line from others.
+            let free = !slot.taken.load(Ordering::Relaxed);
+            if free && slot.taken.compare_exchange(false, true, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 slot.poisoned.store(false, Ordering::Relaxed);
                 slot.len.store(len, Ordering::Relaxed);
                 slot.start.store(start, Ordering::Release);
+                NEXT.store((index + 1) % MAX_GUARDED, Ordering::Relaxed);
                 return Ok(Self { index });
             }
         }
@@ -96,7 +105,7 @@ extern "C" fn on_sigbus(_signal: i32, info: *mut libc::siginfo_t, _context: *mut
         let start = slot.start.load(Ordering::Acquire);
         let len = slot.len.load(Ordering::Relaxed);
         if start != 0 && address >= start && address - start < len {
-            // SAFETY: the range belongs to a live guarded mapping (its Guard is dropped only after munmap), so replacing its
+            // SAFETY: the range belongs to a live guarded mapping (its Guard is dropped before munmap), so replacing its
             // pages changes memory that is only ever reached through raw pointers.
             let page = unsafe {
                 libc::mmap(

@@ -156,7 +156,9 @@ impl Mapping {
 
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: we own the mapping and nothing points into it any more; the guard goes after it.
+        // First: another thread may map something at this address as soon as it is free, and its faults are not ours.
+        self.guard = None;
+        // SAFETY: we own the mapping and nothing points into it any more.
         unsafe { libc::munmap(self.base.as_ptr().cast(), self.map_len) };
     }
 }
