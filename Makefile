@@ -19,7 +19,7 @@ export V
 
 STEP := scripts/step
 RUST_SOURCES := Cargo.toml Cargo.lock crates
-SHELL_SCRIPTS := .ci/run $(filter-out %.txt,$(wildcard scripts/*))
+SHELL_SCRIPTS := .ci/run $(filter-out %.txt %.py,$(wildcard scripts/*))
 
 # Recipes shared by a target of its own and by `test`, which runs them one after another: reactors poll, and a test that
 # shares its cores with a compiler measures the compiler.
