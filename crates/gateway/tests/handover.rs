@@ -162,6 +162,31 @@ fn the_old_engine_goes_on_whenever_the_new_one_fails() {
     }
 }
 
+/// A new process that had died when it was told to go took the old one with it, although it can have run nothing.
+#[test]
+fn a_word_to_go_that_cannot_be_sent_changes_nothing() {
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let mut driver = Driver::start(&socket, 128, F_VERSION_1);
+    let (old, new) = UnixStream::pair().unwrap();
+    let fake = std::thread::spawn(move || {
+        let reading = new.try_clone().unwrap();
+        let mut link = Link::new(new, LIMIT).unwrap();
+        for (kind, body) in [(1, br#"{"version":"3","formats":[1]}"#.as_slice()), (3, b"")] {
+            link.send(kind, body, std::iter::empty()).unwrap();
+        }
+        (0..2).for_each(|_| drop(link.receive().unwrap()));
+        // INSTALLED, from one who hears nothing any more.
+        reading.shutdown(std::net::Shutdown::Read).unwrap();
+        link.send(5, b"", std::iter::empty()).unwrap();
+        link
+    });
+    let error = host.engine.hand_over(old, "1.0.0", Vec::new(), DRAIN).unwrap_err();
+    assert!(matches!(error, EngineError::Handover(_)), "{error}");
+    drop(fake.join().unwrap());
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
+}
+
 /// The drive does not finish: the old engine does not wait for ever, and goes on.
 #[test]
 fn requests_that_take_too_long_stop_the_handover_and_not_the_guest() {

@@ -134,9 +134,10 @@ impl Engine {
         link.set_limit(ANSWER).map_err(failed)?;
         link.send(kind::STATE, &body, fds.as_fds()).map_err(failed)?;
         expect(link, kind::INSTALLED)?;
+        // So short a message is sent whole or not at all: where that fails the other cannot have begun, and we go on.
+        link.send(kind::GO, b"", std::iter::empty()).map_err(failed)?;
         // From here on it is the other's: two processes must never run one ring.
         let gone = |error: &dyn std::fmt::Display| EngineError::HandedOver(error.to_string());
-        link.send(kind::GO, b"", std::iter::empty()).map_err(|error| gone(&error))?;
         let body = expect(link, kind::SERVING).map_err(|error| gone(&error))?;
         let serving: Serving = serde_json::from_slice(&body).map_err(|error| gone(&error))?;
         Ok(HandedOver {
