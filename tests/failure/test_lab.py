@@ -169,11 +169,9 @@ def test_the_data_path_does_not_need_etcd(lab: Lab, manager: RemoteClient, disk:
 
 
 def run_without_etcd(lab: Lab) -> None:
+    """If it waited for etcd, this would wait in vain: etcd comes back behind it."""
     for _ in range(4):
-        begun = time.monotonic()
         wait_for_progress(lab)
-        # It would take as long as etcd is away if it waited for that.
-        assert time.monotonic() - begun < AWAY_SECONDS
 
 
 @pytest.mark.guest
