@@ -132,3 +132,22 @@ extern "C" fn on_sigbus(_signal: i32, info: *mut libc::siginfo_t, _context: *mut
         unsafe { libc::sigaction(libc::SIGBUS, previous, std::ptr::null_mut()) };
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The next place is looked for behind the last one: the table must serve on when that has come to its end.
+    #[test]
+    fn places_are_used_again() {
+        // Where nothing is ever mapped.
+        let nowhere = usize::MAX / 2;
+        let kept: Vec<_> = (0..3).map(|n| Guard::new(nowhere + n, 1).unwrap()).collect();
+        let mut places = std::collections::BTreeSet::new();
+        for _ in 0..2 * MAX_GUARDED {
+            places.insert(Guard::new(nowhere, 1).unwrap().index);
+        }
+        assert!(places.len() > MAX_GUARDED / 2, "each look begins anew");
+        assert!(kept.iter().all(|guard| !places.contains(&guard.index)));
+    }
+}
