@@ -4,6 +4,7 @@
 //! What a type does with requests is the reactor's `Carrier`, which is chosen by a match; the two are all that a new type
 //! of pool writes in the engine.
 
+use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::{Path, PathBuf};
 
@@ -35,6 +36,14 @@ pub trait Backing {
             return Err(DriveError::TooShort { path: self.place(), have, want: size });
         }
         Ok(None)
+    }
+
+    /// Make durable all that was completed. It may take as long as the medium likes.
+    ///
+    /// # Errors
+    /// What the medium says: what was written may be lost.
+    fn sync(&self) -> io::Result<()> {
+        Ok(())
     }
 
     /// Ranges can be deallocated and read as zeroes afterwards.
@@ -94,6 +103,10 @@ impl Backing for FileDrive {
 
     fn capacity(&self) -> Result<u64, DriveError> {
         self.len()
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.sync_data()
     }
 
     fn can_discard(&self) -> bool {

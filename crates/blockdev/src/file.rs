@@ -166,6 +166,10 @@ impl FileDrive {
         format!("{kind}, io_uring, {mode}{lock}")
     }
 
+    pub(crate) fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
     pub(crate) fn path(&self) -> &Path {
         &self.path
     }

@@ -135,7 +135,8 @@ impl Attachment {
         self.elect();
         let Some(writer) = self.writer else { return Ok(0) };
         let Some(live) = self.frontends.iter_mut().find(|live| live.id == writer) else { return Ok(0) };
-        if live.closing {
+        // A pending message has the vrings rest, or will ask them to.
+        if live.closing || live.pending.is_some() {
             return Ok(0);
         }
         let mut resubmitting = 0;

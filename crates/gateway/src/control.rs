@@ -29,6 +29,23 @@ use crate::topology::Topology;
 /// A call of the engine, run on the control thread.
 pub type Call = Box<dyn FnOnce(&mut Control) + Send>;
 
+/// The way of other threads to the control thread.
+#[derive(Clone)]
+pub struct Caller {
+    pub calls: Sender<Call>,
+    pub bell: Arc<EventFd>,
+}
+
+impl Caller {
+    /// Have `call` run on the control thread; one that has ended needs it no more.
+    pub fn call(&self, call: Call) {
+        if self.calls.send(call).is_ok() {
+            // A counter that is full has been rung enough.
+            let _ = self.bell.write(1);
+        }
+    }
+}
+
 const TOKEN_CALLS: u64 = 0;
 const TOKEN_REACTORS: u64 = 1;
 const TOKEN_POISON: u64 = 2;
@@ -84,8 +101,9 @@ pub struct Control {
     /// Unmaps what volumes have outgrown. What frontends give goes to reapers of their own volume's.
     pub reaper: Reaper,
     pub next_session: u64,
+    /// For threads that do for it what takes long.
+    pub caller: Caller,
     calls: Receiver<Call>,
-    calls_bell: Arc<EventFd>,
     reactors_bell: EventFd,
     next_attachment: u64,
     pulse: Arc<Pulse>,
@@ -99,26 +117,17 @@ pub struct ControlParts {
     pub topology: Topology,
     pub reactors_bell: EventFd,
     pub calls: Receiver<Call>,
-    pub calls_bell: Arc<EventFd>,
+    pub caller: Caller,
     pub balancing: bool,
     pub pulse: Arc<Pulse>,
 }
 
 impl Control {
     pub fn new(parts: ControlParts) -> io::Result<Self> {
-        let ControlParts {
-            page,
-            events,
-            reactors,
-            topology,
-            reactors_bell,
-            calls,
-            calls_bell,
-            balancing,
-            pulse,
-        } = parts;
+        let ControlParts { page, events, reactors, topology, reactors_bell, calls, caller, balancing, pulse } =
+            parts;
         let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
-        epoll.add(&*calls_bell, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_CALLS))?;
+        epoll.add(&*caller.bell, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_CALLS))?;
         epoll.add(&reactors_bell, EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_REACTORS))?;
         epoll.add(poison_event(), EpollEvent::new(EpollFlags::EPOLLIN, TOKEN_POISON))?;
         Ok(Self {
@@ -140,7 +149,7 @@ impl Control {
             reaper: Reaper::default(),
             next_session: 1,
             calls,
-            calls_bell,
+            caller,
             reactors_bell,
             next_attachment: 0,
             pulse,
@@ -182,7 +191,7 @@ impl Control {
         match token {
             TOKEN_CALLS => {
                 // The bell may have been rung for calls that an earlier round took.
-                let _ = self.calls_bell.read();
+                let _ = self.caller.bell.read();
                 while let Ok(call) = self.calls.try_recv() {
                     call(self);
                 }

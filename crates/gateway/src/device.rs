@@ -111,6 +111,14 @@ impl DeviceModel for BlockDevice {
         self.features = features;
         self.update_cache();
     }
+
+    fn features_end_cache(&self, features: u64) -> bool {
+        self.writeback.load(Ordering::Relaxed) && features & (1 << feature::FLUSH) == 0
+    }
+
+    fn config_ends_cache(&self, offset: usize, bytes: &[u8]) -> bool {
+        self.writeback.load(Ordering::Relaxed) && (offset, bytes) == (WRITEBACK_OFFSET, &[0])
+    }
 }
 
 #[cfg(test)]

@@ -16,7 +16,7 @@ use ringstone_volume::Volume;
 
 use crate::attachment::Attachment;
 use crate::backend::BackendSpec;
-use crate::control::{Call, Control, ControlParts, OpenVolume, Pulse};
+use crate::control::{Call, Caller, Control, ControlParts, OpenVolume, Pulse};
 use crate::descriptors;
 use crate::error::EngineError;
 use crate::events::{Event, Events, Level};
@@ -160,7 +160,7 @@ impl Engine {
             topology,
             reactors_bell,
             calls: receiver,
-            calls_bell: calls_bell.clone(),
+            caller: Caller { calls: calls.clone(), bell: calls_bell.clone() },
             balancing: settings.balance,
             pulse: pulse.clone(),
         };

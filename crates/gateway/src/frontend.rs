@@ -48,10 +48,20 @@ pub struct Live {
     pub rings: Vec<RingState>,
     /// A message that waits for vrings to come to rest.
     pub pending: Option<Incoming>,
+    /// What the pending message needs made durable before.
+    pub cache: CacheFlush,
     /// Set once the connection is to end.
     pub closing: bool,
     /// NUMA node of most of the guest's memory, and the table it was found for.
     node: Option<(Weak<MemoryTable>, Option<u32>)>,
+}
+
+/// Whether what a frontend's driver has written is durable, as a message asks that turns the write cache off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum CacheFlush {
+    Needless,
+    UnderWay,
+    Done,
 }
 
 impl Live {
@@ -62,6 +72,7 @@ impl Live {
             connection,
             rings: vec![RingState::Stopped; usize::from(queues)],
             pending: None,
+            cache: CacheFlush::Needless,
             closing: false,
             node: None,
         }

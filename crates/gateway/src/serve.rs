@@ -11,7 +11,7 @@ use ringstone_vhost_user::{Effect, Incoming, Quiet, Reply as Answer, SessionErro
 use crate::attachment::Attachment;
 use crate::control::{frontend_event, listener_event, Control};
 use crate::events::Level;
-use crate::frontend::Live;
+use crate::frontend::{CacheFlush, Live};
 
 /// Messages of one frontend handled before the others have their turn.
 const MESSAGES_A_TURN: usize = 32;
@@ -119,6 +119,9 @@ impl Control {
                 }
                 return;
             }
+            if live.cache == CacheFlush::UnderWay {
+                return;
+            }
             if let Some(incoming) = live.pending.take() {
                 let quiet = live.session.needs_quiet(&incoming.request);
                 let leave = live.session.may_leave(&incoming.request);
@@ -126,6 +129,11 @@ impl Control {
                     live.pending = Some(incoming);
                     return;
                 }
+                if live.session.ends_cache(&incoming.request) && live.cache != CacheFlush::Done {
+                    live.pending = Some(incoming);
+                    return self.flush_cache(session);
+                }
+                live.cache = CacheFlush::Needless;
                 self.apply(session, incoming);
                 continue;
             }
@@ -143,6 +151,35 @@ impl Control {
             }
         }
         self.rearm(session);
+    }
+
+    /// Make durable what a frontend's driver has written, as it will not flush any more. The vrings rest meanwhile. The drive
+    /// may take long, so it is asked on a thread of its own.
+    fn flush_cache(&mut self, session: u64) {
+        let Some(id) = self.owner(session) else { return };
+        let Some(attachment) = self.attachments.get_mut(&id) else { return };
+        let volume = attachment.volume.clone();
+        let Some(live) = attachment.frontend(session) else { return };
+        live.cache = CacheFlush::UnderWay;
+        let caller = self.caller.clone();
+        let flush = move || {
+            let result = volume.drive().backing().sync();
+            caller.call(Box::new(move |control| control.cache_flushed(session, result)));
+        };
+        if let Err(source) = std::thread::Builder::new().name("flush".into()).spawn(flush) {
+            self.cache_flushed(session, Err(source));
+        }
+    }
+
+    fn cache_flushed(&mut self, session: u64, result: io::Result<()>) {
+        let Some(live) = self.live(session) else { return };
+        live.cache = CacheFlush::Done;
+        if let Err(source) = result {
+            live.cache = CacheFlush::Needless;
+            let Some(Incoming { header, .. }) = live.pending.take() else { return };
+            self.refuse(session, header.request, header.need_reply(), &SessionError::Cache { source });
+        }
+        self.serve(session);
     }
 
     /// Hear of the frontend's next message.

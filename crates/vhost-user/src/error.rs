@@ -33,6 +33,8 @@ pub enum SessionError {
     Mapping { guest: u64, source: MappingError },
     #[error("configuration bytes {offset}+{len} cannot be written")]
     Config { offset: u32, len: usize },
+    #[error("what is in the write cache cannot be made durable, so it stays on: {source}")]
+    Cache { source: io::Error },
     #[error("the in-flight region does not fit: {why}")]
     Inflight { why: &'static str },
     #[error("the dirty log of {len} bytes cannot be used: {why}")]

@@ -32,7 +32,18 @@ pub trait DeviceModel {
     fn set_config(&mut self, offset: usize, bytes: &[u8]) -> bool;
     /// The driver's choice of features is known.
     fn set_features(&mut self, features: u64);
+    /// With these features the driver could no more flush what it has written until now.
+    fn features_end_cache(&self, _features: u64) -> bool {
+        false
+    }
+    /// Writing these configuration bytes turns the write cache off.
+    fn config_ends_cache(&self, _offset: usize, _bytes: &[u8]) -> bool {
+        false
+    }
 }
+
+/// Flag of SET_CONFIG: a live migration sets what our own device says anyway.
+const LIVE_MIGRATION: u32 = 1;
 
 /// Vrings that must be at rest before a message is applied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -193,9 +204,21 @@ impl<D: DeviceModel> Session<D> {
             | Request::ResetDevice
             | Request::SetInflightFd(_)
             | Request::SetStatus(0) => Quiet::All,
+            Request::SetConfig { .. } if self.ends_cache(request) => Quiet::All,
             // Rings that log write to the bitmap they were given.
             Request::SetLogBase { .. } if self.features & F_LOG_ALL != 0 => Quiet::All,
             _ => Quiet::None,
+        }
+    }
+
+    /// From `request` on the driver does not flush any more: what it has written must be durable before it is applied.
+    pub fn ends_cache(&self, request: &Request) -> bool {
+        match request {
+            Request::SetFeatures(features) => self.device.features_end_cache(*features),
+            Request::SetConfig { offset, flags, bytes } => {
+                flags & LIVE_MIGRATION == 0 && self.device.config_ends_cache(*offset as usize, bytes)
+            }
+            _ => false,
         }
     }
 
@@ -471,8 +494,6 @@ impl<D: DeviceModel> Session<D> {
     }
 
     fn write_config(&mut self, offset: u32, flags: u32, bytes: &[u8]) -> Result<Applied, SessionError> {
-        // Flag 1: a live migration sets what our own device says anyway.
-        const LIVE_MIGRATION: u32 = 1;
         if flags & LIVE_MIGRATION != 0 || self.device.set_config(offset as usize, bytes) {
             return Ok(Applied::silent());
         }
