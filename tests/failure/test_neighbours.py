@@ -15,8 +15,8 @@ from tests.framework.pattern import MIB, RunningPattern, running_pattern
 
 # Of each storm; thousands of these a second are usual.
 ENOUGH = 2_000
-# The longest gap is at most one part in so many of the client's run.
-GAP_SHARE = 4
+# A client that waits for so long stands still.
+STILL_NS = 100_000_000
 # Of 60 MiB each; more than the greedy guest has in flight.
 LONG_READS = 128
 
@@ -26,8 +26,10 @@ def unnoticed(load: RunningPattern) -> None:
     assert report.passed, report.findings
     assert (report.reconnects, report.missed_calls) == (0, 0)
     assert report.blocks_checked == report.blocks_written > 0
-    # By the client's own clock, and a share of its run rather than a time, as the machine may be busy.
-    assert report.longest_gap_ns < report.seconds * 1e9 / GAP_SHARE, report.gaps
+    # By the client's own clock, and a share of its run rather than a time. A machine that is merely busy holds nobody
+    # up for so long over and over again.
+    still = sum(gap.duration_ns for gap in report.gaps if gap.duration_ns > STILL_NS)
+    assert still < report.seconds * 1e9 / 2, report.gaps
 
 
 def blow(gateway: GatewayProcess, *storms: Storm) -> None:
