@@ -5,13 +5,14 @@ Imported by every start of a gateway, so only what is light is imported here.
 
 import socket
 import threading
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from ringstone.errors import InvalidError, NoDeviceError, error_of_os
+from ringstone.errors import InvalidError, RingstoneError, error_of_os
 from ringstone.private import read_private
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 SETTINGS = ("listen", "tls_cert", "tls_key", "token_file", "advertise", "insecure")
 _SHORTEST_TOKEN = 16
+# For whoever replaces a token file in several steps.
+TOKEN_GRACE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +46,7 @@ class Listening:
 
     def check(self) -> None:
         """Errors of ringstone.errors when the files are not what they should be, before anything depends on it."""
-        Tokens(self.token_file)
+        read_tokens(self.token_file)
         self.tls()
 
     def tls(self) -> "ssl.SSLContext | None":
@@ -82,33 +85,54 @@ class Listening:
 
 class Tokens:
     """The tokens of a file, one a line; lines that are empty or begin with # are none. The file is read again when it
-    has changed, so that tokens are changed without a restart: add the new one, change the clients, drop the old one."""
+    has changed, so that tokens are changed without a restart: add the new one, change the clients, drop the old one.
+    A file that has gone or has no good token leaves the tokens before in force for `TOKEN_GRACE_SECONDS`, in which
+    whoever replaces it may finish; after that nobody is admitted. `report` is told of either by the first request
+    that finds it so."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        report: Callable[[str], None],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         """Errors of ringstone.errors when the file has no good token, or others may read it."""
         self._path = path
+        self._report = report
+        self._clock = clock
         self._lock = threading.Lock()
         self._stamp = self._look()
         self._tokens = read_tokens(path)
+        # When what is in force ends, as the file is no good.
+        self._ends: float | None = None
 
-    def _look(self) -> tuple[int, int, int]:
+    def _look(self) -> tuple[int, ...]:
         try:
             status = self._path.stat()
         except OSError:
-            return 0, 0, 0
-        return status.st_mtime_ns, status.st_ino, status.st_size
+            return ()
+        return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
 
     def _current(self) -> list[str]:
         with self._lock:
             stamp = self._look()
             if stamp != self._stamp:
-                # One that is being written or has gone leaves the tokens before in force.
-                try:
-                    self._tokens = read_tokens(self._path)
-                    self._stamp = stamp
-                except (InvalidError, NoDeviceError):
-                    pass
+                self._stamp = stamp
+                self._read()
+            if self._ends is not None and self._tokens and self._clock() >= self._ends:
+                self._tokens = []
+                self._report(f"No request is admitted over TCP any more: {self._path} has no good token.")
             return self._tokens
+
+    def _read(self) -> None:
+        try:
+            self._tokens = read_tokens(self._path)
+            self._ends = None
+        except RingstoneError as error:
+            if self._ends is None:
+                self._ends = self._clock() + TOKEN_GRACE_SECONDS
+                self._report(f"{error} In {TOKEN_GRACE_SECONDS:g} s nobody is admitted over TCP any more.")
 
     def admit(self, token: str) -> bool:
         """In a time that tells nothing about the tokens."""

@@ -116,7 +116,9 @@ class Cluster:
         stats = StatsPage(folder / "stats")
         self._closing.append(stats.close)
         app = ready(build_app(ApiContext(config, service, stats, "1", 0)))
-        host = FakeHost(name, service, engine, InProcess(TokenRequired(app, Tokens(self.token_file))))
+        host = FakeHost(
+            name, service, engine, InProcess(TokenRequired(app, Tokens(self.token_file, report=print)))
+        )
         self.hosts[name] = host
         address = (f"http://{name}:7480",)
         record = HostRecord(name, f"id of {name}", address, "1.0", (1,), free_cores, time_ns(), 1)
@@ -144,7 +146,7 @@ class Cluster:
     def client(self, operations: Operations | None = None) -> RemoteClient:
         """Of a manager."""
         context = ManagerContext(operations or self.operations(), "http://manager", "a database", 1, 0.0)
-        app = TokenRequired(ready(build_manager(context)), Tokens(self.token_file))
+        app = TokenRequired(ready(build_manager(context)), Tokens(self.token_file, report=print))
         client = RemoteClient("http://manager", token=TOKEN, transport=InProcess(app))
         self._closing.append(client.close)
         return client

@@ -1,6 +1,7 @@
 """Where an API is served over TCP: settings that are refused, certificates, and tokens."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 
 from ringstone.errors import InvalidError, NoDeviceError, RingstoneError
 from ringstone.lab.credentials import Credentials
-from ringstone.listening import Tokens, listening_of, read_tokens
+from ringstone.listening import TOKEN_GRACE_SECONDS, Tokens, listening_of, read_tokens
 from ringstone.manager import config as module
 from ringstone.manager.config import load_config
 from ringstone.store.etcd_client import EtcdClient
@@ -105,7 +106,7 @@ def token_file(folder: Path, text: str, mode: int = 0o600) -> Path:
 @pytest.mark.parametrize("text", ["", "# only a comment\n", "short\n", "é" * 32, "t" * 32 + "\nshort\n"])
 def test_a_file_without_good_tokens_is_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(InvalidError, match="openssl rand"):
-        Tokens(token_file(tmp_path, text))
+        Tokens(token_file(tmp_path, text), report=print)
 
 
 def test_a_file_that_everybody_reads_is_refused(tmp_path: Path) -> None:
@@ -135,7 +136,7 @@ def test_each_line_is_a_token(tmp_path: Path) -> None:
     old, new = "o" * 32, "n" * 32
     path = token_file(tmp_path, f"# old\n{old}\n\n  {new}  \n")
     assert read_tokens(path) == [old, new]
-    tokens = Tokens(path)
+    tokens = Tokens(path, report=print)
     assert [tokens.admit(one) for one in (old, new, "", "# old", old[:-1], f"{old}\n{new}", "é")] == [
         True,
         True,
@@ -143,14 +144,42 @@ def test_each_line_is_a_token(tmp_path: Path) -> None:
     ]
 
 
-def test_a_damaged_file_leaves_the_tokens_before_in_force(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "spoil", [os.remove, lambda path: path.write_text(""), lambda path: path.chmod(0o644)]
+)
+def test_tokens_of_a_file_that_is_no_good_are_in_force_for_seconds(
+    tmp_path: Path, spoil: Callable[[Path], object]
+) -> None:
+    """They once were until the end of the process, and nobody was told."""
     path = token_file(tmp_path, "o" * 32)
-    tokens = Tokens(path)
-    for step in (lambda: path.write_text("bad"), lambda: os.remove(path)):
-        step()
-        assert tokens.admit("o" * 32)
+    told: list[str] = []
+    now = [100.0]
+    tokens = Tokens(path, report=told.append, clock=lambda: now[0])
+    spoil(path)
+    assert tokens.admit("o" * 32)
+    assert len(told) == 1
+    assert str(path) in told[0]
+    now[0] += TOKEN_GRACE_SECONDS
+    assert not tokens.admit("o" * 32)
+    assert not tokens.admit("o" * 32)
+    assert len(told) == 2
+    path.unlink(missing_ok=True)
     token_file(tmp_path, "n" * 32)
     assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == (True, False)
+
+
+def test_a_file_may_be_replaced_in_steps(tmp_path: Path) -> None:
+    path = token_file(tmp_path, "o" * 32)
+    told: list[str] = []
+    now = [100.0]
+    tokens = Tokens(path, report=told.append, clock=lambda: now[0])
+    for spoil in (lambda: path.write_text("bad"), lambda: os.remove(path)):
+        spoil()
+        assert tokens.admit("o" * 32)
+    token_file(tmp_path, "n" * 32)
+    now[0] += 10 * TOKEN_GRACE_SECONDS
+    assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == (True, False)
+    assert len(told) == 1
 
 
 # the manager's configuration

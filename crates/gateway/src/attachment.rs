@@ -281,12 +281,12 @@ fn private_listener(path: &Path) -> nix::Result<UnixListener> {
     Ok(listener.into())
 }
 
-/// Without waiting: whoever listens there may not be accepting.
+/// Without waiting: whoever listens there may not be accepting. Only ECONNREFUSED tells that nobody does: EAGAIN is a full
+/// backlog, and EPROTOTYPE somebody's datagram socket.
 fn somebody_listens(path: &Path) -> bool {
     use nix::sys::socket::{connect, socket, AddressFamily, SockFlag, SockType, UnixAddr};
     let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let Ok(probe) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return false };
+    let Ok(probe) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return true };
     let connected = UnixAddr::new(path).and_then(|address| connect(probe.as_raw_fd(), &address));
-    // EAGAIN: its backlog is full.
-    matches!(connected, Ok(()) | Err(nix::errno::Errno::EAGAIN))
+    connected != Err(nix::errno::Errno::ECONNREFUSED)
 }

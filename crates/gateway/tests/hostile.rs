@@ -228,6 +228,23 @@ fn a_second_frontend_is_turned_away() {
     assert_eq!(driver.request(FLUSH, 0, None), 0);
 }
 
+/// A datagram socket cannot be connected to as ours are, and was once taken for one that nobody has: it was removed from under
+/// its daemon.
+#[test]
+fn a_socket_of_another_kind_is_somebody_elses() {
+    use std::os::unix::net::UnixDatagram;
+    let host = Host::new();
+    host.memory_volume("vol");
+    host.engine.detach("vol", false).unwrap();
+    let path = host.path("datagram");
+    let daemon = UnixDatagram::bind(&path).unwrap();
+    assert_eq!(host.engine.attach("vol", &path, 1).unwrap_err().code(), Code::Exists);
+    UnixDatagram::unbound().unwrap().send_to(b"still there", &path).unwrap();
+    drop(daemon);
+    // Nobody has it any more.
+    host.engine.attach("vol", &path, 1).unwrap();
+}
+
 /// Asking whether somebody listens once waited in the queue of whoever does, and the control thread with it.
 #[test]
 fn a_socket_whose_owner_does_not_accept_holds_nobody_up() {

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import uvicorn
@@ -49,9 +49,18 @@ class Server(uvicorn.Server):
         self._stop.set()
 
 
-def tcp_server(app: ASGIApp, listening: Listening, listener: socket.socket, *, access_log: bool) -> Server:
-    """For who has a token of `listening`, with TLS where that has certificates."""
-    server = Server(TokenRequired(app, Tokens(listening.token_file)), listener, access_log=access_log)
+def tcp_server(
+    app: ASGIApp,
+    listening: Listening,
+    listener: socket.socket,
+    *,
+    access_log: bool,
+    report: Callable[[str], None],
+) -> Server:
+    """For who has a token of `listening`, with TLS where that has certificates. `report` is told when the token file is
+    no good any more."""
+    tokens = Tokens(listening.token_file, report=report)
+    server = Server(TokenRequired(app, tokens), listener, access_log=access_log)
     server.config.load()
     # Made by us, as uvicorn's own would take what is older than TLS 1.2 for good.
     server.config.ssl = listening.tls()

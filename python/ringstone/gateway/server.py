@@ -8,6 +8,7 @@ import contextlib
 import logging
 import os
 import socket
+from functools import partial
 from pathlib import Path
 
 from fastapi import FastAPI
@@ -157,7 +158,13 @@ class ApiServer:
         if listening is None or listener is None:
             return []
         try:
-            server = tcp_server(app, listening, listener, access_log=self._config.log_level == "debug")
+            server = tcp_server(
+                app,
+                listening,
+                listener,
+                access_log=self._config.log_level == "debug",
+                report=partial(self._service.events.say, "error"),
+            )
         except RingstoneError as error:
             # Its files were good a moment ago. Guests are served by now and do not depend on it.
             self._service.events.say("error", f"The API is not served on {listening.where}: {error}")

@@ -47,7 +47,11 @@ def run_manager(config: ManagerConfig) -> None:
             operations, config.listening.url, config.etcd.where, time.time_ns(), config.failover_grace_s
         )
         server = tcp_server(
-            build_app(context), config.listening, listener, access_log=config.log_level == "debug"
+            build_app(context),
+            config.listening,
+            listener,
+            access_log=config.log_level == "debug",
+            report=log.error,
         )
 
         async def serve() -> None:
