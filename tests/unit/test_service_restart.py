@@ -3,6 +3,9 @@
 import os
 import shutil
 import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import pytest
 
@@ -10,6 +13,8 @@ from ringstone.errors import (
     BusyError,
     FailedError,
 )
+from ringstone.gateway.undo import UndoLater
+from ringstone.pools.directory import Directory
 from tests.framework.service import Host
 from tests.framework.service import host as host
 
@@ -30,6 +35,52 @@ def test_everything_is_served_again_after_a_restart(host: Host) -> None:
     ]
     assert [volume.read_only for volume in host.engine.volumes()] == [True, False]
     assert host.levels() == []
+
+
+class Killed(BaseException):
+    """The process ends here: nothing is undone."""
+
+
+@pytest.mark.parametrize("kind", ["file", "memory"])
+@pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
+@pytest.mark.parametrize("step", ["the backing", "the state", "the engine"])
+def test_a_volume_is_whole_wherever_its_growth_was_cut_short(
+    host: Host, monkeypatch: pytest.MonkeyPatch, kind: str, after: bool, step: str
+) -> None:
+    """The state once knew the new size before the backing had it. The volume did not open any more, and the message
+    advised to delete it, though all its data was there."""
+    host.pool(kind)
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.attach("v")
+
+    def cut_short(real: Callable[..., object]) -> Callable[..., object]:
+        def call(*given: Any, **named: Any) -> None:
+            if after:
+                real(*given, **named)
+            raise Killed
+
+        return call
+
+    @contextmanager
+    def no_undo(*_given: object, **_named: object) -> Iterator[UndoLater]:
+        yield lambda what, undo: None
+
+    owner, method = {
+        "the backing": (Directory, "resize"),
+        "the state": (type(host.store), "set_volume_size"),
+        "the engine": (type(host.engine), "resize_volume"),
+    }[step]
+    with monkeypatch.context() as patched:
+        patched.setattr("ringstone.gateway.volumes.undoing", no_undo)
+        patched.setattr(owner, method, cut_short(getattr(owner, method)))
+        with pytest.raises(Killed):
+            host.service.volumes.resize("v", 2 * MIB)
+    host.crash_and_restart()
+    assert host.levels() == []
+    assert [one.volume for one in host.engine.attachments()] == ["v"]
+    if host.store.volume("v").size == MIB:
+        host.service.volumes.resize("v", 2 * MIB)
+    assert (host.store.volume("v").size, host.engine.volumes()[0].size) == (2 * MIB, 2 * MIB)
 
 
 def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:

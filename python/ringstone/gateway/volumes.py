@@ -109,7 +109,11 @@ class Volumes:
             self._engine.close_volume(name)
 
     def resize(self, name: str, size: int) -> VolumeRecord:
-        """Grow a volume, attached or not; a running guest is told."""
+        """Grow a volume, attached or not; a running guest is told.
+
+        The backing grows before the state says so: whoever is killed in between leaves a volume of its former size on a
+        backing that is longer, which the next growth uses.
+        """
         with self._locks.hold(f"volume {name}"):
             volume = self.usable(name)
             checks.check_size(size, volume.block_size)
@@ -117,7 +121,7 @@ class Volumes:
             pool = self._pools.reach(volume.pool)
             pool.check_backing(volume)
 
-            def grow() -> None:
+            def admit() -> None:
                 held = self._store.attachment(name)
                 if held is not None and held.host != self._host:
                     raise InvalidError(
@@ -125,13 +129,18 @@ class Volumes:
                         "that host, or through a manager, so that its guest is told."
                     )
                 pool.admit(size - volume.size, self._store.volumes(volume.pool), new=False)
+
+            def commit() -> None:
+                # Others may have taken the room meanwhile.
+                admit()
                 self._store.set_volume_size(name, size)
 
             with undoing(self._events, volume=name) as undo_later:
-                self._store.transact(grow)
-                undo_later("the volume's size", lambda: self._store.set_volume_size(name, volume.size))
-                pool.resize_backing(volume, size)
+                self._store.transact(admit)
                 undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
+                pool.resize_backing(volume, size)
+                self._store.transact(commit)
+                undo_later("the volume's size", lambda: self._store.set_volume_size(name, volume.size))
                 if any(one.volume == name for one in self._engine.attachments()):
                     self._engine.resize_volume(name, size)
             self._events.say("info", f"Grown to {format_size(size)}.", volume=name)

@@ -116,7 +116,7 @@ class DevicePool:
             raise FailedError(
                 f"The device {self._path} of volume {volume.name!r} has {length} bytes instead of "
                 f"{volume.size}. "
-                "Check that it is the right device, or delete the volume."
+                "Check that it is the right device, and that it is whole."
             )
 
     def restore_backing(self, volume: VolumeRecord) -> str | None:

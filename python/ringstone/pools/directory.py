@@ -131,12 +131,12 @@ class Directory:
         except OSError as error:
             raise FailedError(
                 f"The backing {path} of volume {volume.name!r} cannot be read: {error.strerror}. "
-                "Bring it back (mount its filesystem), or delete the volume."
+                "Bring it back: mount its filesystem, or restore it from a backup."
             ) from error
         if length < volume.size:
             raise FailedError(
                 f"The backing {path} of volume {volume.name!r} has {length} bytes instead of {volume.size}. "
-                "Restore it from a backup, or delete the volume."
+                f"If a growth was cut short, `truncate -s {volume.size} {path}` ends it; else restore it from a backup."
             )
 
     def allocated(self, volume: VolumeRecord) -> int | None:

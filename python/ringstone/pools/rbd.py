@@ -103,8 +103,8 @@ class RbdPool:
             raise FailedError(f"Volume {volume.name!r} has no image. {error}") from error
         if have < volume.size:
             raise FailedError(
-                f"Image {self._pool}/{volume.name} has {have} bytes instead of {volume.size}; grow it with "
-                f"`rbd resize`, or delete the volume."
+                f"Image {self._pool}/{volume.name} has {have} bytes instead of {volume.size}. If a growth was "
+                f"cut short, `rbd resize --size {volume.size}B {self._pool}/{volume.name}` ends it."
             )
 
     def restore_backing(self, volume: VolumeRecord) -> str | None:
