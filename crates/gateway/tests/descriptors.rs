@@ -39,9 +39,10 @@ impl Lingering {
         self.socket.as_ref().unwrap().as_raw_fd()
     }
 
-    /// It was sent: the receiver's is the last one, and closing ours does not wait.
+    /// It was sent: the receiver's is the last one. It may have closed that already, and then closing ours waits.
     fn sent(&mut self) {
-        self.socket = None;
+        let ours = self.socket.take();
+        std::thread::spawn(move || drop(ours));
     }
 }
 
