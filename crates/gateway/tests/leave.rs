@@ -69,7 +69,11 @@ fn goes_on(socket: &Path, data: (u64, u32)) -> usize {
     let (mut driver, region) = start(socket);
     let mut left = 0;
     let mut before = 0u16;
-    for round in 0..ROUNDS {
+    for round in 0.. {
+        // On a busy machine the requests may be done each time before the vring is asked to stop.
+        if round >= ROUNDS && left > 0 || round >= 50 * ROUNDS {
+            break;
+        }
         let heads = offer_all(&mut driver, data);
         let base = driver.stop_vring();
         let taken: BTreeSet<u32> =
