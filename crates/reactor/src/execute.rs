@@ -126,12 +126,15 @@ impl<R: VirtRing> RingQueue<R> {
         }
     }
 
-    /// Go on with what waits for its turn (the next step of a long request) or for a bounce buffer.
+    /// Go on with what waits for its turn (the next step of a long request) or for a bounce buffer. True if there was
+    /// something.
     #[cold]
-    pub(crate) fn carry_on(&mut self, shared: &mut Shared) {
+    pub(crate) fn carry_on(&mut self, shared: &mut Shared) -> bool {
+        let mut work = false;
         shared.work_found();
         if let Some(head) = self.partial.pop_front() {
             self.execute(head, shared);
+            work = true;
         }
         while !shared.budget.is_spent()
             && shared.held[usize::from(self.guest)].bounces < shared.quota.bounces
@@ -139,6 +142,8 @@ impl<R: VirtRing> RingQueue<R> {
         {
             let Some(head) = self.starved.pop_front() else { break };
             self.execute(head, shared);
+            work = true;
         }
+        work
     }
 }

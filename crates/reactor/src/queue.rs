@@ -300,18 +300,11 @@ impl<R: VirtRing> RingQueue<R> {
     #[cold]
     fn share(&mut self, shared: &mut Shared) -> bool {
         self.new_first = !self.new_first;
-        if self.new_first {
-            self.poll(shared);
-            if !shared.budget.is_spent() {
-                self.carry_on(shared);
-            }
-        } else {
-            self.carry_on(shared);
-            if !shared.budget.is_spent() {
-                self.poll(shared);
-            }
+        let mut work = if self.new_first { self.poll(shared) } else { self.carry_on(shared) };
+        if !shared.budget.is_spent() {
+            work |= if self.new_first { self.carry_on(shared) } else { self.poll(shared) };
         }
-        true
+        work
     }
 
     /// Take requests off the ring. True if there were any.
