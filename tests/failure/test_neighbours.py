@@ -21,14 +21,14 @@ STILL_NS = 1_000_000_000
 LONG_READS = 128
 
 
-def unnoticed(load: RunningPattern) -> None:
+def unnoticed(load: RunningPattern, still_ns: int = STILL_NS) -> None:
     report = load.report
     assert report.passed, report.findings
     assert (report.reconnects, report.missed_calls) == (0, 0)
     assert report.blocks_checked == report.blocks_written > 0
     # By the client's own clock, and a share of its run rather than a time. A machine that is merely busy holds nobody
     # up for so long over and over again.
-    still = sum(gap.duration_ns for gap in report.gaps if gap.duration_ns > STILL_NS)
+    still = sum(gap.duration_ns for gap in report.gaps if gap.duration_ns > still_ns)
     assert still < report.seconds * 1e9 / 2, report.gaps
 
 
@@ -73,7 +73,7 @@ def test_a_guest_that_reads_as_much_as_it_can_holds_nobody_up(gateway: GatewayPr
     ):
         gateway.wait_for("the long reads", lambda client: storm.count > LONG_READS or storm.failed)
     assert storm.count > LONG_READS
-    unnoticed(load)
+    unnoticed(load, still_ns=100_000_000)
 
 
 def is_served(socket: str) -> bool:
