@@ -135,9 +135,14 @@ class Volumes:
                 admit()
                 self._store.set_volume_size(name, size)
 
+            def cut_back() -> None:
+                # A commit whose answer was lost may have taken effect: never cut what the state says is there.
+                if self._store.volume(name).size == volume.size:
+                    pool.resize_backing(volume, volume.size)
+
             with undoing(self._events, volume=name) as undo_later:
                 self._store.transact(admit)
-                undo_later("the backing's size", lambda: pool.resize_backing(volume, volume.size))
+                undo_later("the backing's size", cut_back)
                 pool.resize_backing(volume, size)
                 self._store.transact(commit)
                 undo_later("the volume's size", lambda: self._store.set_volume_size(name, volume.size))
