@@ -30,7 +30,7 @@ def test_a_second_image_costs_no_network_and_no_building(
     def nothing_may_run(*_: object, **__: object) -> str:
         raise AssertionError("a program was started")
 
-    monkeypatch.setattr(guest_image, "_run", nothing_may_run)
+    monkeypatch.setattr(guest_image, "run_tool", nothing_may_run)
     assert guest_image.ensure_guest_image() == guest_host.image
 
 

@@ -1,18 +1,13 @@
 #!/bin/sh
-# The first process of the guest image: loads the virtio modules, then runs what the host sends over a virtio-serial
-# port (the other end is ringstone.hypervisor.guest).
-#
-# Host to guest, one line a command:   ID BASE64-OF-A-SHELL-SCRIPT
-# Guest to host, at each boot:         RINGSTONE-GUEST-READY BOOT-ID
-# Guest to host, when a command ends:  REPLY ID EXIT-CODE STDOUT-BYTES STDERR-BYTES, then those bytes
-#
-# Commands run beside each other; one writer sends the replies, so that they never mix.
+# The first process of the guest image: loads the virtio modules and waits for the virtio-serial port. Then it becomes the
+# agent (guest-agent.sh), or, where the kernel's command line names a disk by its serial number (ringstone.root=SERIAL),
+# hands over to the init of the system on that disk, and the agent is a service of that system's systemd.
 
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
 mount -t proc proc /proc
 mount -t sysfs sysfs /sys
 mount -t devtmpfs devtmpfs /dev
-mount -t tmpfs tmpfs /run
+mount -t tmpfs -o mode=755 tmpfs /run
 ulimit -n 65536
 
 while read -r module; do
@@ -36,35 +31,32 @@ while [ -z "$port" ]; do
     [ -n "$port" ] || usleep 20000
 done
 
-mkfifo /run/done
-exec 3<>"$port" 4<>/run/done
-
-run() {
-    job=/run/job.$1
-    mkdir "$job"
-    printf %s "$2" | base64 -d >"$job/script"
-    sh "$job/script" </dev/null >"$job/out" 2>"$job/err" 3>&- 4>&-
-    echo $? >"$job/code"
-    echo "$1" >&4
-}
-
-send_replies() {
-    while read -r id <&4; do
-        job=/run/job.$id
-        read -r code <"$job/code"
-        printf 'REPLY %s %s %s %s\n' "$id" "$code" "$(stat -c %s "$job/out")" "$(stat -c %s "$job/err")" >&3
-        cat "$job/out" "$job/err" >&3
-        rm -r "$job"
-    done
-}
-
-read -r boot_id </proc/sys/kernel/random/boot_id
-printf '\nRINGSTONE-GUEST-READY %s\n' "$boot_id" >&3
-echo "ringstone-guest: ready"
-send_replies &
-
-while read -r id script <&3; do
-    run "$id" "$script" &
+root=
+for word in $(cat /proc/cmdline); do
+    case $word in ringstone.root=*) root=${word#ringstone.root=} ;; esac
 done
-echo "ringstone-guest: the host closed the port; powering off"
-poweroff -f
+[ -n "$root" ] || exec /agent "$port"
+
+disk=
+for name in /sys/block/vd*/serial; do
+    if [ -e "$name" ] && [ "$(cat "$name")" = "$root" ]; then
+        disk=/dev/$(basename "$(dirname "$name")")
+    fi
+done
+if [ -z "$disk" ] || ! mount "$disk" /mnt; then
+    echo "ringstone-guest: no disk $root that could be mounted; powering off"
+    poweroff -f
+fi
+# systemd takes a /run that is mounted already, so nothing of the agent is in the disk's image.
+mkdir -p /run/systemd/system/multi-user.target.wants
+cp /agent /run/ringstone-agent
+cat >/run/systemd/system/ringstone-agent.service <<END
+[Service]
+ExecStart=/bin/sh /run/ringstone-agent $port
+KillMode=mixed
+END
+ln -s ../ringstone-agent.service /run/systemd/system/multi-user.target.wants/
+for mounted in run dev sys proc; do
+    mount --move "/$mounted" "/mnt/$mounted"
+done
+exec switch_root /mnt /sbin/init

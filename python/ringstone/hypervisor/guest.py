@@ -1,7 +1,7 @@
 """A booted guest that does what an operator types: `guest.run("mkfs.ext4 /dev/vda")`, `guest.fio(...)`,
 `guest.reboot()`.
 
-The other end is guest-init.sh, whose head describes the wire format.
+The other end is guest-agent.sh, whose head describes the wire format.
 """
 
 import base64

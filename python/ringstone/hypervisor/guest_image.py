@@ -52,7 +52,8 @@ EXTRA_FILES = ("/etc/mke2fs.conf",)
 MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_balloon")
 
 _INIT = Path(__file__).with_name("guest-init.sh")
-_RECIPE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("cpio.py", "elf.py")), _INIT)
+_AGENT = Path(__file__).with_name("guest-agent.sh")
+_RECIPE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("cpio.py", "elf.py")), _INIT, _AGENT)
 _SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 Report = Callable[[str], None]
@@ -96,7 +97,7 @@ def ensure_guest_image(
     """
     cache = cache or default_cache()
     cache.mkdir(parents=True, exist_ok=True)
-    with _locked(cache / "lock"):
+    with locked(cache / "lock"):
         kernel = None if update else _newest_kernel(cache)
         if kernel is None:
             report(f"Downloading Debian's cloud kernel ({KERNEL_META_PACKAGE})")
@@ -114,13 +115,14 @@ def ensure_guest_image(
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock at `path`: two builds into one cache take turns."""
     with path.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _run(command: Sequence[str], *, cwd: Path | None = None) -> str:
+def run_tool(command: Sequence[str], *, cwd: Path | None = None) -> str:
     """Standard output of `command`; its last words as the error when it fails."""
     try:
         done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
@@ -153,11 +155,11 @@ def _download_kernel(cache: Path) -> Path:
             # Package lists that are missing or older than the archive; only root can renew them.
             if os.geteuid() != 0:
                 raise
-            _run(["apt-get", "update", "-qq"])
+            run_tool(["apt-get", "update", "-qq"])
             deb = _apt_download(Path(folder))
         kernel = cache / deb.stem
         unpacked = Path(folder) / "unpacked"
-        _run(["dpkg-deb", "--extract", str(deb), str(unpacked)])
+        run_tool(["dpkg-deb", "--extract", str(deb), str(unpacked)])
         shutil.rmtree(kernel, ignore_errors=True)
         unpacked.rename(kernel)
         os.utime(kernel)  # dpkg-deb keeps the package's times, and the newest folder is the one in use
@@ -165,14 +167,14 @@ def _download_kernel(cache: Path) -> Path:
 
 
 def _apt_download(folder: Path) -> Path:
-    depends = _run(["apt-cache", "depends", "--important", KERNEL_META_PACKAGE])
+    depends = run_tool(["apt-cache", "depends", "--important", KERNEL_META_PACKAGE])
     found = re.search(r"Depends: (linux-image-\S+)", depends)
     if not found:
         raise GuestImageError(
             f"The package archive does not know {KERNEL_META_PACKAGE}; run `apt-get update` and try again."
         )
     options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    _run(["apt-get", *options, "download", "-qq", found[1]], cwd=folder)
+    run_tool(["apt-get", *options, "download", "-qq", found[1]], cwd=folder)
     (deb,) = folder.glob("*.deb")
     return deb
 
@@ -221,7 +223,7 @@ def _build_initrd(kernel: Path, kernel_version: str, initrd: Path) -> None:
             _add_modules(cpio, kernel / "lib" / "modules" / kernel_version)
             cpio.close()
         packed = Path(folder) / "initramfs.zst"
-        _run(["zstd", "-q", "-T0", "-9", str(archive), "-o", str(packed)])
+        run_tool(["zstd", "-q", "-T0", "-9", str(archive), "-o", str(packed)])
         packed.rename(initrd)
 
 
@@ -236,13 +238,14 @@ def _add_base(cpio: CpioWriter) -> None:
     for extra in EXTRA_FILES:
         cpio.file(extra, Path(extra).read_bytes())
     cpio.file("init", _INIT.read_bytes(), 0o755)
+    cpio.file("agent", _AGENT.read_bytes(), 0o755)
 
 
 def _add_busybox(cpio: CpioWriter) -> None:
     busybox = _which("busybox")
     cpio.file("bin/busybox", busybox.read_bytes(), 0o755)
     ours = {*PROGRAMS, *PROGRAM_ALIASES, "busybox"}
-    for applet in _run([str(busybox), "--list"]).split():
+    for applet in run_tool([str(busybox), "--list"]).split():
         if applet not in ours:
             cpio.symlink(f"bin/{applet}", "busybox")
 
@@ -258,7 +261,7 @@ def _add_programs(cpio: CpioWriter, scratch: Path) -> None:
         program.write_bytes(content)
         program.chmod(0o755)
         # "libz.so.1 => /lib/.../libz.so.1 (0x...)" and "/lib64/ld-linux-x86-64.so.2 (0x...)"
-        libraries.update(re.findall(r"(/\S+) \(0x", _run(["ldd", str(program)])))
+        libraries.update(re.findall(r"(/\S+) \(0x", run_tool(["ldd", str(program)])))
     for alias, name in PROGRAM_ALIASES.items():
         cpio.symlink(f"bin/{alias}", name)
     for library in sorted(libraries):

@@ -30,6 +30,7 @@ AGENT_PORT = "ringstone.agent"
 HOTPLUG_SLOTS = 2
 CONSOLE_TAIL_LINES = 25
 _CPU = {"kvm": "host", "tcg": "max"}
+_KERNEL = "console=ttyS0 panic=-1 audit=0"
 # Speculation mitigations protect nothing in an emulated CPU and only slow it down.
 _KERNEL_EXTRA = {"kvm": "", "tcg": " mitigations=off"}
 
@@ -43,7 +44,7 @@ class QemuError(RingstoneError):
 class QemuConfig:
     """One VM. `devices` are further arguments, from ringstone.hypervisor.args.volume_args say; `folder` takes
     the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB, to which an emulated guest that is not
-    in huge pages gets two pages more, so that it can be migrated.
+    in huge pages gets two pages more, so that it can be migrated. `kernel_arguments` go onto the kernel's command line.
 
     `program`: a QEMU other than the installed one. For a migration both ends have the same `machine`, a versioned
     one such as pc-q35-7.2 where their QEMUs differ, and the same named `cpu` model (the default is all that the
@@ -60,6 +61,7 @@ class QemuConfig:
     machine: str = "q35"
     cpu: str | None = None
     incoming: str | None = None
+    kernel_arguments: str = ""
 
 
 class Qemu:
@@ -174,7 +176,7 @@ def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int
             emulated=accelerator == "tcg" and not config.hugepages,
         ),
         *("-kernel", str(config.image.kernel), "-initrd", str(config.image.initrd)),
-        *("-append", "console=ttyS0 panic=-1 audit=0" + _KERNEL_EXTRA[accelerator]),
+        *("-append", f"{_KERNEL}{_KERNEL_EXTRA[accelerator]} {config.kernel_arguments}".rstrip()),
         *("-chardev", f"file,id=console,path={console_log},append=on", "-serial", "chardev:console"),
         *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
         *("-chardev", f"socket,id=agent,fd={agent_fd}"),
