@@ -5,6 +5,7 @@ message is one sentence (or two) that ends with the next step. docs/cli.md lists
 """
 
 import errno
+import os
 from typing import ClassVar
 
 
@@ -194,8 +195,27 @@ def error_of_code(code: str, message: str) -> RingstoneError:
     return _BY_CODE.get(code, RingstoneError)(message)
 
 
+# What a systemd unit forbids comes as these, and no permission or mount explains it.
+_UNIT_ALLOWS: dict[int, str] = {
+    errno.EROFS: "ReadWritePaths=",
+    errno.EPERM: "DeviceAllow=",
+}
+
+
+def unit_remedy(number: int | None) -> str | None:
+    """The next step where this process is a systemd service, whose unit may be what refused."""
+    setting = _UNIT_ALLOWS.get(number or 0)
+    if setting is None or "INVOCATION_ID" not in os.environ:
+        return None
+    return (
+        f"The gateway's unit may not allow it; add the path to {setting} with `systemctl edit ringstone-gateway`, "
+        "restart it, and see docs/operations/confinement.md."
+    )
+
+
 def error_of_os(error: OSError, doing: str, next_step: str) -> RingstoneError:
     """Translate `error`, met while `doing` ("creating /pool/a.raw"), into the family; `next_step` is a
     sentence."""
     kind = _BY_ERRNO.get(error.errno or 0, StorageError)
+    next_step = unit_remedy(error.errno) or next_step
     return kind(f"{doing[:1].upper()}{doing[1:]} failed: {error.strerror or error}. {next_step}")

@@ -65,3 +65,19 @@ def test_the_kernels_errors_are_translated(number: int, kind: type[RingstoneErro
     error = error_of_os(OSError(number, "Because"), "making /x", "Try again.")
     assert type(error) is kind
     assert error.message == "Making /x failed: Because. Try again."
+
+
+@pytest.mark.parametrize(
+    ("number", "setting"),
+    [(errno.EROFS, "ReadWritePaths="), (errno.EPERM, "DeviceAllow="), (errno.EACCES, None)],
+)
+def test_a_service_is_told_what_its_unit_may_forbid(
+    monkeypatch: pytest.MonkeyPatch, number: int, setting: str | None
+) -> None:
+    """A confined gateway told to check a path's permissions, which were right."""
+    error = OSError(number, "no")
+    monkeypatch.setenv("INVOCATION_ID", "0" * 32)
+    told = str(error_of_os(error, "opening /x", "Check its permissions."))
+    assert (setting or "Check its permissions.") in told
+    monkeypatch.delenv("INVOCATION_ID")
+    assert str(error_of_os(error, "opening /x", "Check its permissions.")).endswith("Check its permissions.")

@@ -1,6 +1,8 @@
 """Attachments, reactors and what a start brings back. Pools and volumes have files of their own."""
 
+import errno
 import logging
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from ringstone.errors import (
     NotFoundError,
     RingstoneError,
     error_of_os,
+    unit_remedy,
 )
 from ringstone.gateway import checks, ownership
 from ringstone.gateway.engine import EngineAttachment, EnginePort, EngineVolume
@@ -275,6 +278,9 @@ class Service:
                 raise InvalidError(
                     f"The directory of the socket {path} does not exist; create it or choose another."
                 )
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                remedy = unit_remedy(errno.EROFS) or "Check its permissions, or choose another."
+                raise InvalidError(f"The directory of the socket {path} is not writable. {remedy}")
             return
         try:
             self._sockets.mkdir(mode=0o755, parents=True, exist_ok=True)

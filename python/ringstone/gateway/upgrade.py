@@ -33,6 +33,16 @@ class _Process:
     def arguments(self) -> list[str]:
         return _cmdline(self.pid)
 
+    def directory(self) -> str | None:
+        """Its working directory, where paths on its command line begin. None stands for our own, which a unit sets for
+        both: a process with more rights than ours does not let us look, and has them from before its unit became
+        stricter."""
+        link = f"/proc/{self.pid}/cwd"
+        try:
+            return os.readlink(link)
+        except PermissionError:
+            return None
+
     def supervisor(self) -> int | None:
         """The process id of `ringstone gateway --supervise`, if this one is its child."""
         try:
@@ -94,7 +104,7 @@ def _by_ourselves(client: GatewayClient, before: models.GatewayInfo, process: _P
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        cwd=f"/proc/{process.pid}/cwd",
+        cwd=process.directory(),
         start_new_session=True,
         text=True,
     )

@@ -1,9 +1,10 @@
 """Backings that are files in one directory: what file and memory pools have in common."""
 
+import errno
 import os
 from pathlib import Path
 
-from ringstone.errors import ExistsError, FailedError, NoDeviceError, error_of_os
+from ringstone.errors import ExistsError, FailedError, NoDeviceError, error_of_os, unit_remedy
 from ringstone.store.records import PoolRecord, VolumeRecord
 
 _CHECK_PATH = "Check the path, its permissions and its filesystem."
@@ -46,9 +47,9 @@ class Directory:
                 "Create it, mount its filesystem, or check the path."
             )
         if not os.access(self.path, os.W_OK | os.X_OK):
+            remedy = unit_remedy(errno.EROFS) or "Check its permissions and mount."
             raise NoDeviceError(
-                f"The directory {self.path} of pool {record.name!r} is not writable. Check its permissions "
-                "and mount."
+                f"The directory {self.path} of pool {record.name!r} is not writable. {remedy}"
             )
 
     def identity(self) -> str | None:
