@@ -1,6 +1,7 @@
 """A cluster of two hosts under two managers: volumes go from host to host, with nothing lost and never two owners."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,11 @@ def test_a_pool_of_one_host_is_used_there(lab: Lab, manager: RemoteClient) -> No
         manager.attach("local", host="a", take_over=True)
 
 
+def _without_free(table: str) -> str:
+    """A table without what is free on this machine's own storage, which changes from one moment to the next."""
+    return re.sub(r"\S+ [KMGT]iB(?= ready)", "FREE", " ".join(table.split()))
+
+
 def test_the_commands_print_the_same_through_a_manager(lab: Lab, manager: RemoteClient) -> None:
     written(manager, "disk", host="a")
     for words in (["volume", "list"], ["pool", "list"]):
@@ -155,7 +161,7 @@ def test_the_commands_print_the_same_through_a_manager(lab: Lab, manager: Remote
             cli(lab, *words, options=options) for options in (None, ["--socket", str(lab.hosts["a"].socket)])
         )
         assert through.returncode == 0, through.stderr
-        assert through.stdout == direct.stdout
+        assert _without_free(through.stdout) == _without_free(direct.stdout)
     hosts = cli(lab, "host", "list")
     assert [line.split()[:2] for line in hosts.stdout.splitlines()[1:]] == [["a", "alive"], ["b", "alive"]]
     assert "alive" in cli(lab, "status").stdout
