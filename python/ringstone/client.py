@@ -14,11 +14,11 @@ from pydantic import TypeAdapter, ValidationError
 
 from ringstone import models
 from ringstone.errors import (
-    DeniedError,
     InvalidError,
     RingstoneError,
     UnauthorizedError,
     UnreachableError,
+    UntrustedError,
     error_of_code,
     error_of_os,
 )
@@ -57,6 +57,8 @@ class ApiClient(ABC):
         """`peer` is how messages name the other side, with its article."""
         self.peer = peer
         self._http = http
+        # Of each request, for httpx.
+        self._extensions: dict[str, Any] = {}
         self._timeout = timeout
 
     def close(self) -> None:
@@ -240,7 +242,7 @@ class ApiClient(ABC):
     ) -> T:
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         try:
-            response = self._http.request(method, path, json=body, params=asked)
+            response = self._http.request(method, path, json=body, params=asked, extensions=self._extensions)
         except (httpx.ConnectTimeout, httpx.ConnectError, httpx.PoolTimeout) as error:
             failure = self._unreachable(error)
             if isinstance(failure, UnreachableError):
@@ -328,9 +330,11 @@ class RemoteClient(ApiClient):
         timeout: float = DEFAULT_TIMEOUT,
         connect_timeout: float | None = None,
         peer: str | None = None,
+        server_name: str | None = None,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        """`peer` is how messages name the other side; `transport` is for tests."""
+        """`peer` is how messages name the other side. `server_name`: what the server's certificate must be for, instead
+        of what stands in the URL; as a subjectAltName, a common name is not enough. `transport` is for tests."""
         self.url = url.rstrip("/")
         parts = httpx.URL(self.url)
         if parts.scheme not in ("http", "https") or not parts.host:
@@ -339,22 +343,31 @@ class RemoteClient(ApiClient):
             base_url=f"{self.url}/v1",
             timeout=httpx.Timeout(timeout, connect=connect_timeout or timeout),
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            verify=_trusted(ca) if parts.scheme == "https" and transport is None else True,
+            verify=_trusted(ca, server_name) if parts.scheme == "https" and transport is None else True,
             transport=transport,
             # The token is for nobody on the way.
             trust_env=False,
         )
         super().__init__(http, peer or f"the server at {self.url}", timeout)
+        self._server_name = server_name
+        if server_name is not None:
+            # What httpcore has the TLS library compare the certificate with.
+            self._extensions["sni_hostname"] = server_name
 
     def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
         told = str(error) or type(error).__name__
         if "Hostname mismatch" in told or "IP address mismatch" in told:
-            return DeniedError(
+            if self._server_name is not None:
+                return UntrustedError(
+                    f"The certificate of {self.peer} is not for {self._server_name!r} ({told}), so it was sent "
+                    f"nothing. Give it one with DNS:{self._server_name} as a subjectAltName."
+                )
+            return UntrustedError(
                 f"The certificate of {self.peer} is for another name ({told}). Use a URL with a name that the "
                 "certificate has, or give the server a certificate with this one as a subjectAltName."
             )
         if "CERTIFICATE_VERIFY_FAILED" in told:
-            return DeniedError(
+            return UntrustedError(
                 f"The certificate of {self.peer} is not signed by anybody known here ({told}). Name the file with "
                 "its authority's certificate with --ca or RINGSTONE_CA (a manager: gateway_ca), or renew it."
             )
@@ -385,13 +398,15 @@ class RemoteClient(ApiClient):
         return found
 
 
-def _trusted(ca: Path | None) -> ssl.SSLContext:
+def _trusted(ca: Path | None, server_name: str | None) -> ssl.SSLContext:
     try:
-        return ssl.create_default_context(cafile=str(ca) if ca else None)
+        context = ssl.create_default_context(cafile=str(ca) if ca else None)
     except ssl.SSLError as error:
         raise InvalidError(f"{ca} has no certificates (PEM): {error}. Correct --ca or gateway_ca.") from error
     except OSError as error:
         raise error_of_os(error, f"reading {ca}", "Correct --ca or gateway_ca.") from error
+    context.hostname_checks_common_name = server_name is None
+    return context
 
 
 def _name(name: str) -> str:

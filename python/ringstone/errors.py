@@ -142,6 +142,13 @@ class DeniedError(RingstoneError):
     exit_code = 14
 
 
+class UntrustedError(DeniedError):
+    """The server has not proved to be who it should be, so nothing was sent to it."""
+
+    sent = False
+    code = "untrusted"
+
+
 class UnauthorizedError(RingstoneError):
     """The server wants a token, or does not know the one it was given."""
 
@@ -169,6 +176,7 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
         StateError,
         FencedError,
         DeniedError,
+        UntrustedError,
         UnauthorizedError,
     )
 }

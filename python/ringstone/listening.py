@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from ringstone.errors import InvalidError, RingstoneError, error_of_os
+from ringstone.loopback import is_loopback
 from ringstone.private import read_private
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def listening_of(settings: Mapping[str, Any], *, default: str | None = None) -> 
         raise InvalidError(
             f"listen is {listen!r} without token_file, so that everybody could do everything; set token_file."
         )
-    if cert is None and not (_is_loopback(address) or settings.get("insecure")):
+    if cert is None and not (is_loopback(address) or settings.get("insecure")):
         raise InvalidError(
             f"listen is {listen!r} without TLS, so that everybody on the way reads the token. Set tls_cert and "
             "tls_key; or insecure = true where nobody else is on that network."
@@ -205,10 +206,6 @@ def _address(listen: str) -> tuple[str, int]:
             "[fd00::1]:7480."
         )
     return bare, int(port)
-
-
-def _is_loopback(address: str) -> bool:
-    return address == "::1" or address.startswith("127.")
 
 
 def _url(listen: str, address: str, port: int, *, secure: bool) -> str:

@@ -243,13 +243,15 @@ class QueueMove(_Request):
 
 class Host(_Answer):
     """A machine with a gateway. `alive`: it has announced itself within the last seconds. `id` is a UUID that it keeps,
-    `addresses` are the URLs of its gateway's API, `seen_at` is of its own clock."""
+    `addresses` are the URLs of its gateway's API, `reason` is why a living one's gateway is not used or does not
+    answer, `seen_at` is of its own clock."""
 
     name: str
     id: str
     addresses: list[str]
     version: str
     alive: bool
+    reason: str | None = None
     cores: list[int]
     free_cores: int
     pools: int

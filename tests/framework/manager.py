@@ -4,7 +4,7 @@ nobody."""
 import asyncio
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time_ns
@@ -23,7 +23,7 @@ from ringstone.gateway.service import Service
 from ringstone.listening import Tokens
 from ringstone.manager.app import ManagerContext
 from ringstone.manager.app import build_app as build_manager
-from ringstone.manager.hosts import Hosts
+from ringstone.manager.hosts import Connect, Hosts
 from ringstone.manager.operations import Operations
 from ringstone.stats import StatsPage
 from ringstone.store import ALIVE, HostRecord, PoolRecord, SqliteStore
@@ -132,10 +132,12 @@ class Cluster:
     def local_pool(self, host: str, name: str = "local") -> None:
         self.store.add_pool(PoolRecord(name, "null", None, None, 1, host=host))
 
-    def operations(self) -> Operations:
-        """Of one more manager."""
+    def operations(self, connects: Mapping[str, Connect] | None = None) -> Operations:
+        """Of one more manager. `connects`: for hosts that are reached otherwise than in this process."""
 
         def connect(host: str, url: str, token: str, timeout: float) -> RemoteClient:
+            if connects is not None and host in connects:
+                return connects[host](host, url, token, timeout)
             transport = self.hosts[host].transport
             return RemoteClient(url, token=token, timeout=timeout, peer=f"host {host!r}", transport=transport)
 

@@ -1,11 +1,14 @@
 """`ringstone host`"""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
 
 from ringstone.cli.context import JsonOption, add_row, complete_hosts, context_of, print_json, print_table
+
+if TYPE_CHECKING:
+    from ringstone.models import Host
 
 app = typer.Typer(help="The hosts of a cluster, as a manager knows them (--manager).", no_args_is_help=True)
 
@@ -26,6 +29,7 @@ def list_(context: typer.Context, json_output: JsonOption = False) -> None:
     table = Table("host", "state", "release", "gateway", box=None, header_style="bold")
     for column in ("reactors", "free cores", "pools", "attached"):
         table.add_column(column, justify="right")
+    table.add_column("trouble" if any(host.reason for host in hosts) else "")
     for host in hosts:
         add_row(
             table,
@@ -37,6 +41,7 @@ def list_(context: typer.Context, json_output: JsonOption = False) -> None:
             str(host.free_cores),
             str(host.pools),
             str(host.attachments),
+            host.reason or "",
         )
     print_table(table)
 
@@ -54,7 +59,7 @@ def show(context: typer.Context, name: HostName, json_output: JsonOption = False
     rows = {
         "host": host.name,
         "id": host.id,
-        "state": "alive" if host.alive else "dead",
+        "state": _state(host),
         "release": host.version,
         "gateway": ", ".join(host.addresses) or "not served over TCP",
         "reactors": f"CPU {', '.join(map(str, host.cores))}",
@@ -66,6 +71,11 @@ def show(context: typer.Context, name: HostName, json_output: JsonOption = False
     for label, value in rows.items():
         add_row(table, label, value)
     print_table(table)
+
+
+def _state(host: "Host") -> str:
+    state = "alive" if host.alive else "dead"
+    return state if host.reason is None else f"{state}: {host.reason}"
 
 
 @app.command("remove")

@@ -33,9 +33,10 @@ class Credentials:
         self.token_file.touch(mode=0o600)
         self.token_file.write_text(f"{self.token}\n")
 
-    def certificate(self, address: str) -> Certificate:
-        """For a server at `address`, signed by the authority."""
-        cert, key = self._folder / f"{address}.pem", self._folder / f"{address}.key"
+    def certificate(self, address: str, *names: str, common_name: str | None = None) -> Certificate:
+        """For a server at `address` that is called `names`, signed by the authority."""
+        stem = "-".join([address, *names, *([f"cn-{common_name}"] if common_name else [])])
+        cert, key = self._folder / f"{stem}.pem", self._folder / f"{stem}.key"
         if not cert.exists():
             new = (
                 "openssl",
@@ -47,14 +48,15 @@ class Credentials:
                 "ec_paramgen_curve:P-256",
                 "-nodes",
             )
-            names = ("-subj", f"/CN={address}", "-addext", f"subjectAltName=IP:{address}", "-days", _DAYS)
+            alternatives = ",".join([f"IP:{address}", *(f"DNS:{name}" for name in names)])
+            subject = ("-subj", f"/CN={common_name or address}", "-addext", f"subjectAltName={alternatives}")
             by = ("-CA", str(self.ca), "-CAkey", str(self._ca_key))
-            run([*new, *names, *by, "-keyout", str(key), "-out", str(cert)])
+            run([*new, *subject, "-days", _DAYS, *by, "-keyout", str(key), "-out", str(cert)])
         return Certificate(cert, key)
 
-    def server_arguments(self, address: str, port: int) -> list[str]:
-        """Flags of a gateway or a manager that is served at that address."""
-        certificate = self.certificate(address)
+    def server_arguments(self, address: str, port: int, *names: str) -> list[str]:
+        """Flags of a gateway or a manager that is served at that address, and is called `names`."""
+        certificate = self.certificate(address, *names)
         return [
             *("--listen", f"{address}:{port}", "--token-file", str(self.token_file)),
             *("--tls-cert", str(certificate.cert), "--tls-key", str(certificate.key)),

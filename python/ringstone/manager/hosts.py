@@ -8,8 +8,16 @@ from pathlib import Path
 from typing import TypeVar
 
 from ringstone.client import RemoteClient
-from ringstone.errors import DeniedError, NotFoundError, RingstoneError, UnauthorizedError, UnreachableError
+from ringstone.errors import (
+    DeniedError,
+    NotFoundError,
+    RingstoneError,
+    UnauthorizedError,
+    UnreachableError,
+    UntrustedError,
+)
 from ringstone.listening import read_tokens
+from ringstone.manager.trust import check_url
 from ringstone.store import HostRecord, Store
 
 T = TypeVar("T")
@@ -25,10 +33,19 @@ Connect = Callable[[str, str, str, float], RemoteClient]
 
 
 def connector(ca: Path | None) -> Connect:
+    """To gateways that prove with a certificate of `ca` (None: of the system's authorities) to be the host that is
+    meant. The functions raise UntrustedError where nobody could."""
+
     def connect(host: str, url: str, token: str, timeout: float) -> RemoteClient:
-        peer = f"the gateway of host {host!r} at {url}"
+        check_url(host, url, ca=ca)
         return RemoteClient(
-            url, token=token, ca=ca, timeout=timeout, connect_timeout=_CONNECT_SECONDS, peer=peer
+            url,
+            token=token,
+            ca=ca,
+            timeout=timeout,
+            connect_timeout=_CONNECT_SECONDS,
+            peer=f"the gateway of host {host!r} at {url}",
+            server_name=host,
         )
 
     return connect
@@ -42,8 +59,8 @@ class Hosts:
         self._token_file = token_file
         self._connect = connect
         self._lock = threading.Lock()
-        # By URL, token and patience; connections are kept open in them.
-        self._clients: dict[tuple[str, str, float], RemoteClient] = {}
+        # By host, URL, token and patience; connections are kept open in them. By host too, as each has proved one name.
+        self._clients: dict[tuple[str, str, str, float], RemoteClient] = {}
         self._pool = ThreadPoolExecutor(_MOST_ASKED_AT_ONCE, thread_name_prefix="ask")
 
     def close(self) -> None:
@@ -101,7 +118,7 @@ class Hosts:
                 f"The gateway of host {host.name!r} is not served over TCP. Set listen and token_file in its "
                 "configuration."
             )
-        failure: RingstoneError | None = None
+        failure: UnreachableError | UntrustedError | None = None
         for url in host.addresses:
             try:
                 return step(self._client(host.name, url, timeout))
@@ -111,7 +128,7 @@ class Hosts:
                     f"{error.message} This is the manager's token: put one of that gateway's token_file into "
                     f"{self._token_file}."
                 ) from error
-            except UnreachableError as error:
+            except (UnreachableError, UntrustedError) as error:
                 if error.sent:
                     raise
                 failure = error
@@ -122,7 +139,7 @@ class Hosts:
         # Read each time, so that a token is changed without a restart.
         token = read_tokens(self._token_file)[0]
         with self._lock:
-            key = (url, token, timeout)
+            key = (host, url, token, timeout)
             client = self._clients.get(key)
             if client is None:
                 client = self._clients[key] = self._connect(host, url, token, timeout)
@@ -131,12 +148,13 @@ class Hosts:
     # any host
 
     def any(self, step: Callable[[RemoteClient], T], *, without: frozenset[str] = frozenset()) -> T:
-        """Have a living host do what each of them can, the least loaded first, another when one is not reached."""
+        """Have a living host do what each of them can, the least loaded first, another when one is not reached or not
+        trusted."""
         failure: RingstoneError | None = None
         for name in self.by_load(without):
             try:
                 return self.change(name, step)
-            except UnreachableError as error:
+            except (UnreachableError, UntrustedError) as error:
                 if error.sent:
                     raise
                 failure = error

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from ringstone import models
 from ringstone.client import RemoteClient
-from ringstone.errors import InvalidError, NotFoundError, UnreachableError
+from ringstone.errors import InvalidError, NotFoundError, UnreachableError, UntrustedError
 from ringstone.gateway.events import EventLog
 from ringstone.manager.hosts import Hosts
 from ringstone.pools import SHARED_TYPES
@@ -91,12 +91,12 @@ class Operations:
             )
 
     def attach_on_one_of(self, hosts: Sequence[str], request: models.AttachmentCreate) -> models.Attachment:
-        """On the first of `hosts` that is reached."""
-        failure: UnreachableError | None = None
+        """On the first of `hosts` that is reached and trusted."""
+        failure: UnreachableError | UntrustedError | None = None
         for name in hosts:
             try:
                 return self.hosts.change(name, lambda client: client.create_attachment(request))
-            except UnreachableError as error:
+            except (UnreachableError, UntrustedError) as error:
                 if error.sent:
                     raise
                 failure = error

@@ -31,8 +31,13 @@ def host_view(manager: Operations, name: str) -> models.Host:
 
 
 def _host_views(manager: Operations, records: list[HostRecord]) -> list[models.Host]:
+    """Each is asked, as nothing else tells whether its gateway can be used from here."""
     store = manager.store
     alive = store.alive_hosts()
+    told = manager.hosts.look_at(
+        (record.name for record in records if record.name in alive), lambda client: client.health()
+    )
+    reasons = {name: answer.message for name, answer in told.items() if isinstance(answer, RingstoneError)}
     pools = Counter(pool.host for pool in store.pools())
     attachments = Counter(attachment.host for attachment in store.attachments())
     return [
@@ -42,6 +47,7 @@ def _host_views(manager: Operations, records: list[HostRecord]) -> list[models.H
             addresses=list(record.addresses),
             version=record.version,
             alive=record.name in alive,
+            reason=reasons.get(record.name),
             cores=list(record.cores),
             free_cores=record.free_cores,
             pools=pools[record.name],

@@ -1,0 +1,210 @@
+"""To whom a manager shows a gateway's token: never to somebody who only says where he is."""
+
+import socket
+import ssl
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from ringstone import models
+from ringstone.client import RemoteClient
+from ringstone.errors import UntrustedError
+from ringstone.lab.credentials import Certificate, Credentials
+from ringstone.manager.hosts import connector
+from ringstone.manager.trust import check_url
+from tests.framework.manager import TOKEN, Cluster, cluster
+
+__all__ = ["cluster"]
+
+
+class Listener:
+    """A server of the test's, on 127.0.0.1, which keeps what it is sent and answers everything with a health that is
+    good. With a `certificate` it speaks TLS."""
+
+    def __init__(self, certificate: Certificate | None = None) -> None:
+        self._context = None
+        if certificate is not None:
+            self._context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            self._context.load_cert_chain(certificate.cert, certificate.key)
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self.connections = 0
+        self.heard = b""
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except OSError:
+                return
+            self.connections += 1
+            try:
+                if self._context is not None:
+                    connection = self._context.wrap_socket(connection, server_side=True)
+                self._answer(connection)
+            except OSError:  # also ssl.SSLError: the client has refused the certificate
+                pass
+            finally:
+                connection.close()
+
+    def _answer(self, connection: socket.socket) -> None:
+        while piece := connection.recv(65536):
+            self.heard += piece
+            if self.heard.endswith(b"\r\n\r\n"):
+                body = b'{"status":"ok","reasons":[]}'
+                head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
+                connection.sendall(head.encode() + body)
+                return
+
+    def close(self) -> None:
+        # Closing alone does not wake the thread that accepts.
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+
+@contextmanager
+def listening(certificate: Certificate | None = None) -> Iterator[Listener]:
+    listener = Listener(certificate)
+    try:
+        yield listener
+    finally:
+        listener.close()
+
+
+@pytest.fixture
+def credentials(tmp_path: Path) -> Credentials:
+    return Credentials(tmp_path / "credentials")
+
+
+def announced(cluster: Cluster, name: str, url: str) -> None:
+    """Somebody who can write to etcd says that host `name` is at `url`."""
+    record = next(host for host in cluster.store.hosts() if host.name == name)
+    cluster.store.announce(replace(record, addresses=(url,)), 15)
+
+
+def row(client: RemoteClient, name: str) -> models.Host:
+    """Of the list of hosts."""
+    return next(host for host in client.hosts() if host.name == name)
+
+
+def manager(cluster: Cluster, ca: Path | None) -> RemoteClient:
+    """Of one that connects as it does at work, to host a; the others stay in this process."""
+    return cluster.client(cluster.operations({"a": connector(ca)}))
+
+
+def test_a_url_without_tls_is_sent_no_token(cluster: Cluster, credentials: Credentials) -> None:
+    """The manager showed the gateways' token to whatever URL stood in etcd, over plain http too; so whoever wrote a
+    host's record there had the token, and with it every host."""
+    with listening() as stranger:
+        announced(cluster, "a", f"http://127.0.0.1:{stranger.port}")
+        client = manager(cluster, credentials.ca)
+        told = row(client, "a").reason
+        assert told is not None
+        for part in ("host 'a'", f"http://127.0.0.1:{stranger.port}", "tls_cert", "gateway_ca"):
+            assert part in told
+        with pytest.raises(UntrustedError, match="tls_cert"):
+            client.create_pool(models.PoolCreate(name="p", type="null", host="a"))
+        assert any("host 'a'" in reason for reason in client.health().reasons)
+        assert (stranger.connections, stranger.heard) == (0, b"")
+        assert row(client, "b").reason is None
+
+
+def test_a_certificate_for_another_name_is_sent_no_token(cluster: Cluster, credentials: Credentials) -> None:
+    """The certificate was only compared with the address in the URL, which whoever wrote the URL had chosen: any host
+    of the cluster, or with public authorities anybody, passed for any other."""
+    certificate = credentials.certificate("127.0.0.1", "b")
+    with listening(certificate) as stranger:
+        url = f"https://127.0.0.1:{stranger.port}"
+        announced(cluster, "a", url)
+        client = manager(cluster, credentials.ca)
+        told = row(client, "a").reason
+        assert told is not None
+        for part in ("host 'a'", url, "DNS:a"):
+            assert part in told
+        with pytest.raises(UntrustedError, match="DNS:a"):
+            client.create_pool(models.PoolCreate(name="p", type="null", host="a"))
+        assert stranger.connections
+        assert stranger.heard == b""
+
+
+def test_a_common_name_is_no_name(cluster: Cluster, credentials: Credentials) -> None:
+    certificate = credentials.certificate("127.0.0.1", common_name="a")
+    with listening(certificate) as stranger:
+        announced(cluster, "a", f"https://127.0.0.1:{stranger.port}")
+        assert "DNS:a" in (row(manager(cluster, credentials.ca), "a").reason or "")
+        assert stranger.heard == b""
+
+
+def test_another_authoritys_certificate_is_sent_no_token(
+    cluster: Cluster, credentials: Credentials, tmp_path: Path
+) -> None:
+    other = Credentials(tmp_path / "other")
+    with listening(other.certificate("127.0.0.1", "a")) as stranger:
+        announced(cluster, "a", f"https://127.0.0.1:{stranger.port}")
+        assert "gateway_ca" in (row(manager(cluster, credentials.ca), "a").reason or "")
+        assert stranger.heard == b""
+
+
+def test_a_host_with_a_certificate_of_its_name_is_asked_wherever_it_is(
+    cluster: Cluster, credentials: Credentials
+) -> None:
+    """Its name counts, not its address: a host may have another one tomorrow."""
+    with listening(credentials.certificate("10.9.9.9", "a")) as host:
+        announced(cluster, "a", f"https://127.0.0.1:{host.port}")
+        assert row(manager(cluster, credentials.ca), "a").reason is None
+        assert f"Authorization: Bearer {TOKEN}".encode() in host.heard
+
+
+def test_one_untrusted_host_holds_up_nothing_that_others_can_do(
+    cluster: Cluster, credentials: Credentials
+) -> None:
+    """Nothing was sent to it, so the next one may be asked."""
+    announced(cluster, "a", "http://10.9.9.9:7480")
+    client = manager(cluster, credentials.ca)
+    for name in ("b", "c"):
+        cluster.kill(name)
+    with pytest.raises(UntrustedError):
+        client.create_volume("v", pool="shared", size=1 << 20)
+    cluster.revive("c")
+    client.create_volume("v", pool="shared", size=1 << 20)
+    assert client.attach("v").host == "c"
+    # c is the busier one now, so a would be the first.
+    client.create_volume("w", pool="shared", size=1 << 20)
+    assert client.attach("w", take_over=True).host == "c"
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:7480", "http://[::1]:7480", "https://10.0.0.1:7480"])
+def test_without_an_authority_this_machine_is_trusted(url: str) -> None:
+    check_url("a", url, ca=None)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.1:7480",
+        "http://127.evil.example:7480",
+        "http://localhost:7480",
+        "http://127.0.0.1@evil.example:7480",
+        "http://[fd00::1]:7480",
+        "ftp://127.0.0.1:7480",
+        "127.0.0.1:7480",
+        "https://",
+        "http://[",
+        "",
+    ],
+)
+def test_beyond_this_machine_it_takes_tls(url: str) -> None:
+    with pytest.raises(UntrustedError, match="host 'a'"):
+        check_url("a", url, ca=None)
+
+
+def test_with_an_authority_it_always_takes_tls(tmp_path: Path) -> None:
+    with pytest.raises(UntrustedError, match="gateway_ca"):
+        check_url("a", "http://127.0.0.1:7480", ca=tmp_path / "ca.pem")
