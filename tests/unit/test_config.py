@@ -66,10 +66,10 @@ def test_the_state_may_be_in_etcd(tmp_path: Path) -> None:
         password_file=Path("/password"),
         prefix="/r/",
     )
-    flags = load(tmp_path, text, etcd="http://a:1, http://b:2", host="alpha")
+    flags = load(tmp_path, text, etcd="https://a:1, https://b:2", host="alpha")
     assert flags.host == "alpha"
     assert flags.etcd is not None
-    assert flags.etcd.endpoints == ("http://a:1", "http://b:2")
+    assert flags.etcd.endpoints == ("https://a:1", "https://b:2")
 
 
 @pytest.mark.parametrize(
@@ -83,6 +83,10 @@ def test_the_state_may_be_in_etcd(tmp_path: Path) -> None:
         ('etcd = "http://a:1"\netcd_prefix = "r"', "etcd_prefix is 'r'"),
         ('etcd = "http://a:1"\netcd_cert = "/c"', "belong together"),
         ('etcd = "http://a:1"\netcd_user = "u"', "belong together"),
+        (
+            'etcd = "http://a:1"\netcd_user = "u"\netcd_password_file = "/p"',
+            "with a password but without TLS",
+        ),
         ('etcd = "http://a:1"\netcd_ca = "c"', "not an absolute path"),
         ('host = "a b"', "is not a host name"),
     ],

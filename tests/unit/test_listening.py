@@ -132,6 +132,33 @@ def test_secrets_for_etcd_that_everybody_reads_are_refused(tmp_path: Path) -> No
         EtcdClient(tls)
 
 
+@pytest.mark.parametrize(
+    "endpoints",
+    [
+        ("http://10.0.0.1:2379",),
+        ("https://10.0.0.1:2379", "http://10.0.0.2:2379"),
+        ("http://127.evil.example:2379",),
+        ("http://localhost:2379",),
+        ("http://[fd00::1]:2379",),
+    ],
+)
+def test_etcds_password_goes_over_no_http(endpoints: tuple[str, ...]) -> None:
+    """`listen` was refused without TLS, but the password of etcd, with which all of the state can be changed, went over
+    any network as it was."""
+    with pytest.raises(InvalidError, match=r"everybody on the way reads it.*https"):
+        EtcdSettings(endpoints, user="u", password_file=Path("/password"))
+    # Without a password there is nothing to be read.
+    EtcdSettings(endpoints)
+
+
+def test_etcds_password_goes_over_this_machines_http() -> None:
+    EtcdSettings(
+        ("http://127.0.0.1:2379", "http://[::1]:2379", "https://10.0.0.1:2379"),
+        user="u",
+        password_file=Path("/password"),
+    )
+
+
 def test_each_line_is_a_token(tmp_path: Path) -> None:
     old, new = "o" * 32, "n" * 32
     path = token_file(tmp_path, f"# old\n{old}\n\n  {new}  \n")

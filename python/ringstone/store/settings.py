@@ -6,6 +6,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from ringstone.errors import InvalidError
+from ringstone.loopback import is_loopback
 from ringstone.store.base import Store
 from ringstone.store.sqlite import SqliteStore
 
@@ -39,6 +40,9 @@ class EtcdSettings:
             raise InvalidError("etcd_cert and etcd_key belong together; set both or none.")
         if (self.user is None) != (self.password_file is None):
             raise InvalidError("etcd_user and etcd_password_file belong together; set both or none.")
+        if self.password_file is not None:
+            for endpoint in self.endpoints:
+                _check_private(endpoint)
 
     @property
     def where(self) -> str:
@@ -54,6 +58,15 @@ def _check_endpoint(endpoint: str) -> None:
     if not sound or parts.path or parts.query or parts.username:
         raise InvalidError(
             f"etcd has {endpoint!r}, which is no member's URL; write one such as https://10.0.0.1:2379."
+        )
+
+
+def _check_private(endpoint: str) -> None:
+    parts = urlsplit(endpoint)
+    if parts.scheme != "https" and not is_loopback(parts.hostname or ""):
+        raise InvalidError(
+            f"etcd has {endpoint!r} with a password but without TLS, so that everybody on the way reads it. Write "
+            "https URLs and set etcd_ca; or 127.0.0.1, where the member runs on this machine."
         )
 
 
