@@ -25,6 +25,7 @@ from ringstone.manager.app import ManagerContext
 from ringstone.manager.app import build_app as build_manager
 from ringstone.manager.hosts import Connect, Hosts
 from ringstone.manager.operations import Operations
+from ringstone.manager.tokens import GatewayTokens
 from ringstone.stats import StatsPage
 from ringstone.store import ALIVE, HostRecord, PoolRecord, SqliteStore
 from ringstone.store.records import Kind, R
@@ -132,8 +133,11 @@ class Cluster:
     def local_pool(self, host: str, name: str = "local") -> None:
         self.store.add_pool(PoolRecord(name, "null", None, None, 1, host=host))
 
-    def operations(self, connects: Mapping[str, Connect] | None = None) -> Operations:
-        """Of one more manager. `connects`: for hosts that are reached otherwise than in this process."""
+    def operations(
+        self, connects: Mapping[str, Connect] | None = None, tokens: GatewayTokens | None = None
+    ) -> Operations:
+        """Of one more manager. `connects`: for hosts that are reached otherwise than in this process. `tokens`: other
+        ones than that of the token file."""
 
         def connect(host: str, url: str, token: str, timeout: float) -> RemoteClient:
             if connects is not None and host in connects:
@@ -141,7 +145,7 @@ class Cluster:
             transport = self.hosts[host].transport
             return RemoteClient(url, token=token, timeout=timeout, peer=f"host {host!r}", transport=transport)
 
-        hosts = Hosts(self.store, self.token_file, connect)
+        hosts = Hosts(self.store, tokens or GatewayTokens(self.token_file), connect)
         self._closing.append(hosts.close)
         return Operations(self.store, hosts, EventLog("ringstone.manager"))
 

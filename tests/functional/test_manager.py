@@ -171,8 +171,10 @@ def test_the_commands_print_the_same_through_a_manager(lab: Lab, manager: Remote
 
 def test_strangers_are_refused(lab: Lab, manager: RemoteClient, tmp_path: Path) -> None:
     gateway = f"https://{lab.hosts['a'].address}:{GATEWAY_PORT}"
+    own, others = lab.credentials.gateway_token("a"), lab.credentials.gateway_token("b")
     for url in (lab.managers[0].url, gateway):
-        for token in ("", "f" * 64):
+        # A host's token is for that host alone.
+        for token in ("", "f" * 64, others):
             with (
                 RemoteClient(url, token=token, ca=lab.credentials.ca) as client,
                 pytest.raises(UnauthorizedError, match="token"),
@@ -192,5 +194,5 @@ def test_strangers_are_refused(lab: Lab, manager: RemoteClient, tmp_path: Path) 
         ):
             client.volumes()
     # A gateway's own calls are there too.
-    with RemoteClient(gateway, token=lab.credentials.token, ca=lab.credentials.ca) as client:
+    with RemoteClient(gateway, token=own, ca=lab.credentials.ca) as client:
         assert client.info().pid == lab.hosts["a"].gateway.pid

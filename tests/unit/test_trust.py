@@ -12,9 +12,10 @@ import pytest
 
 from ringstone import models
 from ringstone.client import RemoteClient
-from ringstone.errors import UntrustedError
+from ringstone.errors import InvalidError, NoDeviceError, UntrustedError
 from ringstone.lab.credentials import Certificate, Credentials
 from ringstone.manager.hosts import connector
+from ringstone.manager.tokens import GatewayTokens
 from ringstone.manager.trust import check_url
 from tests.framework.manager import TOKEN, Cluster, cluster
 
@@ -208,3 +209,77 @@ def test_beyond_this_machine_it_takes_tls(url: str) -> None:
 def test_with_an_authority_it_always_takes_tls(tmp_path: Path) -> None:
     with pytest.raises(UntrustedError, match="gateway_ca"):
         check_url("a", "http://127.0.0.1:7480", ca=tmp_path / "ca.pem")
+
+
+# a token for each gateway
+
+
+def own_tokens(cluster: Cluster, folder: Path, **tokens: str) -> Path:
+    """A directory with a token for each host that is named."""
+    folder.mkdir(mode=0o700)
+    for name, token in tokens.items():
+        (folder / name).touch(mode=0o600)
+        (folder / name).write_text(f"{token}\n")
+    return folder
+
+
+def test_each_gateway_is_shown_its_own_token(
+    cluster: Cluster, credentials: Credentials, tmp_path: Path
+) -> None:
+    """All gateways had one token, so whoever was root on one host could do everything on all."""
+    with listening(credentials.certificate("127.0.0.1", "a")) as a:
+        announced(cluster, "a", f"https://127.0.0.1:{a.port}")
+        folder = own_tokens(cluster, tmp_path / "tokens", a="1" * 32)
+        client = cluster.client(
+            cluster.operations({"a": connector(credentials.ca)}, GatewayTokens(cluster.token_file, folder))
+        )
+        reasons = {host.name: host.reason for host in client.hosts()}
+        # Those without one of their own have the common one.
+        assert reasons == {"a": None, "b": None, "c": None}
+        assert ("1" * 32).encode() in a.heard
+        assert TOKEN.encode() not in a.heard
+
+
+def test_a_gateway_without_a_token_is_not_asked(cluster: Cluster, tmp_path: Path) -> None:
+    folder = own_tokens(cluster, tmp_path / "tokens", a=TOKEN, b="2" * 32)
+    client = cluster.client(cluster.operations(tokens=GatewayTokens(None, folder)))
+    assert row(client, "a").reason is None
+    told = row(client, "b").reason
+    assert told is not None
+    assert str(folder / "b") in told
+    told = row(client, "c").reason
+    assert told is not None
+    assert str(folder / "c") in told
+    assert "GET /v1/health" not in cluster.hosts["c"].transport.asked
+    # What others can do, they do.
+    cluster.kill("b")
+    client.create_volume("v", pool="shared", size=1 << 20)
+    assert cluster.hosts["a"].transport.asked[-1] == "POST /v1/volumes"
+    # Read each time, so that a host is added without a restart.
+    (folder / "c").touch(mode=0o600)
+    (folder / "c").write_text(f"{TOKEN}\n")
+    assert row(client, "c").reason is None
+
+
+def test_a_hosts_name_is_no_path(cluster: Cluster, tmp_path: Path) -> None:
+    """Names come from etcd, where anybody who writes may have any file taken for a token."""
+    own_tokens(cluster, tmp_path / "tokens", a=TOKEN)
+    (tmp_path / "secret").touch(mode=0o600)
+    (tmp_path / "secret").write_text("s" * 32)
+    tokens = GatewayTokens(None, tmp_path / "tokens")
+    for name in ("../secret", "..", ".", "", str(tmp_path / "secret"), "a/../../secret", "a\0"):
+        with pytest.raises(UntrustedError, match="no name"):
+            tokens.of(name)
+
+
+def test_a_directory_of_tokens_is_looked_at_first(cluster: Cluster, tmp_path: Path) -> None:
+    folder = own_tokens(cluster, tmp_path / "tokens", a=TOKEN, b="short")
+    with pytest.raises(InvalidError, match="b has no good token"):
+        GatewayTokens(None, folder).check()
+    (folder / "b").unlink()
+    GatewayTokens(None, folder).check()
+    with pytest.raises(NoDeviceError, match="gateway_token_dir"):
+        GatewayTokens(None, tmp_path / "nowhere").check()
+    folder.chmod(0o707)
+    with pytest.raises(InvalidError, match="chmod o="):
+        GatewayTokens(None, folder).check()

@@ -28,6 +28,9 @@ def manager(
     gateway_token_file: Annotated[
         Path | None, typer.Option(help="File with the token that the gateways want.")
     ] = None,
+    gateway_token_dir: Annotated[
+        Path | None, typer.Option(help="Directory with such a file for each host, under its name.")
+    ] = None,
     gateway_ca: Annotated[
         Path | None,
         typer.Option(help="Certificates (PEM) that the gateways' are signed with; default the system's."),
@@ -67,6 +70,7 @@ def manager(
         "tls_key": tls_key,
         "token_file": token_file,
         "gateway_token_file": gateway_token_file,
+        "gateway_token_dir": gateway_token_dir,
         "gateway_ca": gateway_ca,
         "etcd_ca": etcd_ca,
         "etcd_cert": etcd_cert,

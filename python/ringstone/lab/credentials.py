@@ -1,4 +1,4 @@
-"""What hosts and managers of a lab know each other by: a certificate authority of its own, and one token."""
+"""What hosts and managers of a lab know each other by: a certificate authority of its own, and tokens."""
 
 import secrets
 from dataclasses import dataclass
@@ -28,10 +28,12 @@ class Credentials:
         new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
         names = ("-subj", "/CN=Ringstone lab", "-days", _DAYS)
         run([*new, *names, "-keyout", str(self._ca_key), "-out", str(self.ca)])
+        # For managers, shown by whoever uses them.
         self.token_file = folder / "token"
-        self.token = secrets.token_hex(32)
-        self.token_file.touch(mode=0o600)
-        self.token_file.write_text(f"{self.token}\n")
+        self.token = _new_token(self.token_file)
+        # For gateways, each in a file with its host's name, shown by managers.
+        self.gateway_tokens = folder / "gateways"
+        self.gateway_tokens.mkdir(mode=0o700)
 
     def certificate(self, address: str, *names: str, common_name: str | None = None) -> Certificate:
         """For a server at `address` that is called `names`, signed by the authority."""
@@ -54,10 +56,33 @@ class Credentials:
             run([*new, *subject, "-days", _DAYS, *by, "-keyout", str(key), "-out", str(cert)])
         return Certificate(cert, key)
 
-    def server_arguments(self, address: str, port: int, *names: str) -> list[str]:
-        """Flags of a gateway or a manager that is served at that address, and is called `names`."""
+    def gateway_token(self, host: str) -> str:
+        """The one that the gateway of `host` wants."""
+        path = self.gateway_tokens / host
+        return path.read_text().strip() if path.exists() else _new_token(path)
+
+    def gateway_arguments(self, host: str, address: str, port: int) -> list[str]:
+        """Flags of a gateway that is served at that address."""
+        self.gateway_token(host)
+        return self._server_arguments(address, port, self.gateway_tokens / host, host)
+
+    def manager_arguments(self, address: str, port: int) -> list[str]:
+        """Flags of a manager that is served at that address."""
+        return [
+            *self._server_arguments(address, port, self.token_file),
+            *("--gateway-token-dir", str(self.gateway_tokens), "--gateway-ca", str(self.ca)),
+        ]
+
+    def _server_arguments(self, address: str, port: int, token_file: Path, *names: str) -> list[str]:
         certificate = self.certificate(address, *names)
         return [
-            *("--listen", f"{address}:{port}", "--token-file", str(self.token_file)),
+            *("--listen", f"{address}:{port}", "--token-file", str(token_file)),
             *("--tls-cert", str(certificate.cert), "--tls-key", str(certificate.key)),
         ]
+
+
+def _new_token(path: Path) -> str:
+    token = secrets.token_hex(32)
+    path.touch(mode=0o600)
+    path.write_text(f"{token}\n")
+    return token

@@ -140,7 +140,7 @@ class Lab:
         """What makes a gateway a host of the cluster."""
         return [
             *("--host", host.name, "--etcd", ",".join(self.etcd.endpoints)),
-            *self.credentials.server_arguments(host.address, GATEWAY_PORT, host.name),
+            *self.credentials.gateway_arguments(host.name, host.address, GATEWAY_PORT),
         ]
 
     def _start_managers(self, steps: Progress) -> None:

@@ -32,8 +32,7 @@ class LabManager:
         self._folder = folder
         command = [
             *(sys.executable, "-m", "ringstone", "manager", "--etcd", ",".join(etcd)),
-            *credentials.server_arguments(address, port),
-            *("--gateway-token-file", str(credentials.token_file), "--gateway-ca", str(credentials.ca)),
+            *credentials.manager_arguments(address, port),
             *arguments,
         ]
         self.process = Daemon(f"manager-{name}", command, logs=folder)

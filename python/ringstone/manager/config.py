@@ -9,24 +9,33 @@ from typing import Any
 from ringstone.errors import InvalidError, error_of_os
 from ringstone.listening import SETTINGS as LISTENING
 from ringstone.listening import Listening, listening_of
+from ringstone.manager.tokens import GatewayTokens
 from ringstone.store.settings import DEFAULT_PREFIX, EtcdSettings
 
 DEFAULT_CONFIG = Path("/etc/ringstone/manager.toml")
 DEFAULT_LISTEN = "127.0.0.1:7481"
 LOG_LEVELS = ("debug", "info", "warning", "error")
-_PATHS = ("gateway_token_file", "gateway_ca", "etcd_ca", "etcd_cert", "etcd_key", "etcd_password_file")
+_PATHS = (
+    "gateway_token_file",
+    "gateway_token_dir",
+    "gateway_ca",
+    "etcd_ca",
+    "etcd_cert",
+    "etcd_key",
+    "etcd_password_file",
+)
 _LONGEST_GRACE_S = 86_400
 
 
 @dataclass(frozen=True, slots=True)
 class ManagerConfig:
-    """`listening`: the API. `gateway_token_file`: its first token is shown to the gateways, whose certificates
-    `gateway_ca` has signed. `failover_grace_s`: how long a host stays dead before what is attached there with `ha` is
-    taken over; None is never."""
+    """`listening`: the API. `gateway_tokens` are shown to the gateways, whose certificates `gateway_ca` has signed.
+    `failover_grace_s`: how long a host stays dead before what is attached there with `ha` is taken over; None is
+    never."""
 
     listening: Listening
     etcd: EtcdSettings
-    gateway_token_file: Path
+    gateway_tokens: GatewayTokens
     gateway_ca: Path | None = None
     failover_grace_s: float | None = 0.0
     log_level: str = "info"
@@ -43,6 +52,7 @@ class _Settings:
     advertise: str | None = None
     insecure: bool = False
     gateway_token_file: str | None = None
+    gateway_token_dir: str | None = None
     gateway_ca: str | None = None
     failover: bool = True
     failover_grace_s: float = 0.0
@@ -118,17 +128,17 @@ def _resolved(settings: _Settings) -> ManagerConfig:
             "etcd is not set, and a manager has its state from there. Name the members that the gateways use, such as "
             'etcd = ["https://10.0.0.1:2379"].'
         )
-    if settings.gateway_token_file is None:
+    if settings.gateway_token_file is None and settings.gateway_token_dir is None:
         raise InvalidError(
-            "gateway_token_file is not set. Name a file with a token of the gateways' token_file, which lets the "
-            "manager use them."
+            "Neither gateway_token_dir nor gateway_token_file is set. Name a directory with a file for each host, or "
+            "one file for all, with a token of the gateways' token_file, which lets the manager use them."
         )
     listening = listening_of({name: getattr(settings, name) for name in LISTENING})
     assert listening is not None, "listen has a default"
     return ManagerConfig(
         listening=listening,
         etcd=_etcd(settings, settings.etcd),
-        gateway_token_file=Path(settings.gateway_token_file),
+        gateway_tokens=GatewayTokens(_path(settings.gateway_token_file), _path(settings.gateway_token_dir)),
         gateway_ca=_path(settings.gateway_ca),
         failover_grace_s=settings.failover_grace_s if settings.failover else None,
         log_level=settings.log_level,

@@ -16,7 +16,7 @@ from ringstone.errors import (
     UnreachableError,
     UntrustedError,
 )
-from ringstone.listening import read_tokens
+from ringstone.manager.tokens import GatewayTokens
 from ringstone.manager.trust import check_url
 from ringstone.store import HostRecord, Store
 
@@ -54,9 +54,9 @@ def connector(ca: Path | None) -> Connect:
 class Hosts:
     """Usable from any thread."""
 
-    def __init__(self, store: Store, token_file: Path, connect: Connect) -> None:
+    def __init__(self, store: Store, tokens: GatewayTokens, connect: Connect) -> None:
         self._store = store
-        self._token_file = token_file
+        self._tokens = tokens
         self._connect = connect
         self._lock = threading.Lock()
         # By host, URL, token and patience; connections are kept open in them. By host too, as each has proved one name.
@@ -126,7 +126,7 @@ class Hosts:
                 # The client's own token was good; this is between the manager and the gateway.
                 raise DeniedError(
                     f"{error.message} This is the manager's token: put one of that gateway's token_file into "
-                    f"{self._token_file}."
+                    f"{self._tokens.path(host.name)}."
                 ) from error
             except (UnreachableError, UntrustedError) as error:
                 if error.sent:
@@ -136,8 +136,7 @@ class Hosts:
         raise failure
 
     def _client(self, host: str, url: str, timeout: float) -> RemoteClient:
-        # Read each time, so that a token is changed without a restart.
-        token = read_tokens(self._token_file)[0]
+        token = self._tokens.of(host)
         with self._lock:
             key = (host, url, token, timeout)
             client = self._clients.get(key)

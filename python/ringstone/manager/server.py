@@ -9,7 +9,6 @@ from ringstone.api.serving import tcp_server
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import sd_notify
-from ringstone.listening import read_tokens
 from ringstone.manager.app import ManagerContext, build_app
 from ringstone.manager.config import ManagerConfig
 from ringstone.manager.failover import Failover
@@ -29,14 +28,14 @@ def run_manager(config: ManagerConfig) -> None:
     logging.getLogger("httpx").setLevel(logging.WARNING if config.log_level != "debug" else logging.DEBUG)
     logging.getLogger("httpcore").setLevel(logging.WARNING)
     config.listening.check()
-    read_tokens(config.gateway_token_file)
+    config.gateway_tokens.check()
     connect = connector(config.gateway_ca)
     hold_stop_signals()
     with ExitStack() as stack:
         listener = stack.enter_context(config.listening.bind())
         store = EtcdStore(config.etcd)
         stack.callback(store.close)
-        hosts = Hosts(store, config.gateway_token_file, connect)
+        hosts = Hosts(store, config.gateway_tokens, connect)
         stack.callback(hosts.close)
         operations = Operations(store, hosts, EventLog("ringstone.manager"))
         if config.failover_grace_s is not None:

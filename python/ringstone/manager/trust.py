@@ -14,7 +14,7 @@ from ringstone.loopback import is_loopback
 def check_url(host: str, url: str, *, ca: Path | None) -> None:
     """UntrustedError when a token for `host` must not be sent to `url`. `ca`: who signs the gateways' certificates;
     with one they all have certificates, and without only this machine's own gateways may be without."""
-    _check_name(host)
+    check_host(host)
     try:
         parts = httpx.URL(url)
     except httpx.InvalidURL:
@@ -37,8 +37,8 @@ def check_url(host: str, url: str, *, ca: Path | None) -> None:
     )
 
 
-def _check_name(host: str) -> None:
-    """It is what the certificate is compared with."""
+def check_host(host: str) -> None:
+    """UntrustedError when that is no name of a host. It is what the certificate is compared with, and a file's name."""
     try:
         sound = re.fullmatch(NAME_PATTERN, host) is not None and bool(host.encode("idna"))
     except UnicodeError:
