@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from ringstone import models
 from ringstone.errors import (
+    ForbiddenError,
     InvalidError,
     RingstoneError,
     UnauthorizedError,
@@ -393,8 +394,8 @@ class RemoteClient(ApiClient):
 
     def _failure(self, response: httpx.Response) -> RingstoneError:
         found = super()._failure(response)
-        if isinstance(found, UnauthorizedError):
-            return UnauthorizedError(f"{self._sentence_peer} refuses: {found.message}")
+        if isinstance(found, UnauthorizedError | ForbiddenError):
+            return type(found)(f"{self._sentence_peer} refuses: {found.message}")
         return found
 
 

@@ -157,6 +157,14 @@ class UnauthorizedError(RingstoneError):
     exit_code = 14
 
 
+class ForbiddenError(RingstoneError):
+    """The server knows the token, and its scope does not reach as far as the request."""
+
+    code = "forbidden"
+    http_status = 403
+    exit_code = 14
+
+
 _BY_CODE: dict[str, type[RingstoneError]] = {
     kind.code: kind
     for kind in (
@@ -178,6 +186,7 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
         DeniedError,
         UntrustedError,
         UnauthorizedError,
+        ForbiddenError,
     )
 }
 

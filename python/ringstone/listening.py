@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 from ringstone.errors import InvalidError, RingstoneError, error_of_os
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     import ssl
 
 SETTINGS = ("listen", "tls_cert", "tls_key", "token_file", "advertise", "insecure")
+Scope = Literal["look", "change"]
 _SHORTEST_TOKEN = 16
 # For whoever replaces a token file in several steps.
 TOKEN_GRACE_SECONDS = 5.0
@@ -28,7 +29,7 @@ TOKEN_GRACE_SECONDS = 5.0
 @dataclass(frozen=True, slots=True)
 class Listening:
     """`address` is numeric. `cert` and `key`: PEM files; None is without TLS. `token_file` has a token a line, each of
-    which lets its bearer do everything. `url`: how others reach it."""
+    which lets its bearer do everything or, with the scope `look`, change nothing. `url`: how others reach it."""
 
     address: str
     port: int
@@ -85,11 +86,11 @@ class Listening:
 
 
 class Tokens:
-    """The tokens of a file, one a line; lines that are empty or begin with # are none. The file is read again when it
-    has changed, so that tokens are changed without a restart: add the new one, change the clients, drop the old one.
-    A file that has gone or has no good token leaves the tokens before in force for `TOKEN_GRACE_SECONDS`, in which
-    whoever replaces it may finish; after that nobody is admitted. `report` is told of either by the first request
-    that finds it so."""
+    """The tokens of a file, one a line, each with its scope; lines that are empty or begin with # are none. The file is
+    read again when it has changed, so that tokens are changed without a restart: add the new one, change the clients,
+    drop the old one. A file that has gone or has no good token leaves the tokens before in force for
+    `TOKEN_GRACE_SECONDS`, in which whoever replaces it may finish; after that nobody is admitted. `report` is told of
+    either by the first request that finds it so."""
 
     def __init__(
         self,
@@ -104,7 +105,7 @@ class Tokens:
         self._clock = clock
         self._lock = threading.Lock()
         self._stamp = self._look()
-        self._tokens = read_tokens(path)
+        self._tokens = read_scopes(path)
         # When what is in force ends, as the file is no good.
         self._ends: float | None = None
 
@@ -115,7 +116,7 @@ class Tokens:
             return ()
         return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
 
-    def _current(self) -> list[str]:
+    def _current(self) -> list[tuple[str, Scope]]:
         with self._lock:
             stamp = self._look()
             if stamp != self._stamp:
@@ -128,33 +129,52 @@ class Tokens:
 
     def _read(self) -> None:
         try:
-            self._tokens = read_tokens(self._path)
+            self._tokens = read_scopes(self._path)
             self._ends = None
         except RingstoneError as error:
             if self._ends is None:
                 self._ends = self._clock() + TOKEN_GRACE_SECONDS
                 self._report(f"{error} In {TOKEN_GRACE_SECONDS:g} s nobody is admitted over TCP any more.")
 
-    def admit(self, token: str) -> bool:
-        """In a time that tells nothing about the tokens."""
+    def admit(self, token: str) -> Scope | None:
+        """What its bearer may do; None is nothing. In a time that tells nothing about the tokens."""
         # Only here: it brings OpenSSL along.
         import hmac
 
         given = token.encode()
-        found = [hmac.compare_digest(given, known.encode()) for known in self._current()]
-        return any(found)
+        found = {scope for known, scope in self._current() if hmac.compare_digest(given, known.encode())}
+        return "change" if "change" in found else "look" if found else None
 
 
 def read_tokens(path: Path) -> list[str]:
     """Of a token file; the first is the one that its owner shows to others."""
+    return [token for token, _ in read_scopes(path)]
+
+
+def read_scopes(path: Path) -> list[tuple[str, Scope]]:
+    """The tokens of a file in their order, with what each allows: TOKEN or `TOKEN change` everything, `TOKEN look` to
+    look. InvalidError when a line is neither."""
     lines = [line.strip() for line in read_private(path, "the token file").splitlines()]
-    tokens = [line for line in lines if line and not line.startswith("#")]
-    if not tokens or any(len(token) < _SHORTEST_TOKEN or not token.isascii() for token in tokens):
+    tokens = [_scoped(path, line) for line in lines if line and not line.startswith("#")]
+    if not tokens or any(len(token) < _SHORTEST_TOKEN or not token.isascii() for token, _ in tokens):
         raise InvalidError(
             f"{path} has no good token: one a line, at least {_SHORTEST_TOKEN} characters each. Make one with "
             f"`(umask 077; openssl rand -hex 32 > {path})`."
         )
     return tokens
+
+
+def _scoped(path: Path, line: str) -> tuple[str, Scope]:
+    token, *scopes = line.split()
+    if scopes == ["look"]:
+        return token, "look"
+    if scopes in ([], ["change"]):
+        return token, "change"
+    # Not the line itself: this goes into logs.
+    raise InvalidError(
+        f"{path} has a token with {' '.join(scopes)!r} behind it, which is no scope; write look or change there, or "
+        "nothing, which is change. Comments have lines of their own."
+    )
 
 
 def _read(path: Path, setting: str) -> str:

@@ -165,9 +165,9 @@ def test_each_line_is_a_token(tmp_path: Path) -> None:
     assert read_tokens(path) == [old, new]
     tokens = Tokens(path, report=print)
     assert [tokens.admit(one) for one in (old, new, "", "# old", old[:-1], f"{old}\n{new}", "é")] == [
-        True,
-        True,
-        *[False] * 5,
+        "change",
+        "change",
+        *[None] * 5,
     ]
 
 
@@ -192,7 +192,7 @@ def test_tokens_of_a_file_that_is_no_good_are_in_force_for_seconds(
     assert len(told) == 2
     path.unlink(missing_ok=True)
     token_file(tmp_path, "n" * 32)
-    assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == (True, False)
+    assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == ("change", None)
 
 
 def test_a_file_may_be_replaced_in_steps(tmp_path: Path) -> None:
@@ -205,7 +205,7 @@ def test_a_file_may_be_replaced_in_steps(tmp_path: Path) -> None:
         assert tokens.admit("o" * 32)
     token_file(tmp_path, "n" * 32)
     now[0] += 10 * TOKEN_GRACE_SECONDS
-    assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == (True, False)
+    assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == ("change", None)
     assert len(told) == 1
 
 

@@ -150,8 +150,8 @@ def test_a_gateway_that_refuses_the_manager_is_not_the_clients_fault(
 
 
 class _Nobody:
-    def admit(self, token: str) -> bool:
-        return False
+    def admit(self, token: str) -> None:
+        return None
 
 
 def _transport(client: RemoteClient) -> InProcess:

@@ -1,10 +1,11 @@
-"""Who may use an API that is served over TCP: the bearer of a token."""
+"""Who may use an API that is served over TCP, and what for: the bearer of a token, as far as its scope reaches."""
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from ringstone.api.answers import answer
-from ringstone.errors import UnauthorizedError
+from ringstone.errors import ForbiddenError, RingstoneError, UnauthorizedError
+from ringstone.listening import Scope as TokenScope
 from ringstone.listening import Tokens
 
 _MISSING = (
@@ -14,8 +15,14 @@ _MISSING = (
 _WRONG = "The token is not one of this server's. Use one of the lines of its token_file."
 
 
+def scope_needed(method: str) -> TokenScope:
+    """No GET changes anything, and nothing else is known to be only a look. tests/unit/test_scopes.py has each call."""
+    return "look" if method == "GET" else "change"
+
+
 class TokenRequired:
-    """Lets a request through to `app` when it has one of `tokens` (RFC 6750, section 2.1)."""
+    """Lets a request through to `app` when it has one of `tokens` (RFC 6750, section 2.1), whose scope is enough for
+    it."""
 
     def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
         self._app = app
@@ -27,9 +34,20 @@ class TokenRequired:
             return
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         given = scheme.lower() == "bearer" and bool(token.strip())
-        if given and self._tokens.admit(token.strip()):
+        allowed = self._tokens.admit(token.strip()) if given else None
+        needed = scope_needed(scope["method"])
+        if allowed in ("change", needed):
             await self._app(scope, receive, send)
             return
-        refusal = answer(UnauthorizedError(_WRONG if given else _MISSING))
-        refusal.headers["WWW-Authenticate"] = "Bearer"
+        error: RingstoneError
+        if allowed is None:
+            error, challenge = UnauthorizedError(_WRONG if given else _MISSING), "Bearer"
+        else:
+            error = ForbiddenError(
+                f"{scope['method']} {scope['path']} is more than the token allows, which has the scope `{allowed}`. "
+                f"Use one of the lines of the server's token_file with the scope `{needed}`."
+            )
+            challenge = f'Bearer error="insufficient_scope", scope="{needed}"'
+        refusal = answer(error)
+        refusal.headers["WWW-Authenticate"] = challenge
         await refusal(scope, receive, send)

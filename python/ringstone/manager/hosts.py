@@ -10,6 +10,7 @@ from typing import TypeVar
 from ringstone.client import RemoteClient
 from ringstone.errors import (
     DeniedError,
+    ForbiddenError,
     NotFoundError,
     RingstoneError,
     UnauthorizedError,
@@ -122,7 +123,7 @@ class Hosts:
         for url in host.addresses:
             try:
                 return step(self._client(host.name, url, timeout))
-            except UnauthorizedError as error:
+            except (UnauthorizedError, ForbiddenError) as error:
                 # The client's own token was good; this is between the manager and the gateway.
                 raise DeniedError(
                     f"{error.message} This is the manager's token: put one of that gateway's token_file into "
