@@ -1,7 +1,9 @@
 """To whom a manager shows a gateway's token: never to somebody who only says where he is."""
 
+import re
 import socket
 import ssl
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +22,8 @@ from ringstone.manager.trust import check_url
 from tests.framework.manager import TOKEN, Cluster, cluster
 
 __all__ = ["cluster"]
+
+CLUSTER_PAGE = Path(__file__).resolve().parents[2] / "docs/operations/cluster.md"
 
 
 class Listener:
@@ -151,6 +155,46 @@ def test_another_authoritys_certificate_is_sent_no_token(
         announced(cluster, "a", f"https://127.0.0.1:{stranger.port}")
         assert "gateway_ca" in (row(manager(cluster, credentials.ca), "a").reason or "")
         assert stranger.heard == b""
+
+
+def signed_by_a_host(folder: Path, host: Certificate, name: str) -> Certificate:
+    """A certificate for `name` that whoever has the key of `host` has made with it, with the chain up to it."""
+    cert, key = folder / "forged.pem", folder / "forged.key"
+    new = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"]
+    names = ["-subj", "/O=forged", "-addext", f"subjectAltName=DNS:{name}"]
+    by = ["-CA", str(host.cert), "-CAkey", str(host.key), "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*new, *names, *by], check=True, capture_output=True)
+    cert.write_text(cert.read_text() + host.cert.read_text())
+    return Certificate(cert, key)
+
+
+def documented_certificates(folder: Path) -> tuple[Path, Certificate]:
+    """The authority and host a's certificate, made by the commands of docs/operations/cluster.md."""
+    step = CLUSTER_PAGE.read_text().partition("## 3. ")[2].partition("\n## ")[0]
+    commands = re.findall(r"^    (openssl req .*(?:\n        .*)*)", step, re.MULTILINE)
+    assert len(commands) == 2, commands
+    for command in commands:
+        subprocess.run(["bash", "-euc", command], cwd=folder, check=True, capture_output=True)
+    return folder / "ca.pem", Certificate(folder / "a.pem", folder / "a.key")
+
+
+@pytest.mark.parametrize("whose", ["the lab's", "the documented"])
+def test_a_host_signs_no_certificates_for_others(
+    cluster: Cluster, credentials: Credentials, tmp_path: Path, whose: str
+) -> None:
+    """The certificates that our commands made for hosts were authorities themselves, as openssl makes them unless it is
+    told otherwise. So any host could make a certificate for any other one's name."""
+    if whose == "the lab's":
+        ca, own = credentials.ca, credentials.certificate("10.0.0.1", "a")
+    else:
+        ca, own = documented_certificates(tmp_path)
+    with listening(own) as honest, listening(signed_by_a_host(tmp_path, own, "b")) as forged:
+        announced(cluster, "a", f"https://127.0.0.1:{honest.port}")
+        announced(cluster, "b", f"https://127.0.0.1:{forged.port}")
+        client = cluster.client(cluster.operations({"a": connector(ca), "b": connector(ca)}))
+        assert row(client, "a").reason is None
+        assert "gateway_ca" in (row(client, "b").reason or "")
+        assert forged.heard == b""
 
 
 def test_a_host_with_a_certificate_of_its_name_is_asked_wherever_it_is(

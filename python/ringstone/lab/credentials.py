@@ -50,10 +50,25 @@ class Credentials:
                 "ec_paramgen_curve:P-256",
                 "-nodes",
             )
+            # Without a common name, which etcd could take for a user's. Left to itself, openssl would make an authority.
+            subject = f"/CN={common_name}" if common_name else "/O=Ringstone lab"
             alternatives = ",".join([f"IP:{address}", *(f"DNS:{name}" for name in names)])
-            subject = ("-subj", f"/CN={common_name or address}", "-addext", f"subjectAltName={alternatives}")
+            what = ("-subj", subject, "-addext", "basicConstraints=critical,CA:FALSE", "-addext")
             by = ("-CA", str(self.ca), "-CAkey", str(self._ca_key))
-            run([*new, *subject, "-days", _DAYS, *by, "-keyout", str(key), "-out", str(cert)])
+            run(
+                [
+                    *new,
+                    *what,
+                    f"subjectAltName={alternatives}",
+                    "-days",
+                    _DAYS,
+                    *by,
+                    "-keyout",
+                    str(key),
+                    "-out",
+                    str(cert),
+                ]
+            )
         return Certificate(cert, key)
 
     def gateway_token(self, host: str) -> str:
