@@ -162,8 +162,17 @@ def test_etcd_loses_a_member_and_gets_it_back(lab: Lab) -> None:
 
 
 def etcdctl(lab: Lab, *arguments: str) -> list[str]:
-    options = ("--endpoints", ",".join(lab.etcd.endpoints), "--command-timeout", "2s", "--dial-timeout", "2s")
-    return ["env", "ETCDCTL_API=3", "etcdctl", *options, *arguments]
+    """As root."""
+    password = lab.etcd_access.root_password_file.read_text().strip()
+    environment = lab.etcd_access.environment(lab.etcd) | {"ETCDCTL_USER": f"root:{password}"}
+    options = ("--command-timeout", "2s", "--dial-timeout", "2s")
+    return [
+        "env",
+        *(f"{name}={value}" for name, value in environment.items()),
+        "etcdctl",
+        *options,
+        *arguments,
+    ]
 
 
 def test_a_host_uses_ceph_over_its_own_network(lab: Lab) -> None:

@@ -170,7 +170,7 @@ def signed_by_a_host(folder: Path, host: Certificate, name: str) -> Certificate:
 
 def documented_certificates(folder: Path) -> tuple[Path, Certificate]:
     """The authority and host a's certificate, made by the commands of docs/operations/cluster.md."""
-    step = CLUSTER_PAGE.read_text().partition("## 3. ")[2].partition("\n## ")[0]
+    step = CLUSTER_PAGE.read_text().partition("Certificates and tokens\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^    (openssl req .*(?:\n        .*)*)", step, re.MULTILINE)
     assert len(commands) == 2, commands
     for command in commands:

@@ -56,6 +56,8 @@ def _describe(lab: "Lab") -> dict[str, Any]:
     return {
         "address": lab.network.address,
         "etcd": lab.etcd.endpoints,
+        "etcdctl": lab.etcd_access.environment(lab.etcd),
+        "etcd_root_password_file": str(lab.etcd_access.root_password_file),
         "ceph_conf": str(lab.ceph.conf_path),
         "ceph_client": "client.ringstone",
         "folder": str(lab.folder),
@@ -76,11 +78,13 @@ def _describe(lab: "Lab") -> dict[str, Any]:
 
 
 def _print(described: dict[str, Any]) -> None:
+    etcdctl = " ".join(f"{name}={shlex.quote(value)}" for name, value in described["etcdctl"].items())
     print(f"""
 The cluster runs; logs are below {described["folder"]}. In another terminal:
 
     export CEPH_CONF={shlex.quote(described["ceph_conf"])}
-    export ETCDCTL_API=3 ETCDCTL_ENDPOINTS={",".join(described["etcd"])}
+    export {etcdctl}
+    export ETCDCTL_USER=root:$(cat {shlex.quote(described["etcd_root_password_file"])})
     ceph status
     rbd ls rbd
     etcdctl endpoint health

@@ -1,5 +1,6 @@
 """What hosts and managers of a lab know each other by: a certificate authority of its own, and tokens."""
 
+import ipaddress
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,6 +8,9 @@ from pathlib import Path
 from ringstone.lab.process import need, run
 
 _DAYS = "2"
+# The curve keeps this to milliseconds.
+_CURVE = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256")
+_NEW = ("openssl", "req", "-x509", *_CURVE, "-nodes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,10 +28,8 @@ class Credentials:
         folder.mkdir(mode=0o700)
         self.ca = folder / "ca.pem"
         self._ca_key = folder / "ca.key"
-        # The curve keeps this to milliseconds.
-        new = ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
-        names = ("-subj", "/CN=Ringstone lab", "-days", _DAYS)
-        run([*new, *names, "-keyout", str(self._ca_key), "-out", str(self.ca)])
+        own = ("-subj", "/CN=Ringstone lab", "-days", _DAYS)
+        run([*_NEW, *own, "-keyout", str(self._ca_key), "-out", str(self.ca)])
         # For managers, shown by whoever uses them.
         self.token_file = folder / "token"
         self.token = _new_token(self.token_file)
@@ -35,41 +37,24 @@ class Credentials:
         self.gateway_tokens = folder / "gateways"
         self.gateway_tokens.mkdir(mode=0o700)
 
-    def certificate(self, address: str, *names: str, common_name: str | None = None) -> Certificate:
-        """For a server at `address` that is called `names`, signed by the authority."""
-        stem = "-".join([address, *names, *([f"cn-{common_name}"] if common_name else [])])
+    def certificate(self, *names: str, common_name: str | None = None) -> Certificate:
+        """For a server or client with these addresses and names, signed by the authority."""
+        stem = "-".join([*names, *([f"cn-{common_name}"] if common_name else [])])
         cert, key = self._folder / f"{stem}.pem", self._folder / f"{stem}.key"
         if not cert.exists():
-            new = (
-                "openssl",
-                "req",
-                "-x509",
-                "-newkey",
-                "ec",
-                "-pkeyopt",
-                "ec_paramgen_curve:P-256",
-                "-nodes",
-            )
-            # Without a common name, which etcd could take for a user's. Left to itself, openssl would make an authority.
+            # Without a common name, which etcd could take for a user. Left to itself, openssl would make an authority.
             subject = f"/CN={common_name}" if common_name else "/O=Ringstone lab"
-            alternatives = ",".join([f"IP:{address}", *(f"DNS:{name}" for name in names)])
-            what = ("-subj", subject, "-addext", "basicConstraints=critical,CA:FALSE", "-addext")
-            by = ("-CA", str(self.ca), "-CAkey", str(self._ca_key))
-            run(
-                [
-                    *new,
-                    *what,
-                    f"subjectAltName={alternatives}",
-                    "-days",
-                    _DAYS,
-                    *by,
-                    "-keyout",
-                    str(key),
-                    "-out",
-                    str(cert),
-                ]
-            )
+            own = ("-subj", subject, "-addext", "basicConstraints=critical,CA:FALSE", "-days", _DAYS)
+            alternatives = ",".join(f"{_kind(name)}:{name}" for name in names)
+            by = ("-CA", str(self.ca), "-CAkey", str(self._ca_key), "-keyout", str(key), "-out", str(cert))
+            run([*_NEW, *own, "-addext", f"subjectAltName={alternatives}", *by])
         return Certificate(cert, key)
+
+    def secret(self, name: str) -> Path:
+        """A new file with something that nobody guesses."""
+        path = self._folder / name
+        _new_token(path)
+        return path
 
     def gateway_token(self, host: str) -> str:
         """The one that the gateway of `host` wants."""
@@ -94,6 +79,14 @@ class Credentials:
             *("--listen", f"{address}:{port}", "--token-file", str(token_file)),
             *("--tls-cert", str(certificate.cert), "--tls-key", str(certificate.key)),
         ]
+
+
+def _kind(name: str) -> str:
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return "DNS"
+    return "IP"
 
 
 def _new_token(path: Path) -> str:

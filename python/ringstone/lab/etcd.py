@@ -40,7 +40,8 @@ class Member:
 
 class EtcdCluster:
     """`directory`: where data and logs go; in memory (/dev/shm) unless the disk is what is tried. `quota_bytes`: the
-    most that the database may take. `certificates`: `ca`, `cert` and `key` for https, with which clients must come too.
+    most that the database may take. `certificates`: `ca`, `cert` and `key` for https, with which clients and other
+    members must come too.
     `places`: an address and a command prefix per member; without them all are on 127.0.0.1."""
 
     def __init__(
@@ -104,9 +105,11 @@ class EtcdCluster:
     def _spawn(self, member: Member, state: str) -> None:
         client, peer = (
             f"{self.scheme}://{member.address}:{member.client_port}",
-            f"http://{member.address}:{member.peer_port}",
+            f"{self.scheme}://{member.address}:{member.peer_port}",
         )
-        cluster = ",".join(f"{one.name}=http://{one.address}:{one.peer_port}" for one in self.members)
+        cluster = ",".join(
+            f"{one.name}={self.scheme}://{one.address}:{one.peer_port}" for one in self.members
+        )
         command = [
             *member.command,
             ETCD,
@@ -132,6 +135,10 @@ class EtcdCluster:
                 f"--key-file={self._certificates['key']}",
                 f"--trusted-ca-file={self._certificates['ca']}",
                 "--client-cert-auth",
+                f"--peer-cert-file={self._certificates['cert']}",
+                f"--peer-key-file={self._certificates['key']}",
+                f"--peer-trusted-ca-file={self._certificates['ca']}",
+                "--peer-client-cert-auth",
             ]
         member.ready = threading.Event()
         member.lines = []

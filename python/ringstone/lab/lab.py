@@ -17,6 +17,7 @@ from ringstone.lab.ceph import CephCluster
 from ringstone.lab.ceph_conf import CephSettings
 from ringstone.lab.credentials import Credentials
 from ringstone.lab.etcd import EtcdCluster
+from ringstone.lab.etcd_access import EtcdAccess
 from ringstone.lab.folders import make_folder
 from ringstone.lab.host import LabHost, cores_of
 from ringstone.lab.manager import LabManager
@@ -56,6 +57,7 @@ class Lab:
 
     network: Network
     etcd: EtcdCluster
+    etcd_access: EtcdAccess
     ceph: CephCluster
     folder: Path
     credentials: Credentials
@@ -102,9 +104,13 @@ class Lab:
                 for name in names
             ]
             (self.folder / "etcd").mkdir()
-            self.etcd = EtcdCluster(self.folder / "etcd", places=places)
+            self.credentials = Credentials(self.folder / "credentials")
+            self.etcd_access = EtcdAccess(self.credentials)
+            certificates = self.etcd_access.certificates([address for address, _ in places])
+            self.etcd = EtcdCluster(self.folder / "etcd", certificates=certificates, places=places)
             self._undo.append(self.etcd.stop)
             self.etcd.start(len(names))
+            self.etcd_access.require(self.etcd)
             step.detail = ", ".join(self.etcd.endpoints)
 
     def _start_ceph(self, steps: Progress) -> None:
@@ -118,7 +124,6 @@ class Lab:
 
     def _start_hosts(self, steps: Progress) -> None:
         with steps.step("Hosts") as step:
-            self.credentials = Credentials(self.folder / "credentials")
             for index, name in enumerate(self.settings.hosts):
                 host = LabHost(
                     name,
@@ -139,7 +144,8 @@ class Lab:
     def _membership(self, host: LabHost) -> list[str]:
         """What makes a gateway a host of the cluster."""
         return [
-            *("--host", host.name, "--etcd", ",".join(self.etcd.endpoints)),
+            *("--host", host.name),
+            *self.etcd_access.arguments(self.etcd, self.credentials.certificate(host.address, host.name)),
             *self.credentials.gateway_arguments(host.name, host.address, GATEWAY_PORT),
         ]
 
@@ -153,7 +159,9 @@ class Lab:
                     self.folder,
                     address=self.network.address,
                     port=MANAGER_PORT + number,
-                    etcd=self.etcd.endpoints,
+                    etcd=self.etcd_access.arguments(
+                        self.etcd, self.credentials.certificate(self.network.address)
+                    ),
                     credentials=self.credentials,
                 )
                 self._undo.append(manager.kill)

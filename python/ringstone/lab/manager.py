@@ -13,7 +13,8 @@ _STOP_SECONDS = 30.0
 
 
 class LabManager:
-    """At `address`, with its log in `folder`. `arguments` are those beside the usual ones."""
+    """At `address`, with its log in `folder`. `etcd`: the flags for etcd. `arguments` are those beside the
+    usual ones."""
 
     def __init__(
         self,
@@ -31,7 +32,7 @@ class LabManager:
         self.credentials = credentials
         self._folder = folder
         command = [
-            *(sys.executable, "-m", "ringstone", "manager", "--etcd", ",".join(etcd)),
+            *(sys.executable, "-m", "ringstone", "manager", *etcd),
             *credentials.manager_arguments(address, port),
             *arguments,
         ]

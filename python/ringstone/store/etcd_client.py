@@ -26,6 +26,8 @@ Json = dict[str, Any]
 _INVALID_ARGUMENT, _NOT_FOUND, _PERMISSION_DENIED, _EXHAUSTED, _FAILED_PRECONDITION = 3, 5, 7, 8, 9
 _OUT_OF_RANGE, _UNAUTHENTICATED = 11, 16
 _NO_TOKEN = ("invalid auth token", "revision in header is old")
+# How etcd's JSON gateway refuses a certificate, as text where all else is JSON.
+_NAMED = b"CommonName of client sending a request against gateway"
 _BAD_LOGIN = ("user name is empty", "authentication failed", "user name not found")
 
 _LONGEST_PAUSE_SECONDS = 0.3
@@ -164,6 +166,11 @@ class EtcdClient:
             raise _NotSent(f"{endpoint}: {error or type(error).__name__}") from error
         except httpx.HTTPError as error:
             raise AnswerLost(f"{endpoint}: {error or type(error).__name__}") from error
+        if response.content.startswith(_NAMED):
+            raise StateError(
+                f"etcd at {endpoint} refuses the certificate, as it has a common name, which is no login there. Make "
+                "one without, such as with -subj /O=Ringstone, and name it in `etcd_cert` and `etcd_key`."
+            )
         answer = _object(endpoint, response.content)
         if response.status_code != httpx.codes.OK:
             raise _refusal(endpoint, answer)
