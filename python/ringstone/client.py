@@ -284,7 +284,11 @@ class ApiClient(ABC):
             body = models.ErrorBody.model_validate_json(response.content)
         except ValidationError:
             return self._stranger(response.status_code)
-        return error_of_code(body.code, body.message)
+        found = error_of_code(body.code, body.message)
+        if isinstance(found, UntrustedError):
+            # Of somebody behind it; this one has the request.
+            found.sent = True
+        return found
 
 
 class GatewayClient(ApiClient):

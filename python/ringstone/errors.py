@@ -143,7 +143,8 @@ class DeniedError(RingstoneError):
 
 
 class UntrustedError(DeniedError):
-    """The server has not proved to be who it should be, so nothing was sent to it."""
+    """A server is not proved to be who it should be, or there is no token for it. `sent`: as of UnreachableError; where
+    this is found here, nothing was sent."""
 
     sent = False
     code = "untrusted"

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
+import httpx
 import pytest
 
 from ringstone import models
@@ -327,3 +328,19 @@ def test_a_directory_of_tokens_is_looked_at_first(cluster: Cluster, tmp_path: Pa
     folder.chmod(0o707)
     with pytest.raises(InvalidError, match="chmod o="):
         GatewayTokens(None, folder).check()
+
+
+def test_an_answer_that_says_untrusted_was_sent_for_all_that(cluster: Cluster) -> None:
+    """Only what was never sent may be asked of another host: a gateway that answers with this word has the request."""
+    answered = httpx.MockTransport(
+        lambda request: httpx.Response(403, json={"code": "untrusted", "message": "No."})
+    )
+
+    def connect(host: str, url: str, token: str, timeout: float) -> RemoteClient:
+        return RemoteClient(url, token=token, transport=answered)
+
+    client = cluster.client(cluster.operations({"b": connect}))
+    cluster.kill("a")
+    with pytest.raises(UntrustedError, match="No"):
+        client.create_volume("v", pool="shared", size=1 << 20)
+    assert "POST /v1/volumes" not in cluster.hosts["c"].transport.asked
