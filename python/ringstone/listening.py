@@ -87,8 +87,8 @@ class Tokens:
     """The tokens of a file, one a line; lines that are empty or begin with # are none. The file is read again when it
     has changed, so that tokens are changed without a restart: add the new one, change the clients, drop the old one.
     A file that has gone or has no good token leaves the tokens before in force for `TOKEN_GRACE_SECONDS`, in which
-    whoever replaces it may finish; after that nobody is admitted. `report` is told of either by the first request
-    that finds it so."""
+    whoever replaces it may finish; after that nobody is admitted. `report` is told of either by the first request or
+    look() that finds it so."""
 
     def __init__(
         self,
@@ -113,6 +113,11 @@ class Tokens:
         except OSError:
             return ()
         return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
+
+    def look(self) -> None:
+        """See what became of the file, though nobody asks: the seconds of grace begin when it went, not with the next
+        request."""
+        self._current()
 
     def _current(self) -> list[str]:
         with self._lock:
