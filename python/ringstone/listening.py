@@ -90,7 +90,7 @@ class Tokens:
     read again when it has changed, so that tokens are changed without a restart: add the new one, change the clients,
     drop the old one. A file that has gone or has no good token leaves the tokens before in force for
     `TOKEN_GRACE_SECONDS`, in which whoever replaces it may finish; after that nobody is admitted. `report` is told of
-    either by the first request that finds it so."""
+    either by the first request or look() that finds it so."""
 
     def __init__(
         self,
@@ -115,6 +115,11 @@ class Tokens:
         except OSError:
             return ()
         return status.st_mtime_ns, status.st_ino, status.st_size, status.st_mode
+
+    def look(self) -> None:
+        """See what became of the file, though nobody asks: the seconds of grace begin when it went, not with the next
+        request."""
+        self._current()
 
     def _current(self) -> list[tuple[str, Scope]]:
         with self._lock:

@@ -9,6 +9,7 @@ from ringstone.client import RemoteClient
 from ringstone.errors import UnauthorizedError, UnreachableError
 from ringstone.lab.process import free_ports
 from tests.framework.gateway import GatewayProcess
+from tests.framework.lab import wait_for
 
 TOKEN = "t" * 32
 
@@ -64,6 +65,21 @@ def test_a_token_is_changed_without_a_restart(served: tuple[GatewayProcess, str]
         assert client.info()
         with pytest.raises(UnauthorizedError):
             old.info()
+
+
+def test_a_token_ends_with_its_file_though_nobody_asks(
+    served: tuple[GatewayProcess, str], token_file: Path
+) -> None:
+    """Nobody was told, and the token was good for some seconds from the next request on, whenever that came."""
+    gateway, url = served
+    token_file.unlink()
+    with gateway.client() as local:
+        wait_for(
+            "the end of the tokens",
+            lambda: any("admitted over TCP any more: " in event.message for event in local.events()),
+        )
+    with RemoteClient(url, token=TOKEN) as client, pytest.raises(UnauthorizedError):
+        client.info()
 
 
 def test_the_command_line_uses_it(served: tuple[GatewayProcess, str], token_file: Path) -> None:

@@ -57,10 +57,10 @@ def test_a_successor_has_its_predecessors_flags() -> None:
 
 def test_nothing_is_changed_while_everything_is_handed_over() -> None:
     locks = NamedLocks()
-    with locks.frozen("upgrading"):
+    with locks.frozen("upgrading", 30):
         with pytest.raises(BusyError, match="upgrading"), locks.hold("volume a"):
             pass
-        with pytest.raises(BusyError, match="upgrading"), locks.frozen("again"):
+        with pytest.raises(BusyError, match="upgrading"), locks.frozen("again", 30):
             pass
     with locks.hold("volume a"):
         assert locks.users("volume a") == 1

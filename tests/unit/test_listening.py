@@ -195,6 +195,19 @@ def test_tokens_of_a_file_that_is_no_good_are_in_force_for_seconds(
     assert (tokens.admit("n" * 32), tokens.admit("o" * 32)) == ("change", None)
 
 
+def test_the_seconds_do_not_wait_for_a_request(tmp_path: Path) -> None:
+    """They began with the first request after the file had gone, so its tokens were good until somebody asked."""
+    path = token_file(tmp_path, "o" * 32)
+    told: list[str] = []
+    now = [100.0]
+    tokens = Tokens(path, report=told.append, clock=lambda: now[0])
+    path.unlink()
+    tokens.look()
+    now[0] += TOKEN_GRACE_SECONDS
+    assert not tokens.admit("o" * 32)
+    assert len(told) == 2
+
+
 def test_a_file_may_be_replaced_in_steps(tmp_path: Path) -> None:
     path = token_file(tmp_path, "o" * 32)
     told: list[str] = []

@@ -2,6 +2,9 @@
 
 import threading
 
+import pytest
+
+from ringstone.errors import BusyError
 from ringstone.gateway.locks import NamedLocks
 
 
@@ -66,3 +69,15 @@ def test_names_do_not_wait_for_each_other_and_are_forgotten() -> None:
     with locks.hold("a"), locks.hold("b"):
         assert (locks.users("a"), locks.users("b"), locks.users("c")) == (1, 1, 0)
     assert (locks.users("a"), locks.users("b")) == (0, 0)
+
+
+def test_a_change_that_does_not_end_is_not_waited_for_for_ever() -> None:
+    """An upgrade waited for it without a limit, and every other change was refused meanwhile."""
+    locks = NamedLocks()
+    with locks.hold("volume slow"):
+        with pytest.raises(BusyError, match="volume slow"), locks.frozen("upgrade", 0.01):
+            pass
+        with locks.hold("volume other"):
+            pass
+    with locks.frozen("upgrade", 30), pytest.raises(BusyError, match="upgrade"), locks.hold("v"):
+        pass

@@ -20,7 +20,7 @@ _DEPTH = 8
 _RING_ENTRIES = 16
 # In guest memory: an area for each queue's ring, tables and headers, and behind them the data.
 _AREA = 64 << 10
-_USED_AT, _HEADERS_AT, _TABLES_AT = 4096, 8192, 16384
+_AVAILABLE_AT, _USED_AT, _HEADERS_AT, _TABLES_AT = 2048, 4096, 8192, 16384
 _NEXT, _WRITE, _INDIRECT = 1, 2, 4
 _DESCRIPTOR = struct.Struct("<QIHH")
 _POLL_SECONDS = 0.001
@@ -43,11 +43,13 @@ class LongReads(Storm):
             frontend = stack.enter_context(Frontend(self._path))
             frontend.negotiate(indirect=True)
             frontend.set_memory(fd, size)
-            rings = [_Ring(memory, index * _AREA, data=self._queues * _AREA) for index in range(self._queues)]
+            words = stack.enter_context(memoryview(memory).cast("H"))
+            data = self._queues * _AREA
+            rings = [_Ring(memory, words, index * _AREA, data=data) for index in range(self._queues)]
             for index, ring in enumerate(rings):
                 kick = os.eventfd(0, os.EFD_NONBLOCK)
                 stack.callback(os.close, kick)
-                frontend.run_ring(index, _RING_ENTRIES, ring.at, ring.at + 2048, ring.at + _USED_AT, kick)
+                frontend.run_ring(index, _RING_ENTRIES, *ring.addresses, kick)
                 ring.kick = kick
                 for head in range(_DEPTH):
                     ring.offer(head)
@@ -57,12 +59,16 @@ class LongReads(Storm):
 
 
 class _Ring:
-    """A split ring whose every head names an indirect table with one long read."""
+    """A split ring whose every head names an indirect table with one long read. `words` is the memory in 16-bit words,
+    through which indices are read and written: the device reads them at any moment, and must never see half of one."""
 
-    def __init__(self, memory: mmap.mmap, at: int, *, data: int) -> None:
-        self.at = at
+    def __init__(self, memory: mmap.mmap, words: "memoryview[int]", at: int, *, data: int) -> None:
+        self.addresses = at, at + _AVAILABLE_AT, at + _USED_AT
         self.kick = -1
         self._memory = memory
+        self._words = words
+        # Of the words that follow the flags: the index, and the ring of entries.
+        self._available_at, self._used_at = ((at + one) // 2 + 1 for one in (_AVAILABLE_AT, _USED_AT))
         self._available = self._used = 0
         for head in range(_DEPTH):
             header, table = at + _HEADERS_AT + 64 * head, at + _TABLES_AT + 2048 * head
@@ -74,17 +80,17 @@ class _Ring:
             _DESCRIPTOR.pack_into(memory, at + 16 * head, table, 16 * (SEGMENTS + 2), _INDIRECT, 0)
 
     def offer(self, head: int) -> None:
-        struct.pack_into("<H", self._memory, self.at + 2048 + 4 + 2 * (self._available % _RING_ENTRIES), head)
+        self._words[self._available_at + 1 + self._available % _RING_ENTRIES] = head
         self._available = (self._available + 1) % (1 << 16)
-        struct.pack_into("<H", self._memory, self.at + 2048 + 2, self._available)
+        self._words[self._available_at] = self._available
         os.eventfd_write(self.kick, 1)
 
     def turn(self) -> int:
         """Offer again what was done; how many that were."""
         done = 0
-        while struct.unpack_from("<H", self._memory, self.at + _USED_AT + 2)[0] != self._used:
-            entry = self.at + _USED_AT + 4 + 8 * (self._used % _RING_ENTRIES)
-            self.offer(struct.unpack_from("<I", self._memory, entry)[0])
+        while self._words[self._used_at] != self._used:
+            # The low word of an entry's id: heads are few.
+            self.offer(self._words[self._used_at + 1 + 4 * (self._used % _RING_ENTRIES)])
             self._used = (self._used + 1) % (1 << 16)
             done += 1
         return done

@@ -26,7 +26,7 @@ VOLUME_BYTES = 64 << 20
 # Of the quiet volume: few, so that its latency is what the reactor makes of it.
 RATE = 4000
 DEPTH = 4
-_START_SECONDS = 60.0
+_MORE_SECONDS = 60.0
 
 
 class Storm(Protocol):
@@ -184,10 +184,12 @@ def _windows(
     for turn in range(setting.plan.rounds):
         calm.append(_window(quiet, stats, setting))
         with storm() as raging:
-            _await_first(raging, name)
+            _await_more(raging, name, than=0)
             before = raging.count
             stormy.append(_window(quiet, stats, setting))
             counts.append(raging.count - before)
+            # One that has ended meanwhile would have measured calm.
+            _await_more(raging, name, than=raging.count)
         setting.progress(f"{name}: round {turn + 1}/{setting.plan.rounds}: {counts[-1]} times")
     return calm, stormy, counts
 
@@ -231,9 +233,9 @@ def default_storms(cores: Cores) -> list[tuple[str, StormFactory]]:
     ]
 
 
-def _await_first(raging: Storm, name: str) -> None:
-    deadline = time.monotonic() + _START_SECONDS
-    while not raging.count:
+def _await_more(raging: Storm, name: str, *, than: int) -> None:
+    deadline = time.monotonic() + _MORE_SECONDS
+    while raging.count <= than:
         if time.monotonic() > deadline:
-            raise RingstoneError(f"The storm of {name} did not begin. See the gateway's log.")
+            raise RingstoneError(f"The storm of {name} does nothing (any more). See the gateway's log.")
         time.sleep(0.001)

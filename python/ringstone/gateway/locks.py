@@ -17,14 +17,19 @@ class NamedLocks:
         self._locks: dict[str, tuple[threading.Lock, int]] = {}
 
     @contextmanager
-    def frozen(self, why: str) -> Iterator[None]:
+    def frozen(self, why: str, limit_s: float) -> Iterator[None]:
         """Nobody holds a lock inside: those who do are waited for, and others get a BusyError that says
-        `why`."""
+        `why`. BusyError that names what is still under way after `limit_s`."""
         with self._guard:
             if self._frozen is not None:
                 raise BusyError(self._frozen)
             self._frozen = why
-            self._free.wait_for(lambda: not self._locks)
+            if not self._free.wait_for(lambda: not self._locks, limit_s):
+                self._frozen = None
+                raise BusyError(
+                    f"Changes are still under way after {limit_s:g} s ({', '.join(sorted(self._locks))}); try again "
+                    "when they are done."
+                )
         try:
             yield
         finally:

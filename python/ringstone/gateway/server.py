@@ -15,7 +15,7 @@ from fastapi import FastAPI
 
 from ringstone.api.app import build_app
 from ringstone.api.context import ApiContext
-from ringstone.api.serving import Server, tcp_server
+from ringstone.api.serving import Server, TcpServer
 from ringstone.errors import ExistsError, RingstoneError, error_of_os
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.engine import Engine, engine_version
@@ -55,11 +55,15 @@ def _clear_stale(path: Path) -> None:
     if not path.is_socket():
         raise ExistsError(f"{path} exists and is no socket; move it away or choose another --socket.")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # Whoever listens may not be accepting: then its backlog is full, and it listens all the same.
+        probe.setblocking(False)
         try:
             probe.connect(str(path))
         except ConnectionRefusedError:
             path.unlink()
             return
+        except BlockingIOError:
+            pass
     raise ExistsError(f"Another process listens on {path}; stop it first or choose another --socket.")
 
 
@@ -158,7 +162,7 @@ class ApiServer:
         if listening is None or listener is None:
             return []
         try:
-            server = tcp_server(
+            server = TcpServer(
                 app,
                 listening,
                 listener,

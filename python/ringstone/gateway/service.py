@@ -37,6 +37,8 @@ from ringstone.store import (
 )
 
 _MOST_DEFAULT_QUEUES = 4
+# Less than a successor waits for an answer (20 s).
+_FREEZE_SECONDS = 15.0
 # Between two rounds of wait_for_backings(): I/O in flight takes milliseconds, or something is wrong.
 _FIRST_PAUSE_SECONDS = 0.01
 _LONGEST_PAUSE_SECONDS = 0.2
@@ -461,8 +463,9 @@ class Service:
     # upgrade
 
     def frozen(self) -> AbstractContextManager[None]:
-        """Nothing of this is changed inside; whoever tries gets a BusyError."""
-        return self.locks.frozen("The gateway is being upgraded; try again in a moment.")
+        """Nothing of this is changed inside; whoever tries gets a BusyError. So does whoever asks
+        for it, while a change takes too long."""
+        return self.locks.frozen("The gateway is being upgraded; try again in a moment.", _FREEZE_SECONDS)
 
     def adopt(self) -> None:
         """After a takeover the engine serves already: what it does not, though the store wants it, is tried

@@ -5,7 +5,7 @@ import logging
 import time
 from contextlib import ExitStack
 
-from ringstone.api.serving import tcp_server
+from ringstone.api.serving import TcpServer
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.notify import sd_notify
@@ -45,7 +45,7 @@ def run_manager(config: ManagerConfig) -> None:
         context = ManagerContext(
             operations, config.listening.url, config.etcd.where, time.time_ns(), config.failover_grace_s
         )
-        server = tcp_server(
+        server = TcpServer(
             build_app(context),
             config.listening,
             listener,
