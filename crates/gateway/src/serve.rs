@@ -105,7 +105,7 @@ impl Control {
         }
     }
 
-    /// A frontend's turn: handle its messages until there are no more, or one has to wait for vrings to rest.
+    /// A frontend's turn: handle its messages until there are no more, or one has to wait.
     pub fn serve(&mut self, session: u64) {
         for _ in 0..MESSAGES_A_TURN {
             if self.frozen {
@@ -119,38 +119,55 @@ impl Control {
                 }
                 return;
             }
-            if live.cache == CacheFlush::UnderWay {
+            if live.pending.is_none() {
+                match live.connection.receive() {
+                    Ok(Some(incoming)) => live.pending = Some(incoming),
+                    Ok(None) => break,
+                    Err(SessionError::Socket(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                        self.close(session, Level::Info, "the frontend disconnected");
+                        return;
+                    }
+                    Err(error) => {
+                        let why = format!("the frontend was disconnected: {error}");
+                        self.close(session, Level::Error, &why);
+                        return;
+                    }
+                }
+            }
+            // A turn never ends with a message that waits for nothing: the next turn comes with the frontend's next message, and
+            // the frontend may be waiting for the answer to this one.
+            if !self.handle_pending(session) {
                 return;
-            }
-            if let Some(incoming) = live.pending.take() {
-                let quiet = live.session.needs_quiet(&incoming.request);
-                let leave = live.session.may_leave(&incoming.request);
-                if !live.quieten(quiet, leave, &mut self.reactors) {
-                    live.pending = Some(incoming);
-                    return;
-                }
-                if live.session.ends_cache(&incoming.request) && live.cache != CacheFlush::Done {
-                    live.pending = Some(incoming);
-                    return self.flush_cache(session);
-                }
-                live.cache = CacheFlush::Needless;
-                self.apply(session, incoming);
-                continue;
-            }
-            match live.connection.receive() {
-                Ok(Some(incoming)) => live.pending = Some(incoming),
-                Ok(None) => break,
-                Err(SessionError::Socket(error)) if error.kind() == io::ErrorKind::UnexpectedEof => {
-                    self.close(session, Level::Info, "the frontend disconnected");
-                    return;
-                }
-                Err(error) => {
-                    self.close(session, Level::Error, &format!("the frontend was disconnected: {error}"));
-                    return;
-                }
             }
         }
         self.rearm(session);
+    }
+
+    /// Take the pending message as far as it goes now; false while it waits for vrings to rest or for the drive. What it waits
+    /// for comes back here.
+    pub fn handle_pending(&mut self, session: u64) -> bool {
+        let Some(id) = self.owner(session) else { return false };
+        let Some(live) = self.attachments.get_mut(&id).and_then(|a| a.frontend(session)) else {
+            return false;
+        };
+        if live.cache == CacheFlush::UnderWay {
+            return false;
+        }
+        let Some(incoming) = live.pending.take() else { return true };
+        let quiet = live.session.needs_quiet(&incoming.request);
+        let leave = live.session.may_leave(&incoming.request);
+        if !live.quieten(quiet, leave, &mut self.reactors) {
+            live.pending = Some(incoming);
+            return false;
+        }
+        if live.session.ends_cache(&incoming.request) && live.cache != CacheFlush::Done {
+            live.pending = Some(incoming);
+            self.flush_cache(session);
+            return false;
+        }
+        live.cache = CacheFlush::Needless;
+        self.apply(session, incoming);
+        true
     }
 
     /// Make durable what a frontend's driver has written, as it will not flush any more. The vrings rest meanwhile. The drive
@@ -179,6 +196,9 @@ impl Control {
             let Some(Incoming { header, .. }) = live.pending.take() else { return };
             self.refuse(session, header.request, header.need_reply(), &SessionError::Cache { source });
         }
+        if self.frozen {
+            return self.tell_quiet();
+        }
         self.serve(session);
     }
 
@@ -192,7 +212,7 @@ impl Control {
     }
 
     /// Apply a message whose vrings are at rest, start what may run then, and answer.
-    pub fn apply(&mut self, session: u64, incoming: Incoming) {
+    fn apply(&mut self, session: u64, incoming: Incoming) {
         let Some(id) = self.owner(session) else { return };
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
         let reaper = attachment.reaper.clone();

@@ -203,7 +203,7 @@ fn stopping_a_ring_waits_for_what_is_in_flight() {
         driver.lay(n * 3, OUT, u64::from(n), Some((DATA + 512 * u64::from(n), 512)));
         driver.offer(n * 3);
     }
-    wait_for("the requests to be taken", || in_flight(&host) > 0);
+    wait_for("the requests to be taken", || host.in_flight() > 0);
     driver.frontend.send(GET_VRING_BASE, 0, &pair(0, 0), &[]);
     let base = driver.frontend.receive().unwrap().0;
     let base = u32::from_le_bytes(base[4..8].try_into().unwrap());
@@ -214,18 +214,6 @@ fn stopping_a_ring_waits_for_what_is_in_flight() {
         driver.wait_used();
     }
     assert!((0..10u16).all(|n| driver.status(n * 3) == 0));
-}
-
-/// Requests in flight on the first queue slot of the stats page.
-fn in_flight(host: &Host) -> u64 {
-    use std::os::unix::fs::FileExt;
-    let page = std::fs::File::open(host.path("stats")).unwrap();
-    let u64_at = |at: u64| {
-        let mut bytes = [0u8; 8];
-        page.read_exact_at(&mut bytes, at).unwrap();
-        u64::from_le_bytes(bytes)
-    };
-    u64_at(u64_at(56) + 88)
 }
 
 #[test]

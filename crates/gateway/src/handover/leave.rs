@@ -183,11 +183,10 @@ impl Control {
         self.tell_quiet();
     }
 
-    /// Tell whoever waits for it that everything is at rest, if it is.
+    /// Tell whoever waits for it that everything is at rest, if it is, and no message waits for the drive any more.
     pub fn tell_quiet(&mut self) {
         let mut all = self.attachments.values().flat_map(|attachment| &attachment.frontends);
-        if self.quiet.is_some() && all.all(Live::at_rest) {
-            self.finish_pending();
+        if self.quiet.is_some() && all.all(Live::at_rest) && self.finish_pending() {
             if let Some(quiet) = self.quiet.take() {
                 // Whoever waited gave up: it thaws us.
                 let _ = quiet.send(());
@@ -195,23 +194,22 @@ impl Control {
         }
     }
 
-    /// Messages that waited for vrings to rest, and frontends that were being seen off: both can be done with now.
-    fn finish_pending(&mut self) {
-        let all = self.attachments.values_mut().flat_map(|attachment| &mut attachment.frontends);
-        let (mut waiting, mut closing) = (Vec::new(), Vec::new());
-        for live in all {
-            if live.closing {
-                closing.push(live.id);
-            } else if let Some(incoming) = live.pending.take() {
-                waiting.push((live.id, incoming));
-            }
+    /// Messages that waited for vrings to rest, and frontends that were being seen off: both can be done with now. False while
+    /// the drive is still asked to make durable what one of the messages needs durable.
+    fn finish_pending(&mut self) -> bool {
+        let all = self.attachments.values().flat_map(|attachment| &attachment.frontends);
+        let (closing, waiting): (Vec<_>, Vec<_>) = all
+            .filter(|live| live.closing || live.pending.is_some())
+            .map(|live| (live.id, live.closing))
+            .partition(|(_, closing)| *closing);
+        let mut done = true;
+        for (session, _) in waiting {
+            done &= self.handle_pending(session);
         }
-        for (session, incoming) in waiting {
-            self.apply(session, incoming);
-        }
-        for session in closing {
+        for (session, _) in closing {
             self.finish_close(session);
         }
+        done
     }
 
     /// Go on as before the freeze.

@@ -14,6 +14,7 @@ use nix::sys::socket::{recvmsg, sendmsg, ControlMessage, ControlMessageOwned, Ms
 use ringstone_gateway::{BackendSpec, Engine, EngineSettings, Event, Topology, VolumeSpec};
 
 pub mod packed;
+pub mod upgrade;
 
 pub const GET_FEATURES: u32 = 1;
 pub const SET_FEATURES: u32 = 2;
@@ -50,7 +51,7 @@ pub const F_VERSION_1: u64 = 1 << 32;
 pub const F_RING_PACKED: u64 = 1 << 34;
 pub const F_FLUSH: u64 = 1 << 9;
 
-const NEED_REPLY: u32 = 1 << 3;
+pub const NEED_REPLY: u32 = 1 << 3;
 /// Longest wait for anything that should happen; only a failing test waits this long.
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -126,6 +127,17 @@ impl Host {
         wait_for(&format!("{name} to be {wanted}"), || self.state(name) == wanted);
     }
 
+    /// Requests in flight on the first queue slot of the stats page.
+    pub fn in_flight(&self) -> u64 {
+        let page = File::open(self.path("stats")).unwrap();
+        let u64_at = |at: u64| {
+            let mut bytes = [0u8; 8];
+            page.read_exact_at(&mut bytes, at).unwrap();
+            u64::from_le_bytes(bytes)
+        };
+        u64_at(u64_at(56) + 88)
+    }
+
     /// Wait for a log line of `volume` that contains `text`, and return it.
     pub fn wait_event(&self, volume: &str, text: &str) -> Event {
         let mut found = None;
@@ -173,10 +185,8 @@ impl Frontend {
     }
 
     pub fn send(&self, request: u32, flags: u32, payload: &[u8], fds: &[RawFd]) {
-        let mut bytes = request.to_le_bytes().to_vec();
-        bytes.extend((1 | flags).to_le_bytes());
-        bytes.extend((payload.len() as u32).to_le_bytes());
-        bytes.extend(payload);
+        let mut bytes = message(request, payload);
+        bytes[4] |= flags as u8;
         self.send_raw(&bytes, fds);
     }
 
@@ -233,6 +243,11 @@ impl Frontend {
         assert!(self.ack(SET_OWNER, &[], &[]));
         assert!(self.ack(SET_FEATURES, &(features | F_PROTOCOL).to_le_bytes(), &[]));
     }
+}
+
+/// A message that asks for no acknowledgement, as it goes over the socket.
+pub fn message(request: u32, payload: &[u8]) -> Vec<u8> {
+    [pair(request, 1), (payload.len() as u32).to_le_bytes().to_vec(), payload.to_vec()].concat()
 }
 
 pub fn words(values: &[u64]) -> Vec<u8> {
