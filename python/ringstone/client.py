@@ -82,7 +82,7 @@ class ApiClient(ABC):
         return self._get(_POOL, f"/pools/{_name(name)}")
 
     def create_pool(self, pool: models.PoolCreate) -> models.Pool:
-        return self._call(_POOL, "POST", "/pools", body=pool.model_dump(exclude_none=True))
+        return self._call(_POOL, "POST", "/pools", body=pool.model_dump(exclude_defaults=True))
 
     def delete_pool(self, name: str) -> None:
         self._call(_NOTHING, "DELETE", f"/pools/{_name(name)}")

@@ -61,7 +61,7 @@ class PoolCreate(_Request):
     """`path`: a directory, or for a file pool also a block device; without it the gateway chooses.
     `capacity`: the most that the volumes' sizes may add up to. `hugepages`: a memory pool on hugetlbfs.
     `direct`: whether a file pool bypasses the page cache. `host`: where it is to be; a gateway takes only its own
-    name."""
+    name. `erase`: a block device that holds something may be taken, and loses it when a volume is made."""
 
     name: str
     type: str
@@ -72,6 +72,7 @@ class PoolCreate(_Request):
     direct: Literal["auto", "on", "off"] = "auto"
     faults: Faults | None = None
     rbd: RbdOptions | None = None
+    erase: bool = False
 
 
 class Pool(_Answer):

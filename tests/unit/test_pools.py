@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -352,13 +352,99 @@ def test_a_device_needs_an_absolute_path() -> None:
         DevicePool(record("file", "loop0"))
 
 
-def test_a_devices_content_stays_when_its_volume_goes(loop_device: str) -> None:
-    Path(loop_device).write_bytes(b"x" * 4096)
+def filled(device: str, *, start: int, end: int) -> None:
+    with open(device, "r+b") as opened:
+        opened.seek(start)
+        opened.write(b"x" * (end - start))
+        opened.flush()
+        os.fsync(opened.fileno())
+
+
+def bytes_of(device: str) -> bytes:
+    with open(device, "rb") as opened:
+        return opened.read()
+
+
+def test_a_new_volume_on_a_device_is_zeroes(loop_device: str) -> None:
+    filled(loop_device, start=0, end=16 * MIB)
     pool = open_pool(record("file", loop_device))
-    pool.create_backing(volume())
-    pool.remove_backing(volume())
-    with open(loop_device, "rb") as device:
-        assert device.read(4096) == b"x" * 4096
+    pool.create_backing(volume(size=8 * MIB))
+    assert bytes_of(loop_device) == bytes(8 * MIB) + b"x" * 8 * MIB
+    filled(loop_device, start=0, end=MIB)
+    pool.remove_backing(volume(size=8 * MIB))
+    assert bytes_of(loop_device)[:MIB] == b"x" * MIB, "what was deleted by mistake is still there"
+    pool.create_backing(volume(size=4 * MIB + 512))
+    assert bytes_of(loop_device)[: 4 * MIB + 512] == bytes(4 * MIB + 512)
+
+
+def test_growth_on_a_device_is_zeroes_and_leaves_the_volume_alone(loop_device: str) -> None:
+    pool = open_pool(record("file", loop_device))
+    small = volume(size=4 * MIB)
+    pool.create_backing(small)
+    filled(loop_device, start=0, end=16 * MIB)
+    # A guest has it open meanwhile.
+    held = os.open(loop_device, os.O_RDONLY | os.O_EXCL)
+    try:
+        pool.resize_backing(small, 8 * MIB)
+        # An undone growth cuts nothing back: the device has its size.
+        pool.resize_backing(small, 4 * MIB)
+    finally:
+        os.close(held)
+    assert bytes_of(loop_device) == b"x" * 4 * MIB + bytes(4 * MIB) + b"x" * 8 * MIB
+
+
+def with_a_partition(device: str) -> None:
+    """A partition table of DOS with one partition of Linux, from sector 2048 on."""
+    entry = bytes(4) + b"\x83" + bytes(3) + (2048).to_bytes(4, "little") + (1024).to_bytes(4, "little")
+    Path(device).write_bytes(bytes(446) + entry + bytes(48) + b"\x55\xaa")
+
+
+def with_output_of(*command: str) -> Callable[[str], None]:
+    def run(device: str) -> None:
+        subprocess.run([*command, device], check=True, capture_output=True)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("fill", "named"),
+    [
+        (with_output_of("mkfs.ext4", "-q", "-F"), "ext4"),
+        (with_output_of("mkswap"), "swap"),
+        (with_a_partition, "dos"),
+    ],
+    ids=["ext4", "swap", "dos"],
+)
+def test_a_device_with_a_signature_is_asked_for(
+    loop_device: str, fill: Callable[[str], None], named: str
+) -> None:
+    fill(loop_device)
+    before = bytes_of(loop_device)
+    pool = open_pool(record("file", loop_device))
+    with pytest.raises(ExistsError, match=f"{loop_device} is not empty: it holds .*{named}.*--yes"):
+        pool.prepare()
+    pool.prepare(erase=True)
+    assert bytes_of(loop_device) == before, "nothing is erased before a volume is made"
+
+
+@pytest.mark.parametrize("at", [4096, 16 * MIB - 512])
+def test_a_device_with_data_of_an_unknown_kind_is_asked_for(loop_device: str, at: int) -> None:
+    filled(loop_device, start=at, end=at + 512)
+    with pytest.raises(ExistsError, match="holds data of an unknown kind"):
+        open_pool(record("file", loop_device)).prepare()
+
+
+def test_a_device_that_somebody_has_open_is_refused(loop_device: str) -> None:
+    """QEMU and dd claim nothing, so that the kernel would let us write beside them."""
+    pool = open_pool(record("file", loop_device))
+    with open(loop_device, "rb") as device, subprocess.Popen(["sleep", "60"], stdin=device) as user:
+        try:
+            uses: list[Callable[[], None]] = [pool.prepare, lambda: pool.create_backing(volume())]
+            for use in uses:
+                with pytest.raises(BusyError, match=rf"is open in sleep \(process {user.pid}\)"):
+                    use()
+        finally:
+            user.kill()
 
 
 def test_a_device_in_use_is_refused(loop_device: str) -> None:
@@ -366,6 +452,8 @@ def test_a_device_in_use_is_refused(loop_device: str) -> None:
     try:
         with pytest.raises(BusyError, match=loop_device):
             open_pool(record("file", loop_device)).prepare()
+        with pytest.raises(BusyError, match=loop_device):
+            open_pool(record("file", loop_device)).create_backing(volume())
     finally:
         os.close(held)
 

@@ -33,7 +33,7 @@ def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
     if body.rbd is not None:
         options |= body.rbd.model_dump(exclude_none=True)
     record = PoolRecord(body.name, body.type, body.path, body.capacity, time.time_ns(), options)
-    return pool_view(service, service.pools.create(record, hugepages=body.hugepages))
+    return pool_view(service, service.pools.create(record, hugepages=body.hugepages, erase=body.erase))
 
 
 @router.get("/{name}")

@@ -99,6 +99,12 @@ def create(
         str | None,
         typer.Option(help="Rbd pool: another of Ceph's pools for the data, erasure-coded perhaps."),
     ] = None,
+    erase: Annotated[
+        bool,
+        typer.Option(
+            "--yes", help="File pool on a block device: it may hold something, which is to be lost."
+        ),
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Make a pool."""
@@ -122,6 +128,7 @@ def create(
         hugepages=hugepages,
         direct=mode,
         rbd=models.RbdOptions.model_validate(given) if given else None,
+        erase=erase,
     )
     with cli.client() as client:
         pool = client.create_pool(request)

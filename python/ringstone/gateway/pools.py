@@ -35,9 +35,9 @@ class Pools:
         self._directory = directory
         self._types = PUBLIC_TYPES + TEST_TYPES if allow_test_pools else PUBLIC_TYPES
 
-    def create(self, record: PoolRecord, *, hugepages: bool = False) -> PoolRecord:
+    def create(self, record: PoolRecord, *, hugepages: bool = False, erase: bool = False) -> PoolRecord:
         """Make a pool of `record`; its path is chosen here when it is None. Option `managed` marks a
-        directory that is made with the pool and removed with it."""
+        directory that is made with the pool and removed with it. `erase` as for Pool.prepare()."""
         checks.check_name("pool", record.name)
         if record.type not in self._types:
             raise InvalidError(f"{record.type!r} is not a pool type; use {', '.join(PUBLIC_TYPES)}.")
@@ -58,7 +58,7 @@ class Pools:
                 self._store.add_pool(record)
 
             with undoing(self._events) as undo_later:
-                pool.prepare()
+                pool.prepare(erase=erase)
                 undo_later("preparing the pool", pool.discard)
                 self._store.transact(add)
             self._events.say("info", f"Made {record.type} pool {record.name}.")

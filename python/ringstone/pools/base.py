@@ -33,8 +33,9 @@ class Pool(Protocol):
 
     record: PoolRecord
 
-    def prepare(self) -> None:
-        """When the pool is made: check its path, and make its directory where it is ours to make."""
+    def prepare(self, *, erase: bool = False) -> None:
+        """When the pool is made: check its path, and make its directory where it is ours to make. `erase`: a device
+        that holds something may be taken; without it ExistsError. Nothing is erased yet."""
         ...
 
     def discard(self) -> None:

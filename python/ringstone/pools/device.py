@@ -1,14 +1,35 @@
-"""The file pool over one block device: the device is its one volume, and its content stays when the volume is
-deleted."""
+"""The file pool over one block device: the device is its one volume. Its content stays when the volume is deleted, and
+is erased when the next one is made."""
 
+import fcntl
 import os
 import stat
-from collections.abc import Sequence
+import struct
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-from ringstone.errors import BusyError, FailedError, InvalidError, NoDeviceError, NoSpaceError, error_of_os
+from ringstone.errors import (
+    BusyError,
+    ExistsError,
+    FailedError,
+    InvalidError,
+    NoDeviceError,
+    NoSpaceError,
+    error_of_os,
+)
+from ringstone.pools import occupancy
 from ringstone.pools.base import Usage, admit_to_capacity
 from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
+
+# linux/fs.h. BLKZEROOUT(start, length): the drive zeroes by itself where it can, else the kernel writes zeroes.
+_BLKZEROOUT = 0x127F
+_BLKSSZGET = 0x1268
+# Bytes zeroed in one call: whoever is told to end does not wait for a whole drive.
+_ZEROED_AT_ONCE = 256 << 20
+# udev looks at a device for a moment when it appears or was written.
+_PASSING_SECONDS = 2.0
 
 
 class DevicePool:
@@ -22,15 +43,44 @@ class DevicePool:
         self.record = record
         self._path = record.path
 
-    def prepare(self) -> None:
+    def prepare(self, *, erase: bool = False) -> None:
         self.check()
+        with self._claimed():
+            self._refuse_users()
+            try:
+                held = None if erase else occupancy.content(self._path)
+            except OSError as error:
+                raise error_of_os(error, f"reading {self._path}", "Check the device.") from error
+            if held is not None:
+                raise ExistsError(
+                    f"{self._path} is not empty: it holds {held}. A volume on it would erase that. Name another "
+                    "device, or say that its content may be lost (--yes, or `erase` in the API)."
+                )
+
+    @contextmanager
+    def _claimed(self) -> Iterator[int]:
+        """The device's descriptor, with the device held against mounts and other claims."""
         try:
             # O_EXCL without O_CREAT: the kernel refuses a block device that is mounted or claimed, open(2).
-            os.close(os.open(self._path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC))
+            fd = os.open(self._path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
         except OSError as error:
             raise error_of_os(
                 error, f"opening {self._path} for itself", "Unmount it or stop what uses it, then try again."
             ) from error
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def _refuse_users(self) -> None:
+        """Whoever merely has it open is not seen by the claim."""
+        end = time.monotonic() + _PASSING_SECONDS
+        while users := occupancy.users(self._path):
+            if time.monotonic() > end:
+                raise BusyError(
+                    f"{self._path} is open in {', '.join(users)}; stop what uses it, then try again."
+                )
+            time.sleep(0.05)
 
     def discard(self) -> None:
         return
@@ -97,7 +147,26 @@ class DevicePool:
         return
 
     def create_backing(self, volume: VolumeRecord) -> None:
+        """The device holds another volume's bytes, or whatever was on it before."""
         self.check()
+        with self._claimed() as fd:
+            self._refuse_users()
+            self._zero(fd, 0, volume.size)
+
+    def _zero(self, fd: int, start: int, end: int) -> None:
+        """To the end of the last block of the device, and durable."""
+        block = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0]
+        at, end = (-(-edge // block) * block for edge in (start, end))
+        try:
+            while at < end:
+                length = min(_ZEROED_AT_ONCE, end - at)
+                fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("QQ", at, length))
+                at += length
+            os.fsync(fd)
+        except OSError as error:
+            raise error_of_os(
+                error, f"zeroing {self._path} from byte {at}", "Check the device (dmesg)."
+            ) from error
 
     def remove_backing(self, volume: VolumeRecord) -> None:
         return
@@ -105,6 +174,17 @@ class DevicePool:
     def resize_backing(self, volume: VolumeRecord, size: int) -> None:
         if size > self._device_size():
             raise NoSpaceError(self._too_small(size - volume.size, volume.size))
+        if size <= volume.size:
+            return
+        try:
+            # The volume's guest may be running, so the device is claimed already.
+            fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        except OSError as error:
+            raise error_of_os(error, f"opening {self._path}", "Check the device.") from error
+        try:
+            self._zero(fd, volume.size, size)
+        finally:
+            os.close(fd)
 
     def check_backing(self, volume: VolumeRecord) -> None:
         try:

@@ -22,8 +22,8 @@ class FaultyPool:
         self.record = record
         self._inner = open_inner(replace(record, type=str(inner)))
 
-    def prepare(self) -> None:
-        self._inner.prepare()
+    def prepare(self, *, erase: bool = False) -> None:
+        self._inner.prepare(erase=erase)
 
     def discard(self) -> None:
         self._inner.discard()

@@ -23,7 +23,7 @@ class FilePool:
         self.record = record
         self._directory = Directory(Path(record.path), reserve=False)
 
-    def prepare(self) -> None:
+    def prepare(self, *, erase: bool = False) -> None:
         if self.record.options.get("managed"):
             self._directory.make()
         self.check()

@@ -40,7 +40,7 @@ class MemoryPool:
         self.record = record
         self._directory = Directory(Path(record.path), reserve=True)
 
-    def prepare(self) -> None:
+    def prepare(self, *, erase: bool = False) -> None:
         if self.record.options.get("managed"):
             self._directory.make()
         try:

@@ -12,7 +12,7 @@ class NullPool:
     def __init__(self, record: PoolRecord) -> None:
         self.record = record
 
-    def prepare(self) -> None:
+    def prepare(self, *, erase: bool = False) -> None:
         return
 
     def discard(self) -> None:

@@ -55,7 +55,7 @@ class RbdPool:
             namespace=self._namespace,
         )
 
-    def prepare(self) -> None:
+    def prepare(self, *, erase: bool = False) -> None:
         self.check()
 
     def discard(self) -> None:
