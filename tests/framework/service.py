@@ -28,7 +28,15 @@ class Host:
     @classmethod
     def boot(cls, root: Path, memory: Path) -> "Host":
         store, engine, events = SqliteStore(root / "ringstone.db"), FakeEngine(), EventLog()
-        service = Service(store, engine, events, run_dir=root / "run", state_dir=root, reactors=2)
+        service = Service(
+            store,
+            engine,
+            events,
+            run_dir=root / "run",
+            state_dir=root,
+            reactors=2,
+            socket_dirs=(root / "sockets", memory),
+        )
         return cls(root, memory, store, engine, events, service)
 
     def crash_and_restart(self) -> None:

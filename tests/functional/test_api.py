@@ -95,7 +95,7 @@ def test_what_the_engine_reports_reaches_the_events_and_the_log(gateway: Gateway
 
 
 def test_a_socket_in_use_is_not_taken_over(gateway: GatewayProcess) -> None:
-    path = gateway.root / "busy.sock"
+    path = gateway.run_dir / "vhost/busy.sock"
     gateway.serve("v")
     with gateway.client() as client, socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))

@@ -158,7 +158,8 @@ def test_it_serves_volumes_of_every_kind_where_it_may(system: Installed) -> None
 
 def test_what_the_unit_does_not_allow_is_told_with_the_remedy(system: Installed) -> None:
     system.shell("mkdir -p /srv/volumes")
-    with running(system):
+    command = f"{PLACE}/bin/ringstone gateway --socket-dirs /srv"
+    with running(system, GATEWAY, "ExecStart=", f"ExecStart={command}"):
         device = system.refusal(f"ringstone pool create device --type file --path {DISK}")
         assert "DeviceAllow=" in device
         folder = system.refusal("ringstone pool create elsewhere --type file --path /srv/volumes")

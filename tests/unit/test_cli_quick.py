@@ -15,7 +15,17 @@ from ringstone.cli.quick import GatewayFlags, gateway_flags
 EVERYTHING = [
     *("--config", "a.toml", "--cores", "1,4-5", "--idle-us=7", "--state-dir", "s", "--run-dir=/r"),
     *("--log-level", "debug", "--backing-wait-s", "3", "--supervise", "--allow-test-pools"),
-    *("--takeover", "--no-balance", "--host", "alpha", "--etcd=http://a:1,http://b:2", "--etcd-ca", "ca.pem"),
+    *(
+        "--socket-dirs",
+        "/run/vms,/srv",
+        "--takeover",
+        "--no-balance",
+        "--host",
+        "alpha",
+        "--etcd=http://a:1,http://b:2",
+        "--etcd-ca",
+        "ca.pem",
+    ),
     *("--etcd-cert=cert.pem", "--etcd-key", "key.pem", "--etcd-user", "ringstone"),
     *(
         "--etcd-password-file",

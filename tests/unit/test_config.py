@@ -111,9 +111,20 @@ def test_a_file_sets_everything_and_flags_override_it(tmp_path: Path) -> None:
         socket = "/x.sock"
         log_level = "debug"
         backing_wait_s = 5
+        socket_dirs = ["/a", "/b/c"]
     """
     config = load(tmp_path, text)
-    assert config == GatewayConfig((LAST,), 50, Path("/s"), Path("/r"), Path("/x.sock"), "debug", 5)
+    assert config == GatewayConfig(
+        (LAST,),
+        50,
+        Path("/s"),
+        Path("/r"),
+        Path("/x.sock"),
+        "debug",
+        5,
+        socket_dirs=(Path("/a"), Path("/b/c")),
+    )
+    assert load(tmp_path, text, socket_dirs="/d, /e").socket_dirs == (Path("/d"), Path("/e"))
     config = load(tmp_path, text, idle_us=0, socket="/y.sock", state_dir=None, cores=str(LAST))
     assert (config.idle_us, config.socket, config.state_dir) == (0, Path("/y.sock"), Path("/s"))
 
@@ -136,6 +147,8 @@ def test_the_shipped_example_is_valid() -> None:
         ('[gateway]\nidle_us = "1"\n', "idle_us"),
         ("[gateway]\nidle_us = -1\n", "idle_us"),
         ("[gateway]\nidle_us = true\n", "idle_us is True"),
+        ('[gateway]\nsocket_dirs = ["a"]\n', "socket_dirs is 'a', not an absolute path"),
+        ("[gateway]\nsocket_dirs = 1\n", "socket_dirs is 1, not a list of directories"),
         ("[gateway]\nbacking_wait_s = 0.5\n", "backing_wait_s is 0.5, not a whole number"),
         ("gateway = 1\n", "is no table"),
         ("[gateway]\nsocket = 1\n", "socket is 1, not a string"),

@@ -385,14 +385,19 @@ def test_attachments_that_cannot_be_are_refused_and_leave_nothing(host: Host) ->
     for name in ("v", "w"):
         host.service.volumes.create(name, "p", MIB, 512)
     record = host.service.attach("v")
+    (host.root / "sockets").mkdir()
+    (host.root / "sockets/link").symlink_to("/etc")
     with pytest.raises(ExistsError, match=r"already attached at .*vhost/v\.sock"):
-        host.service.attach("v", socket=str(host.root / "other.sock"))
+        host.service.attach("v", socket=str(host.memory / "other.sock"))
     cases: list[tuple[str, str, type[RingstoneError], str]] = [
         ("w", record.socket, ExistsError, "Another volume is attached"),
         ("w", "relative.sock", InvalidError, "absolute"),
+        ("w", str(host.root / "w.sock"), InvalidError, "only below .*/run/vhost, .*socket_dirs"),
+        ("w", str(host.memory / "../w.sock"), InvalidError, "is not allowed here"),
+        ("w", str(host.root / "sockets/link/w.sock"), InvalidError, "is not allowed here"),
         ("w", "/tmp/" + "x" * 110, InvalidError, "longer than the 107 bytes"),
-        ("w", str(host.root / "missing/w.sock"), InvalidError, "directory of the socket"),
-        ("x", str(host.root / "x.sock"), NotFoundError, "no volume 'x'"),
+        ("w", str(host.memory / "missing/w.sock"), InvalidError, "directory of the socket"),
+        ("x", str(host.memory / "x.sock"), NotFoundError, "no volume 'x'"),
     ]
     for name, socket, error, message in cases:
         with pytest.raises(error, match=message):

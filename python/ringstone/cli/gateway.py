@@ -41,6 +41,13 @@ def gateway(
     run_dir: Annotated[
         Path | None, typer.Option(help="Where sockets and the stats page are; default /run/ringstone.")
     ] = None,
+    socket_dirs: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIRECTORIES",
+            help="Where `volume attach --at` may put sockets, with commas; default only <run dir>/vhost.",
+        ),
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error; default info.")
     ] = None,
@@ -111,6 +118,7 @@ def gateway(
         "state_dir": _absolute(state_dir),
         "run_dir": _absolute(run_dir),
         "socket": _given_socket(context),
+        "socket_dirs": socket_dirs,
         "log_level": log_level,
         "backing_wait_s": backing_wait_s,
         "host": host,

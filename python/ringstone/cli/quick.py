@@ -21,6 +21,7 @@ _VALUES: dict[str, Callable[[str], Any]] = {
     "idle_us": int,
     "state_dir": _path,
     "run_dir": _path,
+    "socket_dirs": str,
     "log_level": str,
     "backing_wait_s": int,
     "host": str,

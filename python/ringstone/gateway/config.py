@@ -28,7 +28,7 @@ class GatewayConfig:
     still has. `balance`: queues move between reactors by
     measured load. `allow_test_pools`: accept pools that misbehave on purpose. `host`: the name of this one among all
     that share the state. `etcd`: where the state is; None is the database. `listening`: where the control API is served
-    over TCP too."""
+    over TCP too. `socket_dirs`: where sockets of volumes may be, beside `vhost` in `run_dir`."""
 
     cores: tuple[int, ...]
     idle_us: int
@@ -42,6 +42,7 @@ class GatewayConfig:
     host: str = LOCAL_HOST
     etcd: EtcdSettings | None = None
     listening: Listening | None = None
+    socket_dirs: tuple[Path, ...] = ()
 
     @property
     def database(self) -> Path:
@@ -67,6 +68,7 @@ class _Settings:
     state_dir: str = str(DEFAULT_STATE_DIR)
     run_dir: str = str(DEFAULT_RUN_DIR)
     socket: str | None = None
+    socket_dirs: list[str] | str = ""
     log_level: str = "info"
     backing_wait_s: int = 30
     balance: bool = True
@@ -112,11 +114,11 @@ def _wrong(name: str, value: object) -> str | None:
     if name == "backing_wait_s":
         wanted = f"a whole number from 0 to {_LONGEST_BACKING_WAIT_S}"
         return None if _between(value, 0, _LONGEST_BACKING_WAIT_S) else wanted
-    if name == "etcd":
-        urls = isinstance(value, list) and all(isinstance(item, str) for item in value)
-        return (
-            None if urls or isinstance(value, str) else "a list of URLs, or a string with commas between them"
-        )
+    if name in ("etcd", "socket_dirs"):
+        texts = isinstance(value, list) and all(isinstance(item, str) for item in value)
+        items = "URLs" if name == "etcd" else "directories"
+        wanted = f"a list of {items}, or a string with commas between them"
+        return None if texts or isinstance(value, str) else wanted
     return None if isinstance(value, str) else "a string"
 
 
@@ -202,6 +204,7 @@ def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
         host=_host(settings),
         etcd=_etcd(settings),
         listening=listening_of({name: getattr(settings, name) for name in LISTENING}),
+        socket_dirs=tuple(_absolute("socket_dirs", path) for path in _items(settings.socket_dirs)),
     )
 
 
@@ -217,14 +220,13 @@ def _host(settings: _Settings) -> str:
 def _etcd(settings: _Settings) -> EtcdSettings | None:
     if settings.etcd is None:
         return None
-    urls = settings.etcd.split(",") if isinstance(settings.etcd, str) else settings.etcd
 
     def path(name: str) -> Path | None:
         value = getattr(settings, name)
         return None if value is None else _absolute(name, value)
 
     return EtcdSettings(
-        endpoints=tuple(url.strip().rstrip("/") for url in urls),
+        endpoints=tuple(url.rstrip("/") for url in _items(settings.etcd)),
         ca=path("etcd_ca"),
         cert=path("etcd_cert"),
         key=path("etcd_key"),
@@ -232,6 +234,12 @@ def _etcd(settings: _Settings) -> EtcdSettings | None:
         password_file=path("etcd_password_file"),
         prefix=settings.etcd_prefix,
     )
+
+
+def _items(setting: list[str] | str) -> list[str]:
+    """Of a list, or of a string with commas."""
+    items = setting.split(",") if isinstance(setting, str) else setting
+    return [item.strip() for item in items if item.strip()]
 
 
 def _absolute(name: str, path: str) -> Path:

@@ -91,6 +91,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             reactors=len(config.cores),
             host=config.host,
             allow_test_pools=config.allow_test_pools,
+            socket_dirs=config.socket_dirs,
         )
         membership = None
         if config.etcd is not None:

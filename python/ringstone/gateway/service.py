@@ -1,11 +1,9 @@
 """Attachments, reactors and what a start brings back. Pools and volumes have files of their own."""
 
-import errno
 import logging
-import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
@@ -18,14 +16,13 @@ from ringstone.errors import (
     InvalidError,
     NotFoundError,
     RingstoneError,
-    error_of_os,
-    unit_remedy,
 )
 from ringstone.gateway import checks, ownership
 from ringstone.gateway.engine import EngineAttachment, EnginePort, EngineVolume
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
+from ringstone.gateway.sockets import Sockets
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.volumes import Volumes
 from ringstone.pools import SharedPool
@@ -61,13 +58,15 @@ class Service:
         reactors: int,
         host: str = LOCAL_HOST,
         allow_test_pools: bool = False,
+        socket_dirs: Sequence[Path] = (),
     ) -> None:
-        """`host`: the name of this one; what belongs to another is left alone."""
+        """`host`: the name of this one; what belongs to another is left alone. `socket_dirs`: where sockets may be,
+        beside `vhost` in `run_dir`."""
         self.store = store
         self.engine = engine
         self.events = events
         self.host = host
-        self._sockets = run_dir / "vhost"
+        self._sockets = Sockets(run_dir / "vhost", socket_dirs)
         self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
         self.locks = NamedLocks()
         self.pools = Pools(
@@ -116,9 +115,8 @@ class Service:
         another host, which is shut out first; with `failover_epoch` only while that is the volume's epoch and its
         owner's host dead. `ha`: another host may take it over when this one is dead. `incoming`: only listen, for a
         guest that is to move here, until a call with `take_over` makes this host the owner."""
-        path = Path(socket) if socket is not None else self._sockets / f"{name}.sock"
         checks.check_name("volume", name)
-        checks.check_socket(path)
+        path = self._sockets.place(name, socket)
         with self.locks.hold(f"volume {name}"):
             volume = self.volumes.usable(name)
             self.pools.reach(volume.pool)
@@ -194,7 +192,7 @@ class Service:
             raise ExistsError(f"Volume {volume.name!r} waits for its guest already.")
         record = replace(record, epoch=held.epoch, queues=held.queues)
         pool.check_backing(volume)
-        self._check_socket_directory(Path(record.socket))
+        self._sockets.prepare(Path(record.socket))
         self.volumes.open(volume, pool.incoming_backend(volume), read_only=False)
         with undoing(self.events, volume=volume.name) as undo_later:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
@@ -257,7 +255,7 @@ class Service:
         pool.check_backing(volume)
         if volume.name in self._incoming and isinstance(pool, SharedPool):
             return self._own_incoming(volume, record, pool)
-        self._check_socket_directory(Path(record.socket))
+        self._sockets.prepare(Path(record.socket))
         owned = isinstance(pool, SharedPool) and not record.read_only
         backend = (
             ownership.owned_backend(self.store, pool, volume, record)
@@ -272,22 +270,6 @@ class Service:
             self.engine.attach(volume.name, record.socket, queues=record.queues)
             self._epochs[volume.name] = record.epoch
             self._shut_out.discard(volume.name)
-
-    def _check_socket_directory(self, path: Path) -> None:
-        """Make it if it is the usual one."""
-        if path.parent != self._sockets:
-            if not path.parent.is_dir():
-                raise InvalidError(
-                    f"The directory of the socket {path} does not exist; create it or choose another."
-                )
-            if not os.access(path.parent, os.W_OK | os.X_OK):
-                remedy = unit_remedy(errno.EROFS) or "Check its permissions, or choose another."
-                raise InvalidError(f"The directory of the socket {path} is not writable. {remedy}")
-            return
-        try:
-            self._sockets.mkdir(mode=0o755, parents=True, exist_ok=True)
-        except OSError as error:
-            raise error_of_os(error, f"making {self._sockets}", "Check the run directory.") from error
 
     def detach(self, name: str, *, force: bool = False) -> None:
         """BusyError while a frontend is connected, unless `force`."""
