@@ -57,6 +57,7 @@ def test_sockets_come_back_after_a_restart_of_the_host(gateway: GatewayProcess) 
     gateway.kill()
     shutil.rmtree(gateway.run_dir)
     shutil.rmtree(gateway.memory / "memory")
+    (gateway.state_dir / "boot").write_text("of the boot before")
     gateway.start()
     with gateway.client() as client:
         assert all(connects(attachment) for attachment in client.attachments())

@@ -7,6 +7,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -135,7 +136,7 @@ def test_a_missing_directory_is_told_and_not_made(tmp_path: Path) -> None:
         with pytest.raises(NoDeviceError, match="not-mounted"):
             use()
     with pytest.raises(FailedError, match="not-mounted"):
-        pool.restore_backing(volume())
+        pool.restore_backing(volume(), new_boot=True)
     assert not (tmp_path / "not-mounted").exists()
 
 
@@ -180,7 +181,7 @@ def test_a_lost_or_cut_backing_is_a_failed_volume(kind: str, memory_dir: Path) -
     pool = open_pool(record(kind, memory_dir))
     pool.create_backing(volume())
     os.truncate(memory_dir / "v.raw", 4 * MIB)
-    for look in (pool.check_backing, pool.restore_backing):
+    for look in (pool.check_backing, partial(pool.restore_backing, new_boot=True)):
         with pytest.raises(FailedError, match="has 4194304 bytes instead of 8388608"):
             look(volume())
     (memory_dir / "v.raw").unlink()
@@ -258,18 +259,18 @@ def test_memory_content_outlives_the_gateway_but_not_the_host(memory_dir: Path) 
     pool.prepare()
     pool.create_backing(volume())
     (path / "v.raw").write_bytes(b"x" * 8 * MIB)
-    assert pool.restore_backing(volume()) is None
+    assert pool.restore_backing(volume(), new_boot=True) is None
     assert (path / "v.raw").read_bytes() == b"x" * 8 * MIB
     # A restart without tmpfs where the pool was is no reason to fill the disk that is there instead.
     if host.filesystem_type(Path("/tmp")) != "tmpfs":
         elsewhere = Path(tempfile.mkdtemp(prefix="ringstone-test-", dir="/tmp"))
         with pytest.raises(FailedError, match="not in memory"):
-            open_pool(record("memory", elsewhere)).restore_backing(volume())
+            open_pool(record("memory", elsewhere)).restore_backing(volume(), new_boot=True)
         assert list(elsewhere.iterdir()) == []
         elsewhere.rmdir()
     # After a restart of the host even the directory is gone.
     shutil.rmtree(path)
-    notice = pool.restore_backing(volume())
+    notice = pool.restore_backing(volume(), new_boot=True)
     assert notice is not None
     assert "content of volume 'v' is gone" in notice
     assert (path / "v.raw").read_bytes() == bytes(8 * MIB)
@@ -342,7 +343,7 @@ def test_a_device_that_is_too_small_now_is_a_failed_volume(loop_device: str) -> 
     pool.resize_backing(volume(), 16 * MIB)
     with pytest.raises(NoSpaceError, match="8 MiB more were asked for"):
         pool.resize_backing(volume(size=16 * MIB), 24 * MIB)
-    for look in (pool.check_backing, pool.restore_backing):
+    for look in (pool.check_backing, partial(pool.restore_backing, new_boot=True)):
         with pytest.raises(FailedError, match="has 16777216 bytes instead of 33554432"):
             look(volume(size=32 * MIB))
 
@@ -471,7 +472,7 @@ def test_a_missing_device_is_told() -> None:
         with pytest.raises(NoDeviceError, match="no-such-device"):
             use()
     with pytest.raises(FailedError, match="no-such-device"):
-        pool.restore_backing(volume())
+        pool.restore_backing(volume(), new_boot=True)
 
 
 def test_a_character_device_is_no_disk() -> None:

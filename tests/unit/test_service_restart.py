@@ -83,6 +83,27 @@ def test_a_volume_is_whole_wherever_its_growth_was_cut_short(
     assert (host.store.volume("v").size, host.engine.volumes()[0].size) == (2 * MIB, 2 * MIB)
 
 
+def test_a_file_in_memory_that_is_missing_is_zeroes_only_after_a_boot(host: Host) -> None:
+    """A guest that runs on would be told zeroes where its data was."""
+    host.pool("memory")
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.crash_and_restart()
+    backing = host.memory / "p/v.raw"
+    backing.unlink()
+    host.crash_and_restart()
+    assert not backing.exists()
+    assert (
+        "has not booted since" in str(host.service.attachment_failure("v")) or not host.engine.attachments()
+    )
+    assert ("error", "v") in host.levels()
+    (host.root / "boot").write_text("another boot's id\n")
+    host.crash_and_restart()
+    assert backing.read_bytes() == bytes(MIB)
+    assert host.levels() == [("warning", "v")]
+    assert [one.volume for one in host.engine.attachments()] == ["v"]
+
+
 def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:
     host.pool()
     for name in ("a", "b", "c"):

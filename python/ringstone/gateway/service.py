@@ -18,6 +18,7 @@ from ringstone.errors import (
     RingstoneError,
 )
 from ringstone.gateway import checks, ownership
+from ringstone.gateway.boots import Boots
 from ringstone.gateway.engine import EngineAttachment, EnginePort, EngineVolume
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
@@ -68,6 +69,7 @@ class Service:
         self.host = host
         self._sockets = Sockets(run_dir / "vhost", socket_dirs)
         self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
+        self._boots = Boots(state_dir / "boot")
         self.locks = NamedLocks()
         self.pools = Pools(
             store,
@@ -470,9 +472,13 @@ class Service:
         failed; a backing that somebody else has in use is left to wait_for_backings()."""
         # Of what every host reaches, another one may be making or deleting a volume just now.
         own = {pool.name for pool in self.store.pools() if pool.host == self.host}
+        new_boot, whole = self._boots.is_new(), True
         for volume in self.store.volumes():
             if volume.pool in own:
-                self._attempt("The volume is not usable", volume.name, partial(self.volumes.restore, volume))
+                restore = partial(self.volumes.restore, volume, new_boot=new_boot)
+                whole &= self._attempt("The volume is not usable", volume.name, restore) is None
+        if new_boot and whole:
+            self._boots.note()
         volumes = {volume.name: volume for volume in self.store.volumes()}
         for record in self._own_attachments():
             self._restore_attachment(volumes[record.volume], record)

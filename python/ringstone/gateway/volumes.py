@@ -191,10 +191,11 @@ class Volumes:
             return error.message
         return None
 
-    def restore(self, volume: VolumeRecord) -> None:
+    def restore(self, volume: VolumeRecord, *, new_boot: bool) -> None:
+        """Finish or undo what was interrupted. `new_boot` as for Pool.restore_backing()."""
         pool = open_pool(self._store.pool(volume.pool))
         if volume.state is VolumeState.READY:
-            notice = pool.restore_backing(volume)
+            notice = pool.restore_backing(volume, new_boot=new_boot)
             if notice is not None:
                 self._events.say("warning", notice, volume=volume.name)
             return

@@ -83,9 +83,9 @@ class Pool(Protocol):
         """Raise FailedError when the backing is missing or shorter than the volume."""
         ...
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
-        """At the gateway's start: as check_backing(), but a pool whose content does not outlive the host
-        makes the backing anew, and returns a sentence that says what was lost."""
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
+        """At the gateway's start: as check_backing(), but a pool whose content does not outlive the host makes the
+        backing anew when the host has booted since (`new_boot`), and returns a sentence that says what was lost."""
         ...
 
     def allocated(self, volume: VolumeRecord) -> int | None:

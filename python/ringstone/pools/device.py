@@ -199,7 +199,7 @@ class DevicePool:
                 "Check that it is the right device, and that it is whole."
             )
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
         self.check_backing(volume)
         return None
 

@@ -58,8 +58,8 @@ class FaultyPool:
     def check_backing(self, volume: VolumeRecord) -> None:
         self._inner.check_backing(volume)
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
-        return self._inner.restore_backing(volume)
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
+        return self._inner.restore_backing(volume, new_boot=new_boot)
 
     def allocated(self, volume: VolumeRecord) -> int | None:
         return self._inner.allocated(volume)

@@ -75,7 +75,7 @@ class FilePool:
     def check_backing(self, volume: VolumeRecord) -> None:
         self._directory.check_file(volume)
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
         self.check_backing(volume)
         return None
 

@@ -128,10 +128,17 @@ class MemoryPool:
     def check_backing(self, volume: VolumeRecord) -> None:
         self._directory.check_file(volume)
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
         if self._directory.file(volume).exists():
             self.check_backing(volume)
             return None
+        if not new_boot:
+            # A guest may be running on it still, and must not be told zeroes.
+            raise FailedError(
+                f"The file {self._directory.file(volume)} of volume {volume.name!r} is gone, though the host has not "
+                "booted since: somebody has removed it or unmounted its directory. Mount that again. If the file was "
+                f"removed its content is lost: `ringstone volume detach {volume.name}`, delete it and make it anew."
+            )
         try:
             # Even one that was not made with the pool: the directory is gone with the content.
             self._directory.make()

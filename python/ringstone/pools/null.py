@@ -48,7 +48,7 @@ class NullPool:
     def check_backing(self, volume: VolumeRecord) -> None:
         return
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
         return None
 
     def allocated(self, volume: VolumeRecord) -> int | None:

@@ -107,7 +107,7 @@ class RbdPool:
                 f"cut short, `rbd resize --size {volume.size}B {self._pool}/{volume.name}` ends it."
             )
 
-    def restore_backing(self, volume: VolumeRecord) -> str | None:
+    def restore_backing(self, volume: VolumeRecord, *, new_boot: bool) -> str | None:
         # Opening the image says whether it is there; asking twice would make a start with many volumes twice as long.
         return None
 
