@@ -4,6 +4,7 @@ made."""
 import os
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -490,6 +491,39 @@ def test_what_was_shut_out_and_lost_meanwhile_is_not_served_again(host: Host) ->
     host.service.give_up("v", None)
     host.service.take_back_fenced()
     assert host.engine.volumes() == []
+
+
+def test_news_of_an_epoch_before_is_no_loss(host: Host) -> None:
+    """A volume that was attached again right after its owner had changed was let go of, as the news of that came
+    late."""
+    host.pool()
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.attach("v")
+    host.service.detach("v")
+    held = host.service.attach("v")
+    assert held.epoch == 2
+    for late in (None, replace(held, host="b", epoch=1)):
+        host.service.give_up("v", late)
+        assert [one.volume for one in host.engine.attachments()] == ["v"]
+    assert host.levels() == []
+    for lost in (replace(held, host="b"), replace(held, epoch=3)):
+        assert host.service.has_lost("v", lost)
+
+
+def test_nobody_owns_it_says_the_news_and_nobody_can_be_asked(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    host.pool()
+    host.service.volumes.create("v", "p", MIB, 512)
+    host.service.attach("v")
+
+    def away(_: str) -> None:
+        raise UnreachableError("No member of etcd answers.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(host.store, "attachment", away)
+        host.service.give_up("v", None)
+    assert host.engine.attachments() == []
 
 
 def test_an_interrupted_detachment_can_be_repeated(host: Host) -> None:

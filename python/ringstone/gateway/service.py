@@ -303,16 +303,18 @@ class Service:
             self.events.say("info", "Detached.", volume=name)
 
     def has_lost(self, name: str, record: AttachmentRecord | None) -> bool:
-        """Whether a volume is served here though its attachment is `record`, another one's or none."""
+        """Whether a volume is served here though its attachment is `record`, another one's or none. News may be late:
+        what is of an epoch before ours is no loss."""
         epoch = self._epochs.get(name)
-        ours = record is not None and (record.host, record.epoch) == (self.host, epoch)
-        return epoch is not None and not ours
+        if epoch is None or record is None:
+            return epoch is not None
+        return record.epoch > epoch or (record.epoch == epoch and record.host != self.host)
 
     def give_up(self, name: str, record: AttachmentRecord | None) -> None:
         """The attachment of a volume is `record` now, and not ours any more: its I/O stops at once, before anything
         that might wait, and then everything of it is let go of."""
         epoch = self._epochs.get(name)
-        if not self.has_lost(name, record):
+        if not self.has_lost(name, record) or (record is None and self._owns_still(name, epoch)):
             return
         owner = f"host {record.host!r} owns it since epoch {record.epoch}" if record else "nobody owns it"
         opened = self.volumes.opened(name)
@@ -327,6 +329,15 @@ class Service:
             del self._epochs[name]
             if opened is not None:
                 self._drop(opened)
+
+    def _owns_still(self, name: str, epoch: int | None) -> bool:
+        """Whether the store says so now. That nobody owns a volume has no epoch, so it may be news of before this host
+        attached it; and as nobody else writes then, there is the time to ask. Without an answer the news stands."""
+        try:
+            held = self.store.attachment(name)
+        except RingstoneError:
+            return False
+        return held is not None and (held.host, held.epoch) == (self.host, epoch)
 
     def is_idle(self, name: str, record: AttachmentRecord | None) -> bool:
         """Whether `record` is this host's, and nothing has come of it yet."""
