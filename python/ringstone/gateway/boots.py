@@ -17,19 +17,17 @@ class Boots:
     def is_new(self) -> bool:
         """Whether the file is of another boot. Where nothing is noted yet it is taken for new, as nobody was here."""
         try:
-            return self._path.read_text() != _BOOT_ID.read_text()
+            return self._path.read_bytes() != _BOOT_ID.read_bytes()
         except FileNotFoundError:
             return True
-        except (OSError, UnicodeDecodeError) as error:
-            if not isinstance(error, OSError):
-                return True
+        except OSError as error:
             raise error_of_os(error, f"reading {self._path}", "Check the state directory.") from error
 
     def note(self) -> None:
         """This boot's volumes are all there. A boot that is not noted only counts as new once more."""
         written = self._path.with_suffix(".new")
         try:
-            written.write_text(_BOOT_ID.read_text())
+            written.write_bytes(_BOOT_ID.read_bytes())
             os.replace(written, self._path)
         except OSError as error:
             raise error_of_os(error, f"writing {self._path}", "Check the state directory.") from error

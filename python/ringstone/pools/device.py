@@ -155,9 +155,10 @@ class DevicePool:
 
     def _zero(self, fd: int, start: int, end: int) -> None:
         """To the end of the last block of the device, and durable."""
-        block = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0]
-        at, end = (-(-edge // block) * block for edge in (start, end))
+        at = start
         try:
+            block = struct.unpack("i", fcntl.ioctl(fd, _BLKSSZGET, bytes(4)))[0]
+            at, end = (-(-edge // block) * block for edge in (start, end))
             while at < end:
                 length = min(_ZEROED_AT_ONCE, end - at)
                 fcntl.ioctl(fd, _BLKZEROOUT, struct.pack("QQ", at, length))

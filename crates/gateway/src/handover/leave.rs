@@ -198,16 +198,14 @@ impl Control {
     /// the drive is still asked to make durable what one of the messages needs durable.
     fn finish_pending(&mut self) -> bool {
         let all = self.attachments.values().flat_map(|attachment| &attachment.frontends);
-        let (closing, waiting): (Vec<_>, Vec<_>) = all
-            .filter(|live| live.closing || live.pending.is_some())
-            .map(|live| (live.id, live.closing))
-            .partition(|(_, closing)| *closing);
+        let sessions: Vec<(u64, bool)> = all.map(|live| (live.id, live.closing)).collect();
         let mut done = true;
-        for (session, _) in waiting {
-            done &= self.handle_pending(session);
-        }
-        for (session, _) in closing {
-            self.finish_close(session);
+        for (session, closing) in sessions {
+            if closing {
+                self.finish_close(session);
+            } else {
+                done &= self.handle_pending(session);
+            }
         }
         done
     }
