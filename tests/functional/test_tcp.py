@@ -1,6 +1,8 @@
 """A gateway's API over TCP: beside its Unix socket, for bearers of a token, and not lost by an upgrade."""
 
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ from ringstone.errors import UnauthorizedError, UnreachableError
 from ringstone.lab.process import free_ports
 from tests.framework.gateway import GatewayProcess
 from tests.framework.lab import wait_for
+from tests.framework.load import verify
 
 TOKEN = "t" * 32
 
@@ -142,3 +145,29 @@ def test_a_gateway_that_is_not_there_is_told(token_file: Path) -> None:
     ):
         client.info()
     assert not told.value.sent
+
+
+class FewDescriptors(GatewayProcess):
+    """A gateway that may have 300 descriptors."""
+
+    def command(self) -> list[str]:
+        return ["prlimit", "--nofile=300:300", *super().command()]
+
+
+def test_strangers_keep_no_guest_from_its_disk(token_file: Path) -> None:
+    """400 connections without a token took all descriptors there were, so that no frontend could connect."""
+    port = free_ports("127.0.0.1", 1)[0]
+    flags = ("--listen", f"127.0.0.1:{port}", "--token-file", str(token_file))
+    with ExitStack() as stack:
+        gateway = stack.enter_context(FewDescriptors(*flags)).start()
+        attachment = gateway.serve("v", size=1 << 20)
+        for _ in range(400):
+            stranger = stack.enter_context(socket.socket())
+            stranger.setblocking(False)
+            with suppress(BlockingIOError):
+                stranger.connect(("127.0.0.1", port))
+        with RemoteClient(f"http://127.0.0.1:{port}", token=TOKEN) as client:
+            assert client.info().pid == gateway.pid
+        descriptors = len(list(Path(f"/proc/{gateway.pid}/fd").iterdir()))
+        assert descriptors < 120
+        verify(attachment.socket, operations=200)

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from ringstone.api import attachments, gateway, pools, reactors, snapshots, stats, volumes
 from ringstone.api.answers import ERRORS, add_error_handlers
 from ringstone.api.context import ApiContext
+from ringstone.api.health import HealthLook
 
 
 def build_app(context: ApiContext) -> FastAPI:
@@ -24,6 +25,7 @@ def build_app(context: ApiContext) -> FastAPI:
         responses=ERRORS,
     )
     app.state.context = context
+    app.state.health = HealthLook(lambda: gateway.look_at(context.service))
     nouns = (pools, volumes, snapshots, attachments, reactors, stats, gateway)
     for router in (noun.router for noun in nouns):
         app.include_router(router, prefix="/v1")

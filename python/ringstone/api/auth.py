@@ -1,5 +1,7 @@
 """Who may use an API that is served over TCP, and what for: the bearer of a token, as far as its scope reaches."""
 
+from collections.abc import Callable
+
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -22,11 +24,14 @@ def scope_needed(method: str) -> TokenScope:
 
 class TokenRequired:
     """Lets a request through to `app` when it has one of `tokens` (RFC 6750, section 2.1), whose scope is enough for
-    it."""
+    it. `admit` is told of the other end of each connection that has shown one of them."""
 
-    def __init__(self, app: ASGIApp, tokens: Tokens) -> None:
+    def __init__(
+        self, app: ASGIApp, tokens: Tokens, *, admit: Callable[[tuple[str, int] | None], None] | None = None
+    ) -> None:
         self._app = app
         self._tokens = tokens
+        self._admit = admit
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -35,6 +40,8 @@ class TokenRequired:
         scheme, _, token = Headers(scope=scope).get("authorization", "").partition(" ")
         given = scheme.lower() == "bearer" and bool(token.strip())
         allowed = self._tokens.admit(token.strip()) if given else None
+        if allowed is not None and self._admit is not None:
+            self._admit(scope.get("client"))
         needed = scope_needed(scope["method"])
         if allowed in ("change", needed):
             await self._app(scope, receive, send)
@@ -50,4 +57,7 @@ class TokenRequired:
             challenge = f'Bearer error="insufficient_scope", scope="{needed}"'
         refusal = answer(error)
         refusal.headers["WWW-Authenticate"] = challenge
+        if allowed is None:
+            # Nobody of ours, whose connection has been there for long enough.
+            refusal.headers["Connection"] = "close"
         await refusal(scope, receive, send)

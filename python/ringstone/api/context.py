@@ -24,14 +24,17 @@ class ApiContext:
     upgrade: Upgrade | None = None
 
 
-def _context(request: Request) -> ApiContext:
+# Not plain functions, which would take a thread each: the health must not wait for one.
+
+
+async def _context(request: Request) -> ApiContext:
     context = request.app.state.context
     assert isinstance(context, ApiContext)
     return context
 
 
-def _service(request: Request) -> Service:
-    return _context(request).service
+async def _service(request: Request) -> Service:
+    return (await _context(request)).service
 
 
 ContextDep = Annotated[ApiContext, Depends(_context)]

@@ -3,10 +3,11 @@
 import os
 from typing import Annotated
 
-from fastapi import APIRouter, Query
+from fastapi import APIRouter, Query, Request
 
 from ringstone import models
 from ringstone.api.context import ContextDep, ServiceDep
+from ringstone.api.health import health_of
 from ringstone.api.views import pool_view, volume_views
 from ringstone.errors import UnreachableError
 from ringstone.gateway.handover import Upgrade
@@ -61,8 +62,12 @@ def _upgrade(upgrade: Upgrade | None) -> models.Upgrade | None:
 
 
 @router.get("/health")
-def show_health(service: ServiceDep) -> models.Health:
-    """Looks at every pool, volume and attachment."""
+async def show_health(request: Request) -> models.Health:
+    """Looks at every pool, volume and attachment. Comes back though one of them hangs, and says so."""
+    return await health_of(request)
+
+
+def look_at(service: Service) -> models.Health:
     try:
         reasons = _troubles(service)
     except UnreachableError as error:

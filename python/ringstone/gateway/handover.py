@@ -180,6 +180,8 @@ def take_over(config: GatewayConfig) -> Arrival:
         connection = stack.enter_context(
             socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         )
+        # Another one that hangs accepts nobody.
+        connection.settimeout(_LINE_SECONDS)
         try:
             connection.connect(str(path))
         except (FileNotFoundError, ConnectionRefusedError) as error:

@@ -15,6 +15,7 @@ from fastapi import FastAPI
 
 from ringstone.api.app import build_app
 from ringstone.api.context import ApiContext
+from ringstone.api.limits import Limits
 from ringstone.api.serving import Server, TcpServer
 from ringstone.errors import ExistsError, RingstoneError, error_of_os
 from ringstone.gateway.config import GatewayConfig
@@ -124,7 +125,8 @@ class ApiServer:
     async def _serve(self, context: ApiContext) -> None:
         config, engine, events = self._config, self._engine, self._service.events
         app = build_app(context)
-        servers = [Server(app, self._listener, access_log=config.log_level == "debug"), *self._over_tcp(app)]
+        local = Server(Limits(app), self._listener, access_log=config.log_level == "debug")
+        servers = [local, *self._over_tcp(app)]
 
         def drain() -> None:
             for event in engine.drain_events():

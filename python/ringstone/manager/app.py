@@ -9,6 +9,7 @@ from fastapi import APIRouter, Depends, FastAPI, Query, Request, status
 
 from ringstone import models
 from ringstone.api.answers import ERRORS, add_error_handlers
+from ringstone.api.health import HealthLook, health_of
 from ringstone.errors import InvalidError
 from ringstone.manager import views
 from ringstone.manager.operations import Operations
@@ -28,14 +29,14 @@ class ManagerContext:
     failover_grace_s: float | None
 
 
-def _context(request: Request) -> ManagerContext:
+async def _context(request: Request) -> ManagerContext:
     context = request.app.state.context
     assert isinstance(context, ManagerContext)
     return context
 
 
-def _operations(request: Request) -> Operations:
-    return _context(request).operations
+async def _operations(request: Request) -> Operations:
+    return (await _context(request)).operations
 
 
 ContextDep = Annotated[ManagerContext, Depends(_context)]
@@ -54,6 +55,7 @@ def build_app(context: ManagerContext) -> FastAPI:
         redoc_url=None,
     )
     app.state.context = context
+    app.state.health = HealthLook(lambda: views.health(context.operations))
     app.include_router(router)
     add_error_handlers(app)
     return app
@@ -267,9 +269,9 @@ def show_manager(context: ContextDep) -> models.ManagerInfo:
 
 
 @router.get("/health", tags=["manager"])
-def show_health(manager: Manager) -> models.Health:
-    """Asks every living host."""
-    return views.health(manager)
+async def show_health(request: Request) -> models.Health:
+    """Asks every living host. Comes back though one of them hangs, and says so."""
+    return await health_of(request)
 
 
 @router.get("/events", tags=["manager"])
