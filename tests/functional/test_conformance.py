@@ -2,48 +2,34 @@
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
 from ringstone import models
 from ringstone.errors import InvalidError
-from ringstone.lab.ceph import CephCluster
 from tests.framework.gateway import GatewayProcess
+from tests.framework.kinds import KINDS, MIB, SIZE, Volumes
 from tests.framework.load import script, verify
 from tests.framework.pattern import run_pattern, running_pattern
-from tests.framework.rbd import make_rbd_pool
-
-MIB = 1 << 20
-SIZE = 64 * MIB
 
 Serve = Callable[..., models.Attachment]
 
 
-@pytest.fixture(params=["memory", "file", "rbd"])
+@pytest.fixture
+def volumes(gateway: GatewayProcess, kind: str, request: pytest.FixtureRequest) -> Iterator[Volumes]:
+    with Volumes(gateway, kind, request) as made:
+        yield made
+
+
+@pytest.fixture(params=KINDS)
 def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture
-def serve(gateway: GatewayProcess, kind: str, request: pytest.FixtureRequest) -> Iterator[Serve]:
-    """Makes and attaches a volume in a pool of the kind; a cluster's volumes are gone afterwards."""
-    if kind == "rbd":
-        ceph: CephCluster = request.getfixturevalue("ceph")
-        make_rbd_pool(gateway, ceph, "rbd")
-    made: list[str] = []
-
-    def serve_one(volume: str = "disk", **more: Any) -> models.Attachment:
-        attachment = gateway.serve(volume, kind=kind, size=SIZE, **more)
-        made.append(volume)
-        return attachment
-
-    yield serve_one
-    with gateway.client() as client:
-        for volume in made:
-            if client.volume(volume).attachment is not None:
-                client.detach(volume, force=True)
-            client.delete_volume(volume)
+def serve(volumes: Volumes) -> Serve:
+    """Makes and attaches a volume in a pool of the kind."""
+    return volumes.serve
 
 
 @pytest.mark.parametrize(("queues", "block_size"), [(1, 512), (4, 4096)])

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.framework.devices import loop_device
 from tests.framework.gateway import GatewayProcess
 
 MIB = 1 << 20
@@ -16,16 +17,11 @@ MIB = 1 << 20
 def device(tmp_path: Path) -> Iterator[Path]:
     """Of 16 MiB, with a filesystem on it."""
     backing = tmp_path / "device.img"
-    backing.write_bytes(b"")
+    backing.touch()
     os.truncate(backing, 16 * MIB)
     subprocess.run(["mkfs.ext4", "-q", "-F", str(backing)], check=True, capture_output=True)
-    made = subprocess.run(
-        ["losetup", "--find", "--show", str(backing)], capture_output=True, text=True, check=False
-    )
-    if made.returncode != 0:
-        pytest.skip(f"no loop device can be made here: {made.stderr.strip()}")
-    yield Path(made.stdout.strip())
-    subprocess.run(["losetup", "--detach", made.stdout.strip()], check=True)
+    with loop_device(backing, 16 * MIB) as path:
+        yield path
 
 
 def test_no_guest_reads_what_was_on_the_device_before(device: Path) -> None:
