@@ -29,6 +29,7 @@ pub struct FileDrive {
     memory_align: u32,
     offset_align: u32,
     punch: bool,
+    dsync: bool,
     /// Cleared by the first request that the file system refuses.
     zero_range: AtomicBool,
     lock: Lock,
@@ -112,6 +113,7 @@ impl FileDrive {
             return Err(DriveError::BlockSize { path: path.to_owned(), needed: offset_align, block_size });
         }
         let mut drive = Self {
+            dsync: !is_fuse(&file),
             file,
             path: path.to_owned(),
             direct,
@@ -144,6 +146,12 @@ impl FileDrive {
 
     pub fn can_punch(&self) -> bool {
         self.punch
+    }
+
+    /// A write with RWF_DSYNC is durable when it is done; otherwise it takes a sync.
+    #[inline(always)]
+    pub fn honours_dsync(&self) -> bool {
+        self.dsync
     }
 
     /// Ranges can be zeroed and stay allocated.
@@ -199,6 +207,17 @@ impl FileDrive {
         let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
         // SAFETY: a plain system call on our descriptor; KEEP_SIZE and a range behind the end leave the content alone.
         unsafe { libc::fallocate(self.file.as_raw_fd(), mode, end as libc::off_t, 4096) == 0 }
+    }
+}
+
+/// True for a file of a FUSE filesystem. Where that has its files opened for direct I/O, as virtiofsd and others may, the
+/// kernel passes a write on without the sync that RWF_DSYNC asks for (seen with Linux 6.18).
+fn is_fuse(file: &File) -> bool {
+    const FUSE: libc::__fsword_t = 0x6573_5546;
+    // SAFETY: fstatfs fills the zeroed struct for a valid descriptor.
+    unsafe {
+        let mut stat: libc::statfs = std::mem::zeroed();
+        libc::fstatfs(file.as_raw_fd(), &mut stat) == 0 && stat.f_type == FUSE
     }
 }
 

@@ -20,7 +20,7 @@ use backing::Nothing;
 pub use error::DriveError;
 pub use faulty::{Fault, FaultDice, Faults};
 pub use file::{lives_in_memory, Direct, FileDrive};
-pub use mapped::{HugePages, MappedDrive, Outgrown};
+pub use mapped::{Discard, HugePages, MappedDrive, Outgrown};
 
 /// A drive of one of the kinds a reactor knows.
 pub enum Drive {

@@ -49,6 +49,24 @@ pub struct Outgrown {
     _mapping: Box<Mapping>,
 }
 
+/// A range that is to be deallocated, as (offset, length) in bytes. The ends are shorter than a chunk each, which is 1 GiB
+/// where pages are so large: too long for one turn of a reactor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Discard {
+    head: (u64, u64),
+    tail: (u64, u64),
+    /// Chunks that give their memory back.
+    pub whole: Option<(u64, u64)>,
+}
+
+impl Discard {
+    /// What is still to be zeroed without a gap after `done` bytes of the ends were; `None` when both are.
+    pub fn ragged(&self, done: u64) -> Option<(u64, u64)> {
+        let piece = |(offset, len): (u64, u64), done: u64| (done < len).then(|| (offset + done, len - done));
+        piece(self.head, done).or_else(|| piece(self.tail, done - self.head.1))
+    }
+}
+
 impl MappedDrive {
     /// Map the file at `path`, which must live on tmpfs or hugetlbfs to make sense.
     ///
@@ -306,25 +324,48 @@ impl MappedDrive {
         let _ = offset;
     }
 
-    /// Begin to deallocate a range: the ragged ends are zeroed at once, and the whole chunks between them, if any, are
-    /// returned as (offset, length) for a `FALLOC_FL_PUNCH_HOLE` that the caller submits.
-    ///
-    /// # Errors
-    /// As for [`write`](Self::write).
-    pub fn begin_discard(&self, offset: u64, len: u64) -> Result<Option<(u64, u64)>, DriveError> {
-        let mapping = self.mapping();
+    /// What deallocating a range comes to: zeroes at its ragged ends, and the whole chunks between them.
+    pub fn plan_discard(&self, offset: u64, len: u64) -> Discard {
         let chunk = self.chunk();
         let end = offset + len;
         let (first, last) = (offset.next_multiple_of(chunk), end / chunk * chunk);
         if first >= last {
-            self.zero(mapping, offset, len)?;
-            return Ok(None);
+            return Discard { head: (offset, len), tail: (end, 0), whole: None };
         }
-        self.zero(mapping, offset, first - offset)?;
-        self.zero(mapping, last, end - last)?;
-        (first / chunk..last / chunk).for_each(|index| self.present.clear(index));
-        sound(mapping)?;
-        Ok(Some((first, last - first)))
+        Discard {
+            head: (offset, first - offset),
+            tail: (last, end - last),
+            whole: Some((first, last - first)),
+        }
+    }
+
+    /// Forget the whole chunks of a discard: they read as zeroes from here on, and the caller submits a
+    /// `FALLOC_FL_PUNCH_HOLE` for them.
+    ///
+    /// # Errors
+    /// The file was cut behind the mapping.
+    pub fn forget(&self, (offset, len): (u64, u64)) -> Result<(), DriveError> {
+        let chunk = self.chunk();
+        (offset / chunk..(offset + len) / chunk).for_each(|index| self.present.clear(index));
+        sound(self.mapping())
+    }
+
+    /// Zero a range; chunks without memory are zero already.
+    ///
+    /// # Errors
+    /// The file was cut behind the mapping.
+    pub fn zero(&self, offset: u64, len: u64) -> Result<(), DriveError> {
+        let mapping = self.mapping();
+        // SAFETY: the range was checked against the volume, which is no longer than the drive.
+        unsafe {
+            self.each_chunk(mapping, offset, len as usize, |to, _, n, present| {
+                if present {
+                    std::ptr::write_bytes(to, 0, n);
+                }
+                Ok(())
+            })
+        }?;
+        sound(mapping)
     }
 
     /// Call `with(pointer, done so far, bytes, present)` for each piece of a range that lies in one chunk.
@@ -362,19 +403,6 @@ impl MappedDrive {
         self.present.set(index);
         Ok(())
     }
-
-    /// Zero a range of less than two chunks; chunks without memory are zero already.
-    fn zero(&self, mapping: &Mapping, offset: u64, len: u64) -> Result<(), DriveError> {
-        // SAFETY: the range was checked against the volume, which is no longer than the drive.
-        unsafe {
-            self.each_chunk(mapping, offset, len as usize, |to, _, n, present| {
-                if present {
-                    std::ptr::write_bytes(to, 0, n);
-                }
-                Ok(())
-            })
-        }
-    }
 }
 
 impl Drop for MappedDrive {
@@ -411,135 +439,4 @@ fn find_data(file: &File, size: u64, present: &Presence) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    fn read(drive: &MappedDrive, offset: u64, len: usize) -> Vec<u8> {
-        let mut bytes = vec![0xaau8; len];
-        // SAFETY: the buffer is as long as asked and the tests stay inside the drive.
-        unsafe { drive.read(offset, bytes.as_mut_ptr(), len).unwrap() };
-        bytes
-    }
-
-    fn write(drive: &MappedDrive, offset: u64, bytes: &[u8]) {
-        // SAFETY: as above.
-        unsafe { drive.write(offset, bytes.as_ptr(), bytes.len()).unwrap() };
-    }
-
-    fn blocks(drive: &MappedDrive) -> u64 {
-        drive.file.metadata().unwrap().blocks() * 512
-    }
-
-    #[test]
-    fn reading_what_was_never_written_takes_no_memory() {
-        let drive = MappedDrive::anonymous(64 << 20, HugePages::Off).unwrap();
-        assert_eq!(read(&drive, 1 << 20, 1 << 20), vec![0; 1 << 20]);
-        assert_eq!(blocks(&drive), 0);
-        write(&drive, (1 << 20) - 100, &[5; 300]);
-        assert_eq!(read(&drive, (1 << 20) - 100, 300), vec![5; 300]);
-        assert!(blocks(&drive) <= 2 * SMALL_CHUNK as u64);
-    }
-
-    #[test]
-    fn a_discard_zeroes_the_ragged_ends_and_names_the_chunks_between() {
-        let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
-        write(&drive, 0, &vec![9; 1 << 20]);
-        let chunk = SMALL_CHUNK as u64;
-        let punch = drive.begin_discard(chunk / 2, 3 * chunk).unwrap();
-        assert_eq!(punch, Some((chunk, 2 * chunk)));
-        assert_eq!(read(&drive, chunk / 2, 3 * SMALL_CHUNK), vec![0; 3 * SMALL_CHUNK]);
-        assert_eq!(read(&drive, 0, SMALL_CHUNK / 2), vec![9; SMALL_CHUNK / 2]);
-        assert_eq!(read(&drive, chunk / 2 + 3 * chunk, 10), vec![9; 10]);
-        assert_eq!(drive.begin_discard(8 * chunk + 512, 512).unwrap(), None);
-    }
-
-    #[test]
-    fn a_file_opened_again_shows_its_data() {
-        let path = Path::new("/dev/shm").join(format!("ringstone-test-{}", std::process::id()));
-        std::fs::write(&path, vec![0u8; 0]).unwrap();
-        OpenOptions::new().write(true).open(&path).unwrap().set_len(4 << 20).unwrap();
-        {
-            let drive = MappedDrive::open(&path, 4 << 20, false).unwrap();
-            write(&drive, 3 << 20, b"still here");
-        }
-        let drive = MappedDrive::open(&path, 4 << 20, false);
-        std::fs::remove_file(&path).unwrap();
-        let drive = drive.unwrap();
-        assert_eq!(read(&drive, 3 << 20, 10), b"still here");
-        assert_eq!(read(&drive, 1 << 20, 10), [0; 10]);
-    }
-
-    /// A full tmpfs must be an I/O error, never a signal; here the file is cut instead, which faults in the same place.
-    #[test]
-    fn a_file_cut_behind_the_drive_is_an_error() {
-        let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
-        write(&drive, 0, &[1; 4096]);
-        drive.file.set_len(0).unwrap();
-        let mut bytes = [0u8; 512];
-        // SAFETY: inside the drive; the fault is what is tested.
-        let result = unsafe { drive.read(0, bytes.as_mut_ptr(), 512) };
-        assert!(matches!(result, Err(DriveError::Poisoned)));
-    }
-
-    /// A chunk that the process before wrote last must not read as zeroes in the one that takes over, nor one that it
-    /// discarded hold a page again.
-    #[test]
-    fn a_drive_taken_over_has_the_chunks_of_the_one_before() {
-        let first = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
-        write(&first, 300_000, b"written");
-        write(&first, 600_000, b"discarded");
-        first.begin_discard(8 * SMALL_CHUNK as u64, 4 * SMALL_CHUNK as u64).unwrap();
-        let file = first.file.try_clone().unwrap();
-        let second = MappedDrive::adopt(file, None, 1 << 20, Some(&first.presence())).unwrap();
-        assert_eq!(read(&second, 300_000, 7), b"written");
-        assert_eq!(read(&second, 600_000, 9), [0; 9]);
-        let file = first.file.try_clone().unwrap();
-        let asked = MappedDrive::adopt(file, None, 1 << 20, None).unwrap();
-        assert_eq!(read(&asked, 300_000, 7), b"written");
-    }
-
-    #[test]
-    fn growing_keeps_the_content() {
-        let drive = MappedDrive::anonymous(1 << 20, HugePages::Off).unwrap();
-        write(&drive, 1000, b"kept");
-        drop(drive.grow(2 << 20).unwrap());
-        write(&drive, (2 << 20) - 4, b"tail");
-        assert_eq!(read(&drive, 1000, 4), b"kept");
-        assert_eq!(read(&drive, (2 << 20) - 4, 4), b"tail");
-        assert!(matches!(drive.grow(u64::MAX >> 1), Err(DriveError::NoMemory { .. })));
-    }
-
-    /// The bits of chunks with memory were once found out anew at each growth and swapped in, while writers set them in the old
-    /// ones: what was written meanwhile read as zeroes.
-    #[test]
-    fn what_is_written_or_discarded_during_growth_stays_so() {
-        const CHUNKS: u64 = 512;
-        let drive = MappedDrive::anonymous(CHUNKS * SMALL_CHUNK as u64, HugePages::Off).unwrap();
-        let at = |chunk: u64| chunk * SMALL_CHUNK as u64;
-        (CHUNKS / 2..CHUNKS).for_each(|chunk| write(&drive, at(chunk), b"old"));
-        let (mut outgrown, mut written) = (Vec::new(), Vec::new());
-        let begin = std::sync::Barrier::new(2);
-        std::thread::scope(|scope| {
-            let writer = scope.spawn(|| {
-                begin.wait();
-                for chunk in 0..CHUNKS / 2 {
-                    write(&drive, at(chunk), b"new");
-                    drive.begin_discard(at(CHUNKS / 2 + chunk), SMALL_CHUNK as u64).unwrap();
-                    written.push(chunk);
-                }
-            });
-            let mut size = CHUNKS * SMALL_CHUNK as u64;
-            begin.wait();
-            while !writer.is_finished() {
-                size += SMALL_CHUNK as u64;
-                outgrown.push(drive.grow(size).unwrap());
-            }
-        });
-        assert!(!outgrown.is_empty());
-        for chunk in written {
-            assert_eq!(read(&drive, at(chunk), 3), b"new", "chunk {chunk}");
-            assert_eq!(read(&drive, at(CHUNKS / 2 + chunk), 3), [0; 3], "chunk {chunk} was discarded");
-        }
-    }
-}
+mod tests;

@@ -311,6 +311,12 @@ pub struct PatternConfig {
     /// Report the completions of every 10 ms.
     #[serde(default)]
     pub windows: bool,
+    /// Whenever the backend goes, the drive may lose what was not flushed before.
+    #[serde(default)]
+    pub volatile: bool,
+    /// As a driver that does not flush: what is acknowledged is durable.
+    #[serde(default)]
+    pub write_through: bool,
 }
 
 /// The bare ring between two cores.
@@ -404,6 +410,12 @@ impl PatternConfig {
         }
         if !(1..=60_000).contains(&self.reconnect_ms) {
             return Err(LoadError::config("reconnect_ms", "must be between 1 and 60000"));
+        }
+        if self.write_through && self.flush_share > 0 {
+            return Err(LoadError::config(
+                "flush_share",
+                "must be 0 with write_through, which does not flush",
+            ));
         }
         Ok(())
     }

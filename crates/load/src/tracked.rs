@@ -36,6 +36,7 @@ impl Tracked {
             queues: config.queues,
             packed: config.packed,
             event_idx: config.event_idx,
+            write_through: false,
         })?;
         let layout = Layout {
             socket: &config.socket,

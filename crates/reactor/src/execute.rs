@@ -58,6 +58,7 @@ impl<R: VirtRing> RingQueue<R> {
             return self.partial.push_back(head);
         }
         match slot.operation {
+            Operation::Write if slot.syncing => self.settled(head, result, shared),
             Operation::Read | Operation::Write => {
                 // Nothing read or written where something should be: the file ends before the volume does.
                 if result <= 0 {
@@ -83,6 +84,9 @@ impl<R: VirtRing> RingQueue<R> {
                 slot.advance(result as usize, &mut shared.pools);
                 if slot.done < slot.len {
                     return self.partial.push_back(head);
+                }
+                if slot.operation == Operation::Write && self.sync_if_due(head, shared) {
+                    return;
                 }
                 self.complete(head, true, shared);
             }

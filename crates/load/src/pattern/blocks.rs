@@ -110,9 +110,15 @@ pub(super) enum Verdict {
 struct State {
     /// The last write acknowledged; 0: none, or what the block holds is not known since.
     acknowledged: u64,
-    /// The last write made; in flight while it is above `acknowledged`.
+    /// The last write made.
     newest: u64,
+    in_flight: bool,
+    /// The last write that is durable as far as we were told; 0: none.
+    flushed: u64,
 }
+
+/// What a flush makes durable: for each block the write that was acknowledged when it began.
+pub(super) struct Flushed(Vec<u64>);
 
 /// The blocks of one queue: every `stride`th of the span, from `first`.
 pub(super) struct Blocks {
@@ -148,18 +154,42 @@ impl Blocks {
     /// Begins a write of block `index` and puts what it carries into `bytes`; None while one is in flight there.
     pub fn begin_write(&mut self, index: usize, bytes: &mut [u8]) -> Option<u64> {
         let state = &mut self.states[index];
-        if state.newest > state.acknowledged {
+        if state.in_flight {
             return None;
         }
         self.sequence += 1;
         state.newest = self.sequence;
+        state.in_flight = true;
         self.stamp.fill(self.number(index), self.sequence, bytes);
         Some(self.sequence)
     }
 
-    pub fn acknowledge(&mut self, index: usize) {
+    /// `durable`: it was promised to be.
+    pub fn acknowledge(&mut self, index: usize, durable: bool) {
         let state = &mut self.states[index];
         state.acknowledged = state.newest;
+        state.in_flight = false;
+        if durable {
+            state.flushed = state.newest;
+        }
+    }
+
+    /// What a flush that begins now makes durable.
+    pub fn flushing(&self) -> Flushed {
+        Flushed(self.states.iter().map(|state| state.acknowledged).collect())
+    }
+
+    pub fn flushed(&mut self, flushed: &Flushed) {
+        for (state, sequence) in self.states.iter_mut().zip(&flushed.0) {
+            state.flushed = state.flushed.max(*sequence);
+        }
+    }
+
+    /// The drive may have gone back to what it had flushed, or to anything since.
+    pub fn lose_unflushed(&mut self) {
+        for state in &mut self.states {
+            state.acknowledged = state.flushed;
+        }
     }
 
     /// A write ended with an error: the block may hold it, what was before, or part of both.
@@ -174,7 +204,7 @@ impl Blocks {
 
     /// Judges what a read of block `index` returned that was made when the floor was `floor`.
     pub fn check(&self, index: usize, floor: u64, bytes: &[u8]) -> Verdict {
-        let State { acknowledged, newest } = self.states[index];
+        let State { acknowledged, newest, .. } = self.states[index];
         if floor == 0 || acknowledged == 0 {
             return Verdict::Unknown;
         }
@@ -228,7 +258,7 @@ mod tests {
         let mut blocks = Blocks::new(STAMP, 16, 1, 4);
         for _ in 0..2 {
             blocks.begin_write(2, &mut [0; BYTES]).unwrap();
-            blocks.acknowledge(2);
+            blocks.acknowledge(2, false);
         }
         blocks
     }
@@ -253,7 +283,7 @@ mod tests {
         assert_eq!(blocks.begin_write(2, &mut [0; BYTES]), Some(3));
         assert_eq!(blocks.begin_write(2, &mut [0; BYTES]), None);
         assert_eq!(blocks.floor(2), 2);
-        blocks.acknowledge(2);
+        blocks.acknowledge(2, false);
         assert_eq!((blocks.floor(2), blocks.written()), (3, 1));
         assert_eq!(blocks.begin_write(2, &mut [0; BYTES]), Some(4));
     }
@@ -270,9 +300,40 @@ mod tests {
         assert_eq!(blocks.check(2, floor, &content(STAMP, 9, 2)), Verdict::Right);
         assert_eq!(blocks.check(2, floor, &written), Verdict::Right);
         // A read made before the acknowledgement may still return the older one, a later read may not.
-        blocks.acknowledge(2);
+        blocks.acknowledge(2, false);
         assert_eq!(blocks.check(2, floor, &content(STAMP, 9, 2)), Verdict::Right);
         assert!(matches!(blocks.check(2, blocks.floor(2), &content(STAMP, 9, 2)), Verdict::Lost(_)));
+    }
+
+    #[test]
+    fn a_drive_may_go_back_to_what_was_flushed_and_no_further() {
+        let mut blocks = written_twice();
+        let flush = blocks.flushing();
+        for _ in 0..2 {
+            blocks.begin_write(2, &mut [0; BYTES]).unwrap();
+            blocks.acknowledge(2, false);
+        }
+        blocks.flushed(&flush);
+        assert_eq!(blocks.floor(2), 4);
+        blocks.lose_unflushed();
+        assert_eq!(blocks.floor(2), 2);
+        for sequence in 2..=4 {
+            assert_eq!(blocks.check(2, 2, &content(STAMP, 9, sequence)), Verdict::Right);
+        }
+        assert!(matches!(blocks.check(2, 2, &content(STAMP, 9, 1)), Verdict::Lost(_)));
+        blocks.begin_write(2, &mut [0; BYTES]).unwrap();
+        blocks.acknowledge(2, true);
+        blocks.lose_unflushed();
+        assert_eq!(blocks.floor(2), 5);
+    }
+
+    /// Nothing is known of what was never flushed.
+    #[test]
+    fn without_a_flush_all_may_be_lost() {
+        let mut blocks = written_twice();
+        blocks.lose_unflushed();
+        assert_eq!(blocks.check(2, blocks.floor(2), &[0; BYTES]), Verdict::Unknown);
+        assert_eq!(blocks.begin_write(2, &mut [0; BYTES]), Some(3));
     }
 
     #[test]

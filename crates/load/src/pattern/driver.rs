@@ -3,12 +3,14 @@
 //! A queue goes through its phases by itself, since its blocks are its own: load with every slot in flight, drain until
 //! all is answered, check by reading every block that was written, done.
 
+use std::collections::HashMap;
+
 use libc::c_void;
 use virtio_driver::iovec;
 
 use crate::config::PatternConfig;
 use crate::memory::SharedMemory;
-use crate::pattern::blocks::{Blocks, Verdict};
+use crate::pattern::blocks::{Blocks, Flushed, Verdict};
 use crate::pattern::gaps::{Gaps, Pulse};
 use crate::pattern::report::{Counts, Findings};
 use crate::pattern::ring::{Reaped, Ring};
@@ -84,6 +86,8 @@ pub(super) struct Driver<'a> {
     slots: Vec<Slot>,
     free: Vec<u32>,
     stuck: usize,
+    /// What the flushes in flight make durable, by their slots; where what was not flushed may be lost.
+    flushes: HashMap<u32, Flushed>,
     random: Random,
     scratch: Vec<u8>,
     last_progress: u64,
@@ -106,6 +110,7 @@ impl<'a> Driver<'a> {
             slots: slots.collect(),
             free: (0..config.depth as u32).rev().collect(),
             stuck: 0,
+            flushes: HashMap::new(),
             random: Random::new(config.seed ^ (index + 1).wrapping_mul(0x9e37_79b9)),
             scratch: vec![0; config.block_size],
             last_progress: common.started,
@@ -158,6 +163,14 @@ impl<'a> Driver<'a> {
         if broken {
             self.phase = Phase::Done;
         }
+    }
+
+    /// The backend has gone, and with it perhaps what was not flushed. What it completed is in the ring.
+    pub fn lose_unflushed(&mut self, now: u64) {
+        self.reap(now);
+        self.blocks.lose_unflushed();
+        // Those in flight are done again, on what is left.
+        self.flushes.clear();
     }
 
     /// Moves on to the next phase when it is time, and makes the requests that are due.
@@ -310,7 +323,12 @@ impl<'a> Driver<'a> {
         match operation {
             Operation::Read { block, .. } => self.ring.submit(kind::IN, sector(block), &[], &data, slot)?,
             Operation::Write { block, .. } => self.ring.submit(kind::OUT, sector(block), &data, &[], slot)?,
-            Operation::Flush => self.ring.submit(kind::FLUSH, 0, &[], &[], slot)?,
+            Operation::Flush => {
+                if self.common.config.volatile {
+                    self.flushes.insert(slot, self.blocks.flushing());
+                }
+                self.ring.submit(kind::FLUSH, 0, &[], &[], slot)?
+            }
         }
         self.slots[slot as usize] = Slot { operation, submitted: now, stuck: false };
         self.free.pop();
@@ -345,8 +363,14 @@ impl<'a> Driver<'a> {
             }
         } else {
             match operation {
-                Operation::Flush => {}
-                Operation::Write { block, .. } => self.blocks.acknowledge(block),
+                Operation::Flush => {
+                    if let Some(flushed) = self.flushes.remove(&tag) {
+                        self.blocks.flushed(&flushed);
+                    }
+                }
+                Operation::Write { block, .. } => {
+                    self.blocks.acknowledge(block, self.common.config.write_through);
+                }
                 Operation::Read { block, floor } => {
                     self.common.payload.load_into(self.buffer(tag), &mut self.scratch);
                     let verdict = self.blocks.check(block, floor, &self.scratch);

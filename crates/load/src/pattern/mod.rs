@@ -22,7 +22,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
-use virtio_driver::{IovaTranslator, VirtioFeatureFlags, VirtioTransport};
+use virtio_driver::{IovaTranslator, VirtioBlkFeatureFlags, VirtioFeatureFlags, VirtioTransport};
 use vmm_sys_util::eventfd::{EventFd, EFD_CLOEXEC, EFD_NONBLOCK};
 
 use crate::clock::kernel_nanoseconds;
@@ -51,6 +51,7 @@ pub(crate) fn run(config: &PatternConfig) -> Result<PatternReport, LoadError> {
         queues: config.queues,
         packed: config.packed,
         event_idx: config.event_idx,
+        write_through: config.write_through,
     })?;
     if device.read_only {
         return Err(LoadError::config("socket", "leads to a read-only volume; a pattern has to be written"));
@@ -81,6 +82,8 @@ pub(crate) fn run(config: &PatternConfig) -> Result<PatternReport, LoadError> {
         pulse: Pulse::default(),
         running: AtomicUsize::new(0),
         finished: AtomicUsize::new(0),
+        losses: AtomicU64::new(0),
+        reckoned: (0..config.threads).map(|_| AtomicU64::new(0)).collect(),
         changed,
     };
     let common = Common { config, payload: &payload, pulse: &shared.pulse, flush: device.flush, started };
@@ -97,7 +100,7 @@ pub(crate) fn run(config: &PatternConfig) -> Result<PatternReport, LoadError> {
         let spawn = |(index, drivers)| {
             let core = (!config.cores.is_empty()).then(|| config.cores[index % config.cores.len()]);
             let shared = &shared;
-            scope.spawn(move || worker::run(config, shared, core, drivers))
+            scope.spawn(move || worker::run(config, shared, index, core, drivers))
         };
         let threads: Vec<_> = shares.into_iter().enumerate().map(spawn).collect();
         let controlled = control(config, &shared, &mut backend, started);
@@ -130,6 +133,8 @@ pub(crate) struct Probe<'a> {
     pub queues: usize,
     pub packed: bool,
     pub event_idx: bool,
+    /// Leave out what lets a driver flush.
+    pub write_through: bool,
 }
 
 /// What a device offers, with an address translator for each queue.
@@ -144,6 +149,9 @@ pub(crate) fn probe(wanted: Probe<'_>) -> Result<Probed, LoadError> {
     let mut features = understood(wanted.event_idx);
     if wanted.packed {
         features |= VirtioFeatureFlags::RING_PACKED.bits();
+    }
+    if wanted.write_through {
+        features &= !(VirtioBlkFeatureFlags::FLUSH | VirtioBlkFeatureFlags::CONFIG_WCE).bits();
     }
     let transport = connect_for::<RequestArea>(wanted.socket, features)?;
     let device = describe(&transport, wanted.socket)?;
@@ -217,6 +225,9 @@ fn control(
         if events.closed {
             backend.disconnect();
             shared.connected.store(0, Ordering::Release);
+            if config.volatile {
+                lose_unflushed(shared, backend)?;
+            }
             lost = Some(Lost { since: now, attempts: 0, next_attempt: now });
         }
         let Some(gone) = lost.as_mut().filter(|gone| now >= gone.next_attempt) else { continue };
@@ -244,6 +255,17 @@ fn control(
         }
     }
     Ok(outages)
+}
+
+/// Have every queue reckon with the loss of what was not flushed, before anybody completes a request again: from then on a
+/// completion is one of after the loss.
+fn lose_unflushed(shared: &Shared, backend: &Backend) -> Result<(), LoadError> {
+    let losses = shared.losses.fetch_add(1, Ordering::AcqRel) + 1;
+    backend.wake()?;
+    while shared.reckoned.iter().any(|thread| thread.load(Ordering::Acquire) < losses) {
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// A backend that went away.

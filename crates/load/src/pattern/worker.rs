@@ -34,6 +34,10 @@ pub(super) struct Shared {
     pub finished: AtomicUsize,
     /// Signalled with each change of the two.
     pub changed: EventFd,
+    /// How often the drive may have lost what was not flushed.
+    pub losses: AtomicU64,
+    /// How many of them each thread has reckoned with; `u64::MAX` when it has ended.
+    pub reckoned: Vec<AtomicU64>,
 }
 
 /// What a thread brings home.
@@ -45,11 +49,12 @@ pub(super) struct ThreadRecord {
 }
 
 /// Tells that the thread has ended, however it did.
-struct Finished<'a>(&'a Shared);
+struct Finished<'a>(&'a Shared, usize);
 
 impl Drop for Finished<'_> {
     fn drop(&mut self) {
         self.0.finished.fetch_add(1, Ordering::AcqRel);
+        self.0.reckoned[self.1].store(u64::MAX, Ordering::Release);
         // The eventfd is this process's own and its counter far from full.
         let _ = kick(&self.0.changed);
     }
@@ -58,11 +63,12 @@ impl Drop for Finished<'_> {
 pub(super) fn run(
     config: &PatternConfig,
     shared: &Shared,
+    thread: usize,
     core: Option<usize>,
     drivers: Vec<Driver<'_>>,
 ) -> Result<ThreadRecord, LoadError> {
-    let _finished = Finished(shared);
-    let done = drive(config, shared, core, drivers);
+    let _finished = Finished(shared, thread);
+    let done = drive(config, shared, thread, core, drivers);
     if done.is_err() {
         shared.abort.store(true, Ordering::Release);
     }
@@ -72,6 +78,7 @@ pub(super) fn run(
 fn drive(
     config: &PatternConfig,
     shared: &Shared,
+    thread: usize,
     core: Option<usize>,
     mut drivers: Vec<Driver<'_>>,
 ) -> Result<ThreadRecord, LoadError> {
@@ -87,6 +94,13 @@ fn drive(
     }
     while !shared.abort.load(Ordering::Acquire) && drivers.iter().any(|driver| !driver.is_done()) {
         let stop = shared.stop.load(Ordering::Acquire);
+        let losses = shared.losses.load(Ordering::Acquire);
+        if losses > shared.reckoned[thread].load(Ordering::Relaxed) {
+            for driver in drivers.iter_mut().filter(|driver| !driver.is_done()) {
+                driver.lose_unflushed(kernel_nanoseconds());
+            }
+            shared.reckoned[thread].store(losses, Ordering::Release);
+        }
         let mut found = false;
         for driver in drivers.iter_mut().filter(|driver| !driver.is_done()) {
             if driver.ring.has_completed() {

@@ -164,6 +164,19 @@ impl<R: VirtRing> RingQueue<R> {
         unsafe { self.submit(head, entry, shared) };
     }
 
+    /// Have what a write brought made durable, where its own flag does not do that. False when there is nothing to wait for.
+    #[inline(always)]
+    pub(crate) fn sync_if_due(&mut self, head: u16, shared: &mut Shared) -> bool {
+        match self.drive() {
+            Drive::File(drive) if !drive.honours_dsync() && !self.parts.writeback.load(Ordering::Relaxed) => {
+                self.slots[usize::from(head)].syncing = true;
+                self.sync(head, drive.fd(), shared);
+                true
+            }
+            _ => false,
+        }
+    }
+
     /// A step of a discard or of zeroing came back.
     pub(crate) fn range_done(&mut self, head: u16, result: i32, shared: &mut Shared) {
         let drive = self.drive();

@@ -49,12 +49,25 @@ impl Carrier for MappedDrive {
         queue.complete(head, true, shared);
     }
 
+    /// The ragged ends are zeroed in steps, like the data of a write.
     fn discard<R: VirtRing>(&self, head: u16, queue: &mut RingQueue<R>, shared: &mut Shared) {
-        let slot = &queue.slots[usize::from(head)];
-        match self.begin_discard(slot.offset, slot.len) {
-            Ok(Some((from, len))) => queue.fallocate(head, self.fd(), PUNCH, from, len, shared),
-            Ok(None) => queue.complete(head, true, shared),
-            Err(_) => queue.complete(head, false, shared),
+        let slot = &mut queue.slots[usize::from(head)];
+        let discard = self.plan_discard(slot.offset, slot.len);
+        if let Some((from, len)) = discard.ragged(slot.done) {
+            let step = len.min(shared.quota.turn / 2);
+            shared.budget.copied(step);
+            if self.zero(from, step).is_err() {
+                return queue.failed(head, -libc::EIO, shared);
+            }
+            slot.done += step;
+            return queue.partial.push_back(head);
+        }
+        match discard.whole {
+            Some(whole) if self.forget(whole).is_ok() => {
+                queue.fallocate(head, self.fd(), PUNCH, whole.0, whole.1, shared)
+            }
+            Some(_) => queue.failed(head, -libc::EIO, shared),
+            None => queue.complete(head, true, shared),
         }
     }
 
