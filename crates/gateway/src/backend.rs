@@ -126,7 +126,7 @@ impl BackendSpec {
                     Drive::File(FileDrive::open(path, size, block_size, read_only, direct)?)
                 }
             }
-            Self::Rbd { .. } => Drive::Rbd(self.open_image(size, read_only)?),
+            Self::Rbd { incoming, .. } => Drive::Rbd(self.open_image(size, read_only, *incoming)?),
             Self::Null => Drive::Null,
             Self::Faulty { inner, .. } => {
                 if matches!(**inner, Self::Null | Self::Rbd { .. } | Self::Faulty { .. }) {
@@ -138,25 +138,26 @@ impl BackendSpec {
         Ok((drive, self.faults()))
     }
 
-    /// The drive of a process that hands it over: what that has open, with the locks on it.
+    /// The drive of a process that hands it over: what that has open, with the locks on it. `image`: its image, owned.
     pub fn adopt(
         &self,
         state: &VolumeState,
         file: Option<File>,
         presence: Option<&[u8]>,
+        image: Option<Image>,
     ) -> Result<(Drive, Option<Faults>), EngineError> {
         let path = self.path();
-        let drive = match (state.drive.as_str(), file) {
-            ("null", _) => Drive::Null,
-            ("rbd", _) => Drive::Rbd(self.open_image(state.size, state.read_only)?),
-            ("mapped", Some(file)) => {
+        let drive = match (state.drive.as_str(), file, image) {
+            ("null", ..) => Drive::Null,
+            ("rbd", _, Some(image)) => Drive::Rbd(image),
+            ("mapped", Some(file), _) => {
                 Drive::Mapped(MappedDrive::adopt(file, path.cloned(), state.size, presence)?)
             }
-            ("file", Some(file)) => {
+            ("file", Some(file), _) => {
                 let path = path.cloned().unwrap_or_default();
                 Drive::File(FileDrive::adopt(file, &path, state.size, state.block_size, state.read_only)?)
             }
-            (other, _) => {
+            (other, ..) => {
                 return Err(EngineError::Handover(format!(
                     "volume {:?} comes without its {other}",
                     state.name
@@ -176,25 +177,43 @@ impl BackendSpec {
         }
     }
 
-    fn open_image(&self, size: u64, read_only: bool) -> Result<Image, EngineError> {
-        let Self::Rbd { conf, user, keyring, pool, namespace, image, epoch, predecessors, incoming } = self
-        else {
-            return Err(EngineError::Handover(format!(
-                "a volume on {} is handed over as an image",
-                self.kind()
-            )));
+    /// The cluster of an image.
+    pub fn cluster(&self) -> Result<ClusterSpec, EngineError> {
+        match self {
+            Self::Rbd { conf, user, keyring, .. } => {
+                Ok(ClusterSpec { conf: conf.clone(), user: user.clone(), keyring: keyring.clone() })
+            }
+            _ => Err(self.no_image()),
+        }
+    }
+
+    /// Open the image; `incoming`: without its lock.
+    pub fn open_image(&self, size: u64, read_only: bool, incoming: bool) -> Result<Image, EngineError> {
+        let Self::Rbd { pool, namespace, image, epoch, predecessors, .. } = self else {
+            return Err(self.no_image());
         };
-        let cluster = ClusterSpec { conf: conf.clone(), user: user.clone(), keyring: keyring.clone() };
         let spec = ImageSpec {
             pool: pool.clone(),
             namespace: namespace.clone(),
             image: image.clone(),
             epoch: *epoch,
             predecessors: predecessors.clone(),
-            incoming: *incoming,
+            incoming,
         };
-        let open = || Image::open(&Cluster::shared(&cluster)?, &spec, size, read_only);
-        open().map_err(|error| DriveError::from(error).into())
+        let cluster = Cluster::shared(&self.cluster()?).map_err(DriveError::from)?;
+        Ok(Image::open(&cluster, &spec, size, read_only).map_err(DriveError::from)?)
+    }
+
+    /// Take the lock of an image that is open without.
+    pub fn own_image(&self, image: &Image) -> Result<(), EngineError> {
+        let Self::Rbd { epoch, predecessors, .. } = self else {
+            return Err(self.no_image());
+        };
+        Ok(image.own(*epoch, predecessors).map_err(DriveError::from)?)
+    }
+
+    fn no_image(&self) -> EngineError {
+        EngineError::Handover(format!("a volume on {} is handed over as an image", self.kind()))
     }
 
     fn faults(&self) -> Option<Faults> {

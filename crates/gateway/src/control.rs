@@ -56,6 +56,8 @@ const TOKEN_FIRST: u64 = 16;
 pub struct OpenVolume {
     pub volume: Arc<Volume>,
     pub spec: VolumeSpec,
+    /// The lock of its image is, or may be, another process's: nothing of it runs.
+    pub held: bool,
 }
 
 /// What the watchdog sees of the control thread. Odd while it works.
@@ -228,6 +230,13 @@ impl Control {
         self.next_attachment += 1;
         self.attachments.insert(id, attachment);
         Ok(id)
+    }
+
+    /// A handover is under way that this attachment is a part of: nothing starts there, and nobody is listened to.
+    pub fn rests(&self, id: u64) -> bool {
+        let held =
+            |attachment: &Attachment| self.volumes.get(attachment.volume.name()).is_some_and(|o| o.held);
+        self.frozen || self.attachments.get(&id).is_some_and(held)
     }
 
     /// A volume was incoming and is ours: the queues that wait for that start.

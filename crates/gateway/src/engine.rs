@@ -197,6 +197,13 @@ impl Engine {
         receiver.recv().map_err(|_| EngineError::Stopped)
     }
 
+    /// For threads that tell the control thread something later.
+    pub(crate) fn caller(&self) -> Result<Caller, EngineError> {
+        let calls = self.calls.lock().unwrap_or_else(|e| e.into_inner());
+        let calls = calls.clone().ok_or(EngineError::Stopped)?;
+        Ok(Caller { calls, bell: self.bell.clone() })
+    }
+
     fn post(&self, call: Call) -> Result<(), EngineError> {
         let calls = self.calls.lock().unwrap_or_else(|e| e.into_inner());
         calls.as_ref().and_then(|calls| calls.send(call).ok()).ok_or(EngineError::Stopped)?;
@@ -223,7 +230,7 @@ impl Engine {
         self.call(move |control| match control.volumes.get(volume.name()) {
             Some(_) => Err(EngineError::VolumeExists(volume.name().into())),
             None => {
-                control.volumes.insert(volume.name().into(), OpenVolume { volume, spec });
+                control.volumes.insert(volume.name().into(), OpenVolume { volume, spec, held: false });
                 Ok(())
             }
         })?
@@ -296,6 +303,9 @@ impl Engine {
             let mut all = control.attachments.values().filter(|one| one.volume.name() == name);
             if !all.all(|attachment| attachment.frontends.iter().all(Live::at_rest)) {
                 return Err(EngineError::QueuesRun(name));
+            }
+            if control.volumes.get(&name).is_some_and(|open| open.held) {
+                return Err(EngineError::Held(name));
             }
             resting.set_incoming(true);
             Ok(())

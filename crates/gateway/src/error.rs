@@ -64,6 +64,8 @@ pub enum EngineError {
     TwoFrontends(String),
     #[error("volume {0:?} waits for no guest of another host; attach it as incoming first")]
     NotIncoming(String),
+    #[error("volume {0:?} waits for its cluster since an upgrade that failed; try again when it is served")]
+    Held(String),
     #[error("queues of volume {0:?} run; stop its guest first")]
     QueuesRun(String),
     #[error("volume {0:?} is on storage of this host alone, which no other can own")]
@@ -121,6 +123,7 @@ impl EngineError {
             Self::Attached(_)
             | Self::NotIncoming(_)
             | Self::QueuesRun(_)
+            | Self::Held(_)
             | Self::Connected(_)
             | Self::TwoFrontends(_)
             | Self::LastReactor { .. }

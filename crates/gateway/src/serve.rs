@@ -34,7 +34,7 @@ impl Control {
 
     /// Somebody wants to connect. While a frontend is being seen off, whoever comes next waits in the backlog.
     pub fn accept(&mut self, id: u64) {
-        let Some(attachment) = self.attachments.get(&id).filter(|_| !self.frozen) else { return };
+        let Some(attachment) = self.attachments.get(&id).filter(|_| !self.rests(id)) else { return };
         let gone: Vec<u64> = attachment
             .frontends
             .iter()
@@ -108,10 +108,7 @@ impl Control {
     /// A frontend's turn: handle its messages until there are no more, or one has to wait.
     pub fn serve(&mut self, session: u64) {
         for _ in 0..MESSAGES_A_TURN {
-            if self.frozen {
-                return;
-            }
-            let Some(id) = self.owner(session) else { return };
+            let Some(id) = self.owner(session).filter(|id| !self.rests(*id)) else { return };
             let Some(live) = self.attachments.get_mut(&id).and_then(|a| a.frontend(session)) else { return };
             if live.closing {
                 if live.quieten(Quiet::All, false, &mut self.reactors) {
@@ -196,7 +193,7 @@ impl Control {
             let Some(Incoming { header, .. }) = live.pending.take() else { return };
             self.refuse(session, header.request, header.need_reply(), &SessionError::Cache { source });
         }
-        if self.frozen {
+        if self.owner(session).is_some_and(|id| self.rests(id)) {
             return self.tell_quiet();
         }
         self.serve(session);
@@ -255,7 +252,7 @@ impl Control {
 
     /// Run every vring of an attachment that may run and does not.
     pub fn start_rings(&mut self, id: u64) {
-        if self.frozen {
+        if self.rests(id) {
             return;
         }
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
@@ -382,7 +379,7 @@ impl Control {
                     .attachments
                     .get_mut(&id)
                     .is_some_and(|attachment| attachment.ring_stopped(queue, reactor, &mut self.reactors));
-                if self.frozen {
+                if self.rests(id) {
                     return self.tell_quiet();
                 }
                 if rests {

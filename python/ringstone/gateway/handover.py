@@ -140,7 +140,7 @@ class HandoverServer(threading.Thread):
         self._events.say(
             "info",
             f"Handed {report.volumes} volumes over to release {report.version}; their requests paused for "
-            f"{report.stall_ns / 1e6:.1f} ms, {report.drain_ns / 1e6:.1f} of them to finish what was in flight.",
+            f"{report.stall_ns / 1e6:.1f} ms, {report.drain_ns / 1e6:.1f} of them to come to rest.",
         )
 
     def _refused(self, error: Exception) -> None:

@@ -7,13 +7,16 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 
+use ringstone_rbd::Image;
 use ringstone_reactor::Ring;
-use ringstone_vhost_user::{Connection, Descriptors, Link, Session};
+use ringstone_vhost_user::{Connection, Descriptors, Link, Message, Session};
 use ringstone_volume::Volume;
 
 use super::format::{
-    kind, AttachmentState, FrontendState, Greeting, HandoverState, Refused, Serving, VolumeState, FORMAT,
+    kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Refused, Serving,
+    VolumeState, FORMAT,
 };
+use super::images::{self, Images};
 use super::{monotonic_ns, ANSWER};
 use crate::attachment::Attachment;
 use crate::control::{frontend_event, Control, OpenVolume};
@@ -50,11 +53,11 @@ impl Takeover {
     /// It does not answer or hands over in a format of another time.
     pub fn greet(stream: UnixStream, version: &str) -> Result<Self, EngineError> {
         let mut link = Link::new(stream, ANSWER).map_err(failed)?;
-        let hello = Greeting { version: version.into(), formats: vec![FORMAT], descriptors: 0 };
+        let hello = Greeting { version: version.into(), formats: vec![FORMAT], descriptors: 0, images: true };
         let body = serde_json::to_vec(&hello).map_err(failed)?;
         link.send(kind::HELLO, &body, std::iter::empty()).map_err(failed)?;
-        let (body, _) = next(&mut link, kind::WELCOME)?;
-        let welcome: Greeting = serde_json::from_slice(&body).map_err(failed)?;
+        let welcome = next(&mut link, kind::WELCOME)?;
+        let welcome: Greeting = serde_json::from_slice(&welcome.body).map_err(failed)?;
         // Twice what the old process has: mappings, io_urings and duplicates come on top.
         descriptors::make_room((2 * welcome.descriptors).max(descriptors::AT_START));
         Ok(Self { link, old_version: welcome.version })
@@ -94,6 +97,17 @@ impl Takeover {
         }
     }
 
+    /// Own the images of clusters, while the old process serves all other volumes.
+    fn own_images(&mut self, body: &[u8]) -> Result<Images, EngineError> {
+        let state: ImagesState = serde_json::from_slice(body).map_err(failed)?;
+        let images = images::open(&state.volumes)?;
+        self.link.send(kind::OPENED, b"", std::iter::empty()).map_err(failed)?;
+        next(&mut self.link, kind::FREE)?;
+        let images = images::own(images, &state.volumes)?;
+        self.link.send(kind::OWNED, b"", std::iter::empty()).map_err(failed)?;
+        Ok(images)
+    }
+
     #[expect(clippy::type_complexity, reason = "what came over, used once above")]
     fn install(
         &mut self,
@@ -102,16 +116,30 @@ impl Takeover {
         self.link.send(kind::READY, b"", std::iter::empty()).map_err(failed)?;
         // As long as the requests in flight of the old one take.
         self.link.set_limit(ANSWER * 6).map_err(failed)?;
-        let (body, fds) = next(&mut self.link, kind::STATE)?;
+        let mut message = hear(&mut self.link)?;
+        let mut images = Images::new();
+        if message.kind == kind::IMAGES {
+            images = self.own_images(&message.body)?;
+            message = hear(&mut self.link)?;
+        }
+        let Message { body, fds, .. } = only(message, kind::STATE)?;
         self.link.set_limit(ANSWER).map_err(failed)?;
         let state = HandoverState::parse(&body).map_err(failed)?;
         let mut fds = Descriptors::new(fds);
+        // From a release that hands over all at once.
+        let late = |volume: &&VolumeState| volume.drive == "rbd" && !images.contains_key(&volume.name);
+        let late: Vec<VolumeState> = state.volumes.iter().filter(late).cloned().collect();
+        images.extend(images::own(images::open(&late)?, &late)?);
         let mut extras = Vec::new();
         for (name, place) in &state.extras {
             extras.push((name.clone(), fds.take(*place).map_err(failed)?));
         }
         let build = state.clone();
-        let installed = engine.call(move |control| control.install(&build, &mut fds))?;
+        let (installed, left) = engine.call(move |control| {
+            let installed = control.install(&build, &mut fds, &mut images);
+            (installed, images)
+        })?;
+        images::close(left);
         let told = installed.and_then(|()| {
             self.link.send(kind::INSTALLED, b"", std::iter::empty()).map_err(failed)?;
             next(&mut self.link, kind::GO)
@@ -134,24 +162,37 @@ impl Takeover {
     }
 }
 
-fn next(link: &mut Link, wanted: u32) -> Result<(Vec<u8>, Vec<OwnedFd>), EngineError> {
+fn hear(link: &mut Link) -> Result<Message, EngineError> {
     let message = link.receive().map_err(|error| failed(format!("the running gateway: {error}")))?;
     if message.kind == kind::REFUSED {
         let refused: Refused = serde_json::from_slice(&message.body).map_err(failed)?;
         return Err(failed(refused.reason));
     }
+    Ok(message)
+}
+
+fn next(link: &mut Link, wanted: u32) -> Result<Message, EngineError> {
+    only(hear(link)?, wanted)
+}
+
+fn only(message: Message, wanted: u32) -> Result<Message, EngineError> {
     if message.kind != wanted {
         return Err(failed(format!("the running gateway said {} where {wanted} must come", message.kind)));
     }
-    Ok((message.body, message.fds))
+    Ok(message)
 }
 
 impl Control {
     /// Build all of `state`, and run nothing of it yet.
-    fn install(&mut self, state: &HandoverState, fds: &mut Descriptors) -> Result<(), EngineError> {
+    fn install(
+        &mut self,
+        state: &HandoverState,
+        fds: &mut Descriptors,
+        images: &mut Images,
+    ) -> Result<(), EngineError> {
         self.frozen = true;
         for volume in &state.volumes {
-            let open = resume_volume(volume, fds)?;
+            let open = resume_volume(volume, fds, images.remove(&volume.name))?;
             self.volumes.insert(volume.name.clone(), open);
         }
         for attachment in &state.attachments {
@@ -214,13 +255,17 @@ fn resume_frontend(
     Ok(Live::new(id, session, connection, attachment.queues))
 }
 
-fn resume_volume(state: &VolumeState, fds: &mut Descriptors) -> Result<OpenVolume, EngineError> {
+fn resume_volume(
+    state: &VolumeState,
+    fds: &mut Descriptors,
+    image: Option<Image>,
+) -> Result<OpenVolume, EngineError> {
     let mut take = |place: Option<usize>| {
         place.map(|place| fds.take(place)).transpose().map_err(failed).map(|fd| fd.map(File::from))
     };
     let (file, presence) = (take(state.fd)?, take(state.presence)?);
     let presence = presence.map(read_all).transpose().map_err(failed)?;
-    let (drive, faults) = state.backend.adopt(state, file, presence.as_deref())?;
+    let (drive, faults) = state.backend.adopt(state, file, presence.as_deref(), image)?;
     let spec = VolumeSpec {
         name: state.name.clone(),
         backend: state.backend.clone(),
@@ -238,7 +283,7 @@ fn resume_volume(state: &VolumeState, fds: &mut Descriptors) -> Result<OpenVolum
         drive,
         faults,
     )?;
-    Ok(OpenVolume { volume: Arc::new(volume), spec })
+    Ok(OpenVolume { volume: Arc::new(volume), spec, held: false })
 }
 
 fn read_all(mut file: File) -> std::io::Result<Vec<u8>> {

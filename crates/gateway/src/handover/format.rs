@@ -26,6 +26,10 @@ pub mod kind {
     pub const GO: u32 = 6;
     pub const SERVING: u32 = 7;
     pub const REFUSED: u32 = 8;
+    pub const IMAGES: u32 = 9;
+    pub const OPENED: u32 = 10;
+    pub const FREE: u32 = 11;
+    pub const OWNED: u32 = 12;
 }
 
 /// HELLO, from the new process; WELCOME, from the old one.
@@ -37,6 +41,15 @@ pub struct Greeting {
     /// Of the old process, how many file descriptors it has open: what the new one makes room for.
     #[serde(default)]
     pub descriptors: usize,
+    /// Of the new process: it takes images over before the rest.
+    #[serde(default)]
+    pub images: bool,
+}
+
+/// IMAGES: volumes on images of a cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImagesState {
+    pub volumes: Vec<VolumeState>,
 }
 
 /// REFUSED, from either.

@@ -6,22 +6,20 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{channel, Sender};
 use std::time::Duration;
 
-use ringstone_blockdev::Drive;
-use ringstone_rbd::Image;
-use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
-use ringstone_volume::Volume;
-
 use super::format::{
-    kind, AttachmentState, FrontendState, Greeting, HandoverState, Refused, Serving, VolumeState, FORMAT,
+    kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Refused, Serving,
+    VolumeState, FORMAT,
 };
+use super::images::{Lent, LET_GO, OPEN, OWN};
 use super::{monotonic_ns, ANSWER};
 use crate::attachment::Attachment;
 use crate::control::{Control, OpenVolume};
 use crate::descriptors;
 use crate::engine::Engine;
 use crate::error::EngineError;
-use crate::events::Level;
 use crate::frontend::Live;
+use ringstone_blockdev::Drive;
+use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
 
 /// How long the new process may take to start: Python, reactors, and the first look at its state.
 const START: Duration = Duration::from_secs(120);
@@ -34,7 +32,7 @@ pub struct HandedOver {
     pub volumes: usize,
     /// From the first vring told to stop until the last was with its new reactor.
     pub stall_ns: u64,
-    /// Of it, until everything in flight was done.
+    /// Of it, until everything was at rest, and images were the other's.
     pub drain_ns: u64,
 }
 
@@ -89,22 +87,32 @@ impl Engine {
             refuse(&mut link, &reason);
             return Err(failed(reason));
         }
-        let welcome =
-            Greeting { version: version.into(), formats: vec![FORMAT], descriptors: descriptors::open() };
+        let welcome = Greeting {
+            version: version.into(),
+            formats: vec![FORMAT],
+            descriptors: descriptors::open(),
+            images: true,
+        };
         let body = serde_json::to_vec(&welcome).map_err(failed)?;
         link.send(kind::WELCOME, &body, std::iter::empty()).map_err(failed)?;
         expect(&mut link, kind::READY)?;
         // All that goes over is duplicated once, and the bitmaps of drives come on top.
         descriptors::make_room((3 * descriptors::open()).max(descriptors::AT_START));
 
-        let stopped_ns = monotonic_ns();
-        let outcome = self.hand_over_stopped(&mut link, version, extras, drain, stopped_ns);
+        let mut lent = Lent::none();
+        let outcome = self
+            .lend_images(&mut link, &mut lent, hello.images, drain)
+            .and_then(|stopped_ns| self.hand_over_stopped(&mut link, version, extras, drain, stopped_ns));
         match outcome {
             Ok(mut done) => {
+                lent.handed_over();
                 done.version = hello.version;
                 Ok(done)
             }
-            Err(error @ EngineError::HandedOver(_)) => Err(error),
+            Err(error @ EngineError::HandedOver(_)) => {
+                lent.handed_over();
+                Err(error)
+            }
             Err(error) => {
                 // It hears of it, or is gone.
                 refuse(&mut link, &error.to_string());
@@ -112,6 +120,42 @@ impl Engine {
                 Err(error)
             }
         }
+    }
+
+    /// Have the new process own the images of clusters, while all other volumes are served. When the first vring was told to
+    /// stop, in ns of CLOCK_MONOTONIC. `before`: it can do that before it has the rest.
+    fn lend_images(
+        &self,
+        link: &mut Link,
+        lent: &mut Lent,
+        before: bool,
+        drain: Duration,
+    ) -> Result<u64, EngineError> {
+        let images = self.call(|control| control.images())??;
+        if images.is_empty() {
+            return Ok(monotonic_ns());
+        }
+        if before {
+            let volumes = self.call(|control| control.save_images())??;
+            let body = serde_json::to_vec(&ImagesState { volumes }).map_err(failed)?;
+            link.send(kind::IMAGES, &body, std::iter::empty()).map_err(failed)?;
+            link.set_limit(OPEN + ANSWER).map_err(failed)?;
+            expect(link, kind::OPENED)?;
+        }
+        let stopped_ns = monotonic_ns();
+        let (quiet, at_rest) = channel();
+        self.call(move |control| control.hold_images(quiet))?;
+        if at_rest.recv_timeout(drain).is_err() {
+            self.call(Control::release_images)?;
+            return Err(not_drained(drain));
+        }
+        lent.let_go(&images, &self.caller()?)?;
+        if before {
+            link.send(kind::FREE, b"", std::iter::empty()).map_err(failed)?;
+            link.set_limit(OWN + ANSWER).map_err(failed)?;
+            expect(link, kind::OWNED)?;
+        }
+        Ok(stopped_ns)
     }
 
     fn hand_over_stopped(
@@ -124,9 +168,7 @@ impl Engine {
     ) -> Result<HandedOver, EngineError> {
         let (quiet, at_rest) = channel();
         self.call(move |control| control.freeze(quiet))?;
-        at_rest.recv_timeout(drain).map_err(|_| {
-            failed(format!("requests in flight were not done within {} s", drain.as_secs_f64()))
-        })?;
+        at_rest.recv_timeout(drain).map_err(|_| not_drained(drain))?;
         let drain_ns = monotonic_ns() - stopped_ns;
         let version = version.to_owned();
         let (state, fds) = self.call(move |control| control.save(version, stopped_ns, &extras))??;
@@ -150,20 +192,28 @@ impl Engine {
 
     /// Let go of everything that was handed over: no socket is removed, no frontend is told. Ends the engine.
     pub fn abandon(&self) {
-        // The control thread may have ended; then there is nothing left to let go of.
-        let _ = self.call(|control| {
+        let gone = self.call(|control| {
             control.attachments.clear();
-            control.volumes.clear();
+            std::mem::take(&mut control.volumes)
         });
+        // The control thread may have ended; then there is nothing left to let go of.
+        if let Ok(volumes) = gone {
+            let (done, closed) = channel();
+            let close = move || {
+                drop(volumes);
+                let _ = done.send(());
+            };
+            // A cluster may take long to close an image; what is left then goes with the process.
+            if std::thread::Builder::new().name("close".into()).spawn(close).is_ok() {
+                let _ = closed.recv_timeout(LET_GO);
+            }
+        }
         self.stop();
     }
 }
 
-fn image_of(volume: &Volume) -> Option<&Image> {
-    match volume.drive() {
-        Drive::Rbd(image) => Some(image),
-        _ => None,
-    }
+fn not_drained(drain: Duration) -> EngineError {
+    failed(format!("requests in flight were not done within {} s", drain.as_secs_f64()))
 }
 
 fn refuse(link: &mut Link, reason: &str) {
@@ -176,17 +226,33 @@ impl Control {
     /// Bring every vring to rest and listen to nobody; `quiet` hears when all is at rest.
     pub fn freeze(&mut self, quiet: Sender<()>) {
         self.frozen = true;
-        for live in self.attachments.values_mut().flat_map(|attachment| &mut attachment.frontends) {
-            live.quieten(Quiet::All, false, &mut self.reactors);
+        self.rest(quiet);
+    }
+
+    /// Bring the vrings of every attachment that is to rest to that; `quiet` hears when they are.
+    pub fn rest(&mut self, quiet: Sender<()>) {
+        for id in self.resting() {
+            let Some(attachment) = self.attachments.get_mut(&id) else { continue };
+            for live in &mut attachment.frontends {
+                live.quieten(Quiet::All, false, &mut self.reactors);
+            }
         }
         self.quiet = Some(quiet);
         self.tell_quiet();
     }
 
-    /// Tell whoever waits for it that everything is at rest, if it is, and no message waits for the drive any more.
+    fn resting(&self) -> Vec<u64> {
+        self.attachments.keys().copied().filter(|id| self.rests(*id)).collect()
+    }
+
+    /// Tell whoever waits for it that all that is to rest does, if it does, and no message waits for the drive any more.
     pub fn tell_quiet(&mut self) {
-        let mut all = self.attachments.values().flat_map(|attachment| &attachment.frontends);
-        if self.quiet.is_some() && all.all(Live::at_rest) && self.finish_pending() {
+        if self.quiet.is_none() {
+            return;
+        }
+        let resting = self.resting();
+        let mut all = resting.iter().filter_map(|id| self.attachments.get(id)).flat_map(|one| &one.frontends);
+        if all.all(Live::at_rest) && self.finish_pending(&resting) {
             if let Some(quiet) = self.quiet.take() {
                 // Whoever waited gave up: it thaws us.
                 let _ = quiet.send(());
@@ -196,8 +262,8 @@ impl Control {
 
     /// Messages that waited for vrings to rest, and frontends that were being seen off: both can be done with now. False while
     /// the drive is still asked to make durable what one of the messages needs durable.
-    fn finish_pending(&mut self) -> bool {
-        let all = self.attachments.values().flat_map(|attachment| &attachment.frontends);
+    fn finish_pending(&mut self, resting: &[u64]) -> bool {
+        let all = resting.iter().filter_map(|id| self.attachments.get(id)).flat_map(|one| &one.frontends);
         let sessions: Vec<(u64, bool)> = all.map(|live| (live.id, live.closing)).collect();
         let mut done = true;
         for (session, closing) in sessions {
@@ -210,40 +276,33 @@ impl Control {
         done
     }
 
-    /// Go on as before the freeze.
+    /// Go on as before the freeze; a volume that is held for its image goes on when that is back.
     pub fn thaw(&mut self) {
         self.frozen = false;
         self.quiet = None;
-        self.retake_images();
         let ids: Vec<u64> = self.attachments.keys().copied().collect();
         for id in ids {
-            self.start_rings(id);
-            self.rearm_listener(id);
-            let sessions: Vec<u64> = self
-                .attachments
-                .get(&id)
-                .map(|attachment| attachment.frontends.iter().map(|live| live.id).collect())
-                .unwrap_or_default();
-            for session in sessions {
-                self.serve(session);
-            }
+            self.wake(id);
         }
     }
 
-    /// Locks that were let go for a handover that did not come about. A volume whose lock is gone is served no more.
-    fn retake_images(&mut self) {
-        let ours = |open: &&OpenVolume| !open.volume.is_fenced() && !open.volume.is_incoming();
-        for open in self.volumes.values().filter(ours) {
-            let Some(image) = image_of(&open.volume) else { continue };
-            if let Err(error) = image.retake() {
-                open.volume.fence();
-                self.events.log(
-                    Level::Error,
-                    open.volume.name(),
-                    format!("it is not served any more: {error}"),
-                );
-            }
+    /// An attachment goes on behind a rest, if it is over.
+    pub fn wake(&mut self, id: u64) {
+        if self.rests(id) {
+            return;
         }
+        self.start_rings(id);
+        self.rearm_listener(id);
+        let Some(attachment) = self.attachments.get(&id) else { return };
+        let sessions: Vec<u64> = attachment.frontends.iter().map(|live| live.id).collect();
+        for session in sessions {
+            self.serve(session);
+        }
+    }
+
+    fn save_images(&self) -> Result<Vec<VolumeState>, EngineError> {
+        let images = self.volumes.values().filter(|open| matches!(open.volume.drive(), Drive::Rbd(_)));
+        images.map(|open| save_volume(open, &mut Descriptors::default())).collect()
     }
 
     fn save(
@@ -252,16 +311,7 @@ impl Control {
         stopped_ns: u64,
         extras: &[(String, OwnedFd)],
     ) -> Result<(HandoverState, Descriptors), EngineError> {
-        if let Some(open) = self.volumes.values().find(|open| open.volume.is_incoming()) {
-            return Err(failed(format!(
-                "volume {:?} waits for its guest from another host; try again when it has come",
-                open.volume.name()
-            )));
-        }
         let mut fds = Descriptors::default();
-        for image in self.volumes.values().filter_map(|open| image_of(&open.volume)) {
-            image.let_go().map_err(failed)?;
-        }
         let mut volumes =
             self.volumes.values().map(|v| save_volume(v, &mut fds)).collect::<Result<Vec<_>, _>>()?;
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -290,7 +340,7 @@ impl Control {
 }
 
 fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, EngineError> {
-    let OpenVolume { volume, spec } = open;
+    let OpenVolume { volume, spec, .. } = open;
     let drive = volume.drive();
     let presence = match drive {
         Drive::Mapped(mapped) => {
