@@ -168,6 +168,56 @@ def test_the_data_path_does_not_need_etcd(lab: Lab, manager: RemoteClient, disk:
         assert [volume.name for volume in manager.volumes()] == ["disk"]
 
 
+def restarted(lab: Lab, name: str) -> None:
+    """Its gateway dies and is started again."""
+    lab.hosts[name].kill()
+    lab.hosts[name].forget_starts()
+    lab.hosts[name].start()
+
+
+@contextmanager
+def etcd_dead(lab: Lab) -> Iterator[None]:
+    for member in range(len(lab.etcd.members)):
+        lab.etcd.kill(member)
+    try:
+        yield
+    finally:
+        lab.etcd.restart_all()
+
+
+def test_a_start_does_not_need_etcd(lab: Lab, manager: RemoteClient, disk: models.Attachment) -> None:
+    """The cluster grants the host its epoch, and shuts the dead process out."""
+    with loaded(disk):
+        with etcd_dead(lab):
+            for _ in range(2):
+                restarted(lab, "a")
+                wait_for_progress(lab)
+        wait_for("the host to be back", lambda: manager.health().status == "ok")
+        # Whoever takes over knows whom to shut out.
+        wait_for_progress(lab)
+    assert manager.attach("disk", host="b", take_over=True).host == "b"
+    manager.detach("disk")
+
+
+def test_a_start_without_etcd_serves_nothing_that_was_taken_over(
+    lab: Lab, manager: RemoteClient, disk: models.Attachment
+) -> None:
+    lab.hosts["a"].kill()
+    taken = manager.attach("disk", host="b", queues=2, take_over=True)
+    with loaded(taken):
+        with etcd_dead(lab):
+            lab.hosts["a"].forget_starts()
+            lab.hosts["a"].start()
+            with lab.hosts["a"].client() as at_a:
+                [refused] = at_a.attachments()
+                assert refused.state == "failed"
+                assert refused.reason is not None
+                assert "does not own the volume any more" in refused.reason
+        wait_for("the hosts to be back", lambda: manager.health().status == "ok")
+        with lab.hosts["a"].client() as at_a:
+            assert [one.host for one in at_a.attachments()] == ["b"]
+
+
 def run_without_etcd(lab: Lab) -> None:
     """If it waited for etcd, this would wait in vain: etcd comes back behind it."""
     for _ in range(4):

@@ -13,6 +13,7 @@ from ringstone.errors import UnreachableError
 from ringstone.gateway.handover import Upgrade
 from ringstone.gateway.service import Service
 from ringstone.store import Store
+from ringstone.store.settings import is_away
 from ringstone.units import utc
 from ringstone.version import version
 
@@ -76,7 +77,10 @@ def look_at(service: Service) -> models.Health:
 
 
 def _troubles(service: Service) -> list[str]:
-    reasons = [
+    reasons = []
+    if is_away(service.store):
+        reasons.append("What this host owned is served, but etcd has not answered since the gateway's start.")
+    reasons += [
         f"Pool {pool.name} has failed: {pool.reason}"
         for pool in (pool_view(service, record) for record in service.store.pools())
         if pool.state == "failed"

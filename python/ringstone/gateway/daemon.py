@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
@@ -38,11 +39,12 @@ from ringstone.gateway.identity import this_host
 from ringstone.gateway.logs import set_up_logging
 from ringstone.gateway.membership import Membership
 from ringstone.gateway.notify import watchdog_address
+from ringstone.gateway.rejoin import rejoin
 from ringstone.gateway.service import Service
 from ringstone.gateway.starts import Starts, hold_back
 from ringstone.stopping import hold_stop_signals
 from ringstone.store import Store
-from ringstone.store.settings import check_store, open_store
+from ringstone.store.settings import check_store, is_away, open_store
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -96,7 +98,8 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
         membership = None
         if config.etcd is not None:
             # First: what another machine of the same name serves must not be taken for this one's.
-            membership = Membership(service, this_host(config, usable_cores))
+            rejoining = partial(rejoin, service) if is_away(begun.store) else None
+            membership = Membership(service, this_host(config, usable_cores), rejoin=rejoining)
             stack.callback(membership.stop)
             membership.start(serving=begun.arrival is not None)
         if begun.arrival is not None:
@@ -130,7 +133,7 @@ def _start(config: GatewayConfig, starts: Starts, stack: ExitStack) -> _Begun | 
     # From here on guests are served, so a stop waits until the API's loop can do it in order.
     hold_stop_signals()
     _leave_cores_to_reactors(config)
-    store = open_store(config.database, config.host, config.etcd)
+    store = open_store(config.database, config.host, config.etcd, memory=config.state_dir / "owned.json")
     stack.callback(store.close)
     engine = Engine(
         config.cores, idle_us=config.idle_us, stats_path=config.stats_path, balance=config.balance
@@ -151,7 +154,7 @@ def _take_over(config: GatewayConfig, stack: ExitStack) -> _Begun:
     stack.callback(arrival.engine.stop)
     locks = adopt_locks(config, arrival)
     take_over_stderr(arrival)
-    store = open_store(config.database, config.host, config.etcd)
+    store = open_store(config.database, config.host, config.etcd, memory=config.state_dir / "owned.json")
     stack.callback(store.close)
     return _Begun(arrival.engine, store, locks, _tcp_listener(config, arrival), arrival)
 

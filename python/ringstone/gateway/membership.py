@@ -22,7 +22,16 @@ log = logging.getLogger("ringstone.gateway")
 class Membership:
     """Two threads until stop(): one from start() on, the other one from follow() on."""
 
-    def __init__(self, service: Service, host: HostRecord, *, lease_s: int = LEASE_SECONDS) -> None:
+    def __init__(
+        self,
+        service: Service,
+        host: HostRecord,
+        *,
+        lease_s: int = LEASE_SECONDS,
+        rejoin: Callable[[], None] | None = None,
+    ) -> None:
+        """`rejoin`: where the state is away, called until it has come back; nothing is announced before."""
+        self._rejoin = rejoin
         self._service = service
         self._host = host
         self._lease_s = lease_s
@@ -38,11 +47,11 @@ class Membership:
     def start(self, *, serving: bool = False) -> None:
         """Raises what the first announcement does: another machine may have this host's name. While guests are served
         already, that is only told."""
-        if serving:
+        if self._rejoin is None and serving:
             reason = self._attempt(self._say)
             if reason is not None:
                 self._service.events.say("warning", f"This host was not announced: {reason}")
-        else:
+        elif self._rejoin is None:
             self._say()
         self._threads[0].start()
 
@@ -66,7 +75,11 @@ class Membership:
     def _announce(self) -> None:
         trouble: str | None = None
         while not self._stop.wait(self._lease_s / 3):
-            now = self._attempt(self._say) or self._attempt(self._service.take_back_fenced)
+            now = (
+                self._attempt(self._come_back)
+                or self._attempt(self._say)
+                or self._attempt(self._service.take_back_fenced)
+            )
             if now is not None and now != trouble:
                 self._service.events.say(
                     "warning", f"{now} What is attached is served all the same; nothing can be changed."
@@ -74,6 +87,11 @@ class Membership:
             if now is None and trouble is not None:
                 self._service.events.say("info", "The cluster's state is within reach again.")
             trouble = now
+
+    def _come_back(self) -> None:
+        if self._rejoin is not None:
+            self._rejoin()
+            self._rejoin = None
 
     def _attempt(self, step: Callable[[], object]) -> str | None:
         """The reason why `step` failed."""

@@ -33,6 +33,7 @@ from ringstone.store import (
     Store,
     VolumeRecord,
 )
+from ringstone.store.settings import is_away, refuse_away
 
 _MOST_DEFAULT_QUEUES = 4
 # Less than a successor waits for an answer (20 s).
@@ -215,6 +216,7 @@ class Service:
                 raise InvalidError(
                     f"Volume {name!r} is not served on host {self.host!r}; release it where it is."
                 )
+            refuse_away(self.store)
             if not isinstance(self.pools.reach(volume.pool), SharedPool) or record.read_only:
                 raise InvalidError(
                     f"Volume {name!r} is read-only, or in a pool of this host alone; no other can own it."
@@ -278,6 +280,7 @@ class Service:
         with self.locks.hold(f"volume {name}"):
             self.store.volume(name)
             record = self.store.attachment(name)
+            refuse_away(self.store)
             if name in self._incoming:
                 self._end_incoming(name, force=force)
                 if record is None or record.host != self.host:
@@ -301,6 +304,10 @@ class Service:
             self.store.remove_attachment(name, record.epoch)
             self._failed_attachments.pop(name, None)
             self.events.say("info", "Detached.", volume=name)
+
+    def served(self) -> list[str]:
+        """Volumes that this host owns and serves."""
+        return list(self._epochs)
 
     def has_lost(self, name: str, record: AttachmentRecord | None) -> bool:
         """Whether a volume is served here though its attachment is `record`, another one's or none. News may be late:
@@ -348,14 +355,14 @@ class Service:
         known = name in self._epochs or name in self._failed_attachments
         return not known and (released is None or released.epoch < record.epoch)
 
-    def take_up(self, name: str) -> None:
-        """Serve what another host tried in vain to take over, and gave back."""
+    def take_up(
+        self, name: str, why: str = "Another host could not take it over; it is this one's again."
+    ) -> None:
+        """Serve what is this host's and is not served."""
         with self.locks.hold(f"volume {name}"):
             record = self.store.attachment(name)
             if record is not None and self.is_idle(name, record):
-                self.events.say(
-                    "warning", "Another host could not take it over; it is this one's again.", volume=name
-                )
+                self.events.say("warning", why, volume=name)
                 self._restore_attachment(self.store.volume(name), record)
 
     def take_back_fenced(self) -> None:
@@ -481,6 +488,13 @@ class Service:
     def restore(self) -> None:
         """Bring back what the store knows. What cannot be brought back is reported as an event and left
         failed; a backing that somebody else has in use is left to wait_for_backings()."""
+        self.restore_volumes()
+        volumes = {volume.name: volume for volume in self.store.volumes()}
+        for record in self._own_attachments():
+            self._restore_attachment(volumes[record.volume], record)
+
+    def restore_volumes(self) -> None:
+        """Finish or undo what was interrupted, and bring back what a boot of the host has taken."""
         # Of what every host reaches, another one may be making or deleting a volume just now.
         own = {pool.name for pool in self.store.pools() if pool.host == self.host}
         new_boot, whole = self._boots.is_new(), True
@@ -488,11 +502,8 @@ class Service:
             if volume.pool in own:
                 restore = partial(self.volumes.restore, volume, new_boot=new_boot)
                 whole &= self._attempt("The volume is not usable", volume.name, restore) is None
-        if new_boot and whole:
+        if new_boot and whole and not is_away(self.store):
             self._boots.note()
-        volumes = {volume.name: volume for volume in self.store.volumes()}
-        for record in self._own_attachments():
-            self._restore_attachment(volumes[record.volume], record)
 
     def _own_attachments(self) -> list[AttachmentRecord]:
         return [record for record in self.store.attachments() if record.host == self.host]

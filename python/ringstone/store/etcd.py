@@ -39,8 +39,8 @@ _LONGEST_PAUSE_SECONDS = 0.2
 class EtcdStore(Rules):
     """Implements ringstone.store.Store."""
 
-    def __init__(self, settings: EtcdSettings) -> None:
-        """Also makes the layout where there is none. StateError when it is of a newer version."""
+    def __init__(self, settings: EtcdSettings, *, connect: bool = True) -> None:
+        """`connect`: see connect(), without which nothing is changed."""
         self.prefix = settings.prefix
         self._client = EtcdClient(settings)
         self._committer = Committer(self._client, f"{self.prefix}transactions/")
@@ -49,12 +49,21 @@ class EtcdStore(Rules):
         self._leases: dict[str, str] = {}
         self._closed = False
         self._end_watches: list[Callable[[], None]] = []
-        try:
-            self._open_schema()
-            self._committer.sweep()
-        except BaseException:
-            self._client.close()
-            raise
+        if connect:
+            try:
+                self.connect()
+            except BaseException:
+                self._client.close()
+                raise
+
+    def connect(self) -> None:
+        """Make the layout where there is none. StateError when it is of a newer version."""
+        self._open_schema()
+        self._committer.sweep()
+
+    @property
+    def where(self) -> str:
+        return self._client.settings.where
 
     @staticmethod
     def check(settings: EtcdSettings) -> None:

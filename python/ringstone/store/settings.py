@@ -70,8 +70,13 @@ def _check_private(endpoint: str) -> None:
         )
 
 
-def open_store(database: Path, host: str, etcd: EtcdSettings | None) -> Store:
-    """The store in etcd, or without it the database at `database`, all of which is then `host`'s."""
+def open_store(database: Path, host: str, etcd: EtcdSettings | None, *, memory: Path | None = None) -> Store:
+    """The store in etcd, or without it the database at `database`, all of which is then `host`'s. `memory`: the file
+    in which `host` keeps what it owns, for starts without etcd."""
+    if etcd is not None and memory is not None:
+        from ringstone.store.remembered import RememberingStore
+
+        return RememberingStore(etcd, memory, host)
     if etcd is not None:
         from ringstone.store.etcd import EtcdStore
 
@@ -83,6 +88,18 @@ def open_store(database: Path, host: str, etcd: EtcdSettings | None) -> Store:
         store.close()
         raise
     return store
+
+
+def is_away(store: Store) -> bool:
+    """Whether the state is in etcd and that has not answered yet: then there is only what this host remembers."""
+    return getattr(store, "away", False) is True
+
+
+def refuse_away(store: Store) -> None:
+    """UnreachableError before anything is done that would end in a change of the state."""
+    refuse = getattr(store, "refuse_changes", None)
+    if refuse is not None:
+        refuse()
 
 
 def check_store(database: Path, etcd: EtcdSettings | None) -> None:
