@@ -9,9 +9,11 @@ from ringstone.gateway import checks
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.undo import undoing
+from ringstone.gateway.unfinished import Unfinished
 from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, open_pool
 from ringstone.pools.memory import default_path
 from ringstone.store import PoolRecord, Store
+from ringstone.store.records import POOLS
 
 
 class Pools:
@@ -33,6 +35,7 @@ class Pools:
         self._locks = locks
         self._host = host
         self._directory = directory
+        self._unfinished = Unfinished(directory.with_name("unfinished"), POOLS)
         self._types = PUBLIC_TYPES + TEST_TYPES if allow_test_pools else PUBLIC_TYPES
 
     def create(self, record: PoolRecord, *, hugepages: bool = False, erase: bool = False) -> PoolRecord:
@@ -57,7 +60,7 @@ class Pools:
                 self._refuse_shared_medium(pool)
                 self._store.add_pool(record)
 
-            with undoing(self._events) as undo_later:
+            with self._unfinished.noted(record), undoing(self._events) as undo_later:
                 pool.prepare(erase=erase)
                 undo_later("preparing the pool", pool.discard)
                 self._store.transact(add)
@@ -98,9 +101,19 @@ class Pools:
         """BusyError while it has volumes."""
         with self._locks.hold(f"pool {name}"):
             pool = self.reach(name)
-            self._store.remove_pool(name)
-            pool.discard()
+            with self._unfinished.noted(pool.record):
+                self._store.remove_pool(name)
+                pool.discard()
             self._events.say("info", f"Deleted pool {name}.")
+
+    def finish(self) -> None:
+        """Take away what is left of pools that a gateway was making or deleting when it died."""
+        known = {pool.name for pool in self._store.pools()}
+        for record, forget in self._unfinished.left():
+            if record.name not in known:
+                open_pool(record).discard()
+                self._events.say("warning", f"Pool {record.name} was being made or deleted; it is gone.")
+            forget()
 
     def reaches(self, record: PoolRecord) -> bool:
         """Whether this host reaches the pool."""

@@ -80,7 +80,9 @@ class Service:
             directory=state_dir / "pools",
             allow_test_pools=allow_test_pools,
         )
-        self.volumes = Volumes(store, engine, events, self.locks, self.pools, host=host)
+        self.volumes = Volumes(
+            store, engine, events, self.locks, self.pools, host=host, unfinished=state_dir / "unfinished"
+        )
         # Of the volumes that the engine serves, the epoch in which this host owns them.
         self._epochs: dict[str, int] = {}
         # Volumes whose guests are to move here, and those whose guests may come back as they move elsewhere: with where
@@ -498,12 +500,23 @@ class Service:
         # Of what every host reaches, another one may be making or deleting a volume just now.
         own = {pool.name for pool in self.store.pools() if pool.host == self.host}
         new_boot, whole = self._boots.is_new(), True
+        if not is_away(self.store):
+            self._finish()
         for volume in self.store.volumes():
             if volume.pool in own:
                 restore = partial(self.volumes.restore, volume, new_boot=new_boot)
                 whole &= self._attempt("The volume is not usable", volume.name, restore) is None
         if new_boot and whole and not is_away(self.store):
             self._boots.note()
+
+    def _finish(self) -> None:
+        """What a gateway of this host was making or deleting when it died."""
+        self.pools.finish()
+        self.volumes.finish_reverts()
+        for volume, forget in self.volumes.unfinished():
+            finish = partial(self.volumes.restore, volume, new_boot=False)
+            if self._attempt("It is half made or half deleted", volume.name, finish) is None:
+                forget()
 
     def _own_attachments(self) -> list[AttachmentRecord]:
         return [record for record in self.store.attachments() if record.host == self.host]

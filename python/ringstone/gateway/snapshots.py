@@ -57,9 +57,7 @@ class Snapshots:
                     f"Volume {name!r} is attached, and its guest would not notice that its blocks change; run "
                     f"`ringstone volume detach {name}` first."
                 )
-            self._pool(volume).revert(volume, snapshot)
-            # The snapshot may be from before the volume grew, and the backing has its size now.
-            self._service.pools.reach(volume.pool).resize_backing(volume, volume.size)
+            self._service.volumes.revert(self._pool(volume), volume, snapshot)
             self._service.events.say("info", f"Reverted to snapshot {snapshot}.", volume=name)
 
     def clone(self, parent: str, snapshot: str, name: str) -> VolumeRecord:
@@ -86,7 +84,10 @@ class Snapshots:
                 service.store.add_volume(volume)
                 service.pools.reach(origin.pool).admit(size, others, new=True)
 
-            with undoing(service.events, volume=name) as undo_later:
+            with (
+                service.volumes.noted(service.pools.reach(origin.pool), volume),
+                undoing(service.events, volume=name) as undo_later,
+            ):
                 service.store.transact(add)
                 undo_later("making the volume", lambda: service.store.remove_volume(name))
                 pool.clone_backing(origin, snapshot, volume)

@@ -7,7 +7,10 @@ and cleans it up. The engine has a volume open only while it is attached.
 
 import time
 import uuid
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from pathlib import Path
 
 from ringstone.errors import BusyError, InvalidError, RingstoneError
 from ringstone.gateway import checks
@@ -16,9 +19,10 @@ from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
 from ringstone.gateway.undo import undoing
-from ringstone.pools import Pool, open_pool
+from ringstone.gateway.unfinished import Unfinished
+from ringstone.pools import Pool, SharedPool, SnapshotPool, open_pool
 from ringstone.store import Store, VolumeRecord, VolumeState
-from ringstone.store.records import JsonValue
+from ringstone.store.records import VOLUMES, JsonValue
 from ringstone.units import format_size
 
 
@@ -34,7 +38,11 @@ class Volumes:
         pools: Pools,
         *,
         host: str,
+        unfinished: Path,
     ) -> None:
+        """`unfinished`: where what is being made or deleted in a cluster is noted."""
+        self._unfinished = Unfinished(unfinished, VOLUMES)
+        self._reverts = unfinished / "reverts"
         self._store = store
         self._engine = engine
         self._events = events
@@ -71,7 +79,7 @@ class Volumes:
                 pool.admit(volume.size, others, new=True)
                 pool.refuse_foreign(volume)
 
-            with undoing(self._events, volume=name) as undo_later:
+            with self.noted(pool, volume), undoing(self._events, volume=name) as undo_later:
                 self._store.transact(add)
                 undo_later("making the volume", take_back)
                 pool.create_backing(volume)
@@ -165,10 +173,65 @@ class Volumes:
                     )
                 self._store.set_volume_state(name, VolumeState.DELETING)
 
-            self._store.transact(mark)
-            pool.remove_backing(volume)
-            self._store.remove_volume(name)
+            with self.noted(pool, volume):
+                self._store.transact(mark)
+                pool.remove_backing(volume)
+                self._store.remove_volume(name)
             self._events.say("info", "Deleted.", volume=name)
+
+    def noted(self, pool: Pool, volume: VolumeRecord) -> AbstractContextManager[None]:
+        """While it is made or deleted."""
+        return self._unfinished.noted(volume) if isinstance(pool, SharedPool) else nullcontext()
+
+    def unfinished(self) -> list[tuple[VolumeRecord, Callable[[], None]]]:
+        """Volumes in clusters that a gateway of this host was making or deleting when it died, as they are now, and
+        what forgets each."""
+        found = []
+        known = {volume.name: volume for volume in self._store.volumes()}
+        for noted, forget in self._unfinished.left():
+            now = known.get(noted.name)
+            if now is None or now.id != noted.id or now.state is VolumeState.READY:
+                forget()
+            else:
+                found.append((now, forget))
+        return found
+
+    def revert(self, pool: SnapshotPool, volume: VolumeRecord, snapshot: str) -> None:
+        """The volume gets the snapshot's content, and keeps its size, which it may have only since."""
+        # An image whose content is put back object by object is neither before the last of them.
+        with Unfinished(self._reverts / snapshot, VOLUMES).noted(volume):
+            self._revert(pool, volume, snapshot)
+
+    def _revert(self, pool: SnapshotPool, volume: VolumeRecord, snapshot: str) -> None:
+        pool.revert(volume, snapshot)
+        self._pools.reach(volume.pool).resize_backing(volume, volume.size)
+
+    def finish_reverts(self) -> None:
+        """Those that a gateway of this host was at when it died."""
+        known = {volume.name: volume for volume in self._store.volumes()}
+        for directory in sorted(self._reverts.glob("*")):
+            for noted, forget in Unfinished(directory, VOLUMES).left():
+                volume = known.get(noted.name)
+                pool = open_pool(self._store.pool(volume.pool)) if volume is not None else None
+                if volume is not None and volume.id == noted.id and isinstance(pool, SnapshotPool):
+                    self._finish_revert(pool, volume, directory.name)
+                forget()
+
+    def _finish_revert(self, pool: SnapshotPool, volume: VolumeRecord, snapshot: str) -> None:
+        told = "Going back to snapshot"
+        try:
+            self._revert(pool, volume, snapshot)
+        except RingstoneError as error:
+            self._events.say(
+                "error",
+                f"{told} {snapshot} was interrupted and cannot be finished ({error}); its content may be a mixture. "
+                "Revert it again.",
+                volume=volume.name,
+            )
+            return
+        self._events.say(
+            "warning", f"{told} {snapshot} was interrupted and has been finished.", volume=volume.name
+        )
 
     def usable(self, name: str) -> VolumeRecord:
         volume = self._store.volume(name)
