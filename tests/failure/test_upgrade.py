@@ -152,6 +152,41 @@ def test_a_new_process_killed_at_any_moment_loses_nothing(gateway: GatewayProces
     assert outcomes["went on"] > 0, outcomes
 
 
+@pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=pytest.mark.soak)])
+def test_an_old_process_killed_at_any_moment_loses_nothing(gateway: GatewayProcess, rounds: int) -> None:
+    """Before the word to go nobody serves then, and the next start goes on; behind it the new one does."""
+    volume = gateway.serve("disk", queues=4)
+    outcomes = {"serves": 0, "ended": 0}
+    successors = []
+
+    def successor() -> subprocess.Popen[bytes]:
+        command = [*gateway.command(), "--takeover"]
+        successors.append(subprocess.Popen(command, stderr=subprocess.DEVNULL, env=gateway.environment()))
+        return successors[-1]
+
+    with running_pattern(volume.socket) as load:
+        begun = time.monotonic()
+        gateway.follow(successor().pid)
+        whole = time.monotonic() - begun
+        for number in range(rounds):
+            new = successor()
+            time.sleep(whole * 1.1 * (number + 0.5) / rounds)
+            serves = gateway.kill_beside(new)
+            outcomes["serves" if serves else "ended"] += 1
+            if not serves:
+                gateway.forget_starts()
+                gateway.start()
+            gateway.wait_for("the load to run on", lambda c: c.attachments()[0].state == "running")
+        gateway.kill()
+        for one in successors:
+            one.wait()
+        gateway.forget_starts()
+        gateway.start()
+        gateway.wait_for("the load to run on", lambda c: c.attachments()[0].state == "running")
+    assert load.report.passed, load.report.findings
+    assert outcomes["ended"] > 0, outcomes
+
+
 def _outcome(gateway: GatewayProcess) -> str:
     """What became of the gateway; one runs afterwards in any case."""
     if not gateway.ends(within_s=1):

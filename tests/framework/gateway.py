@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -20,6 +20,7 @@ import pytest
 
 from ringstone import models
 from ringstone.client import GatewayClient
+from ringstone.errors import RingstoneError
 
 # The command line, as this Python has it installed.
 RINGSTONE = (sys.executable, "-m", "ringstone")
@@ -265,6 +266,30 @@ class GatewayProcess:
         self._process = Successor(pid)
         if former.wait(_STOP_SECONDS) != 0:
             raise GatewayFailedError(f"The former gateway ended with {former.returncode}.\n{self.log()}")
+
+    def kill_beside(self, successor: "subprocess.Popen[bytes]") -> bool:
+        """SIGKILL while `successor` is about to take its place. Whether that serves, and is under test from now on;
+        otherwise it has ended, and none runs."""
+        former = self._process
+        assert former is not None
+        former.kill()
+        former.wait()
+        deadline = time.monotonic() + _START_SECONDS
+        while successor.poll() is None:
+            with suppress(RingstoneError), self.client() as client:
+                # The HTTP client leaves sockets behind that were refused.
+                if self._listens() and client.info().pid == successor.pid:
+                    self._process = Successor(successor.pid)
+                    return True
+            if time.monotonic() > deadline:
+                raise GatewayFailedError(f"The successor neither serves nor ends.\n{self.log()}")
+            time.sleep(0.02)
+        with self._ending():
+            return False
+
+    def _listens(self) -> bool:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            return probe.connect_ex(str(self.socket)) == 0
 
     def ends(self, *, within_s: float) -> bool:
         """Whether the gateway ends without being told to."""
