@@ -182,6 +182,54 @@ def test_the_steps_come_in_the_order_that_is_safe() -> None:
     ]
 
 
+class Killed(BaseException):
+    """The command ends here: nothing is rolled back."""
+
+
+class ShortStory(list[str]):
+    """Ends the command when so many things have happened."""
+
+    def __init__(self, steps: int) -> None:
+        super().__init__()
+        self.steps: int | None = steps
+
+    def append(self, step: str) -> None:
+        super().append(step)
+        if self.steps is not None and len(self) >= self.steps:
+            raise Killed
+
+
+@pytest.mark.parametrize("to_host", [None, "b"], ids=["shared", "moved"])
+def test_a_command_that_is_killed_at_any_step_can_be_repeated(
+    to_host: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the guest has left its source, and that is told."""
+    whole = Host(to_host=to_host)
+    whole.migrate()
+    repeated = 0
+    for steps in range(1, len(whole.story) + 1):
+        story = ShortStory(steps)
+        host = Host(story, to_host=to_host)
+        with monkeypatch.context() as patched:
+            patched.setattr("ringstone.hypervisor.migration._Move.roll_back", lambda move: None)
+            with pytest.raises(Killed):
+                host.migrate()
+        story.steps = None
+        # The command's connections are gone; QEMU itself goes on, and whoever repeats it starts a new destination.
+        host.destination = QemuStandIn("destination", "inmigrate", story, on_end=host.disconnect)
+        host.frontends = 1
+        if host.source.gone:
+            continue
+        if host.source.migration != "none":
+            host.source.wait_event({"MIGRATION"}, timeout_s=1)
+            assert "in state postmigrate, not running" in host.failure()
+            continue
+        assert host.migrate() == []
+        assert story[-1] == whole.story[-1]
+        repeated += 1
+    assert repeated > 3
+
+
 def test_a_source_that_is_kept_leaves_the_volume_shared_and_says_so() -> None:
     host = Host()
     (left,) = host.migrate(keep_source=True)
