@@ -86,7 +86,7 @@ def sound(load: RunningPattern) -> None:
 
 @pytest.mark.parametrize("mode", [BACK, THROUGH], ids=["write-back", "write-through"])
 @pytest.mark.parametrize("ring", [{"packed": False}, {"packed": True}], ids=["split", "packed"])
-@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.soak)])
 def test_what_was_promised_outlives_the_power(
     gateway: GatewayProcess,
     drive: VolatileDirectory,

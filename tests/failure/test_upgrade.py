@@ -152,7 +152,7 @@ def test_a_new_process_killed_at_any_moment_loses_nothing(gateway: GatewayProces
     assert outcomes["went on"] > 0, outcomes
 
 
-@pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [4, pytest.param(100, marks=pytest.mark.soak)])
 def test_an_old_process_killed_at_any_moment_loses_nothing(gateway: GatewayProcess, rounds: int) -> None:
     """Before the word to go nobody serves then, and the next start goes on; behind it the new one does."""
     volume = gateway.serve("disk", queues=4)

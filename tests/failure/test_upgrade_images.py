@@ -118,7 +118,7 @@ def serves(gateway: GatewayProcess, what: str, socket: str) -> int:
 
 def test_guests_of_both_do_not_notice(gateway: GatewayProcess, image: str, local: str) -> None:
     with load_of(image) as on_image, load_of(local) as on_local:
-        for _ in range(3):
+        for _ in range(2):
             gateway.upgrade()
     for load in (on_image, on_local):
         unnoticed(load)

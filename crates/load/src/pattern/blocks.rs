@@ -113,6 +113,8 @@ struct State {
     /// The last write made.
     newest: u64,
     in_flight: bool,
+    /// The write in flight may have been done before a loss, and only be answered behind it.
+    doubtful: bool,
     /// The last write that is durable as far as we were told; 0: none.
     flushed: u64,
 }
@@ -160,6 +162,7 @@ impl Blocks {
         self.sequence += 1;
         state.newest = self.sequence;
         state.in_flight = true;
+        state.doubtful = false;
         self.stamp.fill(self.number(index), self.sequence, bytes);
         Some(self.sequence)
     }
@@ -167,8 +170,11 @@ impl Blocks {
     /// `durable`: it was promised to be.
     pub fn acknowledge(&mut self, index: usize, durable: bool) {
         let state = &mut self.states[index];
-        state.acknowledged = state.newest;
         state.in_flight = false;
+        if state.doubtful {
+            return;
+        }
+        state.acknowledged = state.newest;
         if durable {
             state.flushed = state.newest;
         }
@@ -189,6 +195,7 @@ impl Blocks {
     pub fn lose_unflushed(&mut self) {
         for state in &mut self.states {
             state.acknowledged = state.flushed;
+            state.doubtful = state.in_flight;
         }
     }
 
@@ -325,6 +332,20 @@ mod tests {
         blocks.acknowledge(2, true);
         blocks.lose_unflushed();
         assert_eq!(blocks.floor(2), 5);
+    }
+
+    /// A backend that finds a request done by the one before answers it, and the drive may have lost it in between.
+    #[test]
+    fn a_write_that_was_in_flight_at_a_loss_is_not_counted_on() {
+        let mut blocks = written_twice();
+        blocks.begin_write(2, &mut [0; BYTES]).unwrap();
+        blocks.flushed(&blocks.flushing());
+        blocks.lose_unflushed();
+        blocks.acknowledge(2, true);
+        assert_eq!(blocks.floor(2), 2);
+        assert_eq!(blocks.begin_write(2, &mut [0; BYTES]), Some(4));
+        blocks.acknowledge(2, false);
+        assert_eq!(blocks.floor(2), 4);
     }
 
     /// Nothing is known of what was never flushed.

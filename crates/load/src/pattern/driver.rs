@@ -169,6 +169,12 @@ impl<'a> Driver<'a> {
     pub fn lose_unflushed(&mut self, now: u64) {
         self.reap(now);
         self.blocks.lose_unflushed();
+        // A read in flight is answered behind the loss.
+        for slot in &mut self.slots {
+            if let Operation::Read { block, floor } = &mut slot.operation {
+                *floor = (*floor).min(self.blocks.floor(*block));
+            }
+        }
         // Those in flight are done again, on what is left.
         self.flushes.clear();
     }

@@ -240,6 +240,10 @@ fn control(
             }
             Err(error @ LoadError::Feature { .. }) => return Err(error),
             Err(error) => {
+                // It may have served the first queues and gone before the last was set up.
+                if config.volatile {
+                    lose_unflushed(shared, backend)?;
+                }
                 let now = kernel_nanoseconds();
                 gone.attempts += 1;
                 gone.next_attempt = now + retry;
