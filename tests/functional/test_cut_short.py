@@ -225,6 +225,26 @@ def every_step(
         machine.tidy()
 
 
+@pytest.mark.parametrize("machine", ["rbd"], indirect=True)
+def test_a_revert_is_not_finished_behind_an_owner(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its guest has written since, and what it wrote would be gone."""
+    machine.make_pool()
+    machine.create()
+    machine.snapshot()
+    assert cut_short(machine, "revert", Killer(1, behind=False), monkeypatch)
+    # Another host, which knows nothing of that.
+    machine.host.service.attach("v")
+    machine.host.service.detach("v")
+    done: list[str] = []
+    monkeypatch.setattr(RbdPool, "revert", lambda pool, volume, name: done.append(name))
+    machine.host.crash_and_restart()
+    assert done == []
+    assert ("error", "v") in machine.host.levels()
+    # And it is told once.
+    machine.host.crash_and_restart()
+    assert machine.host.levels() == []
+
+
 CASES = [
     pytest.param(kind, *rest, id=f"{kind}-{name}")
     for kind in KINDS

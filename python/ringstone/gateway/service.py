@@ -511,8 +511,8 @@ class Service:
 
     def _finish(self) -> None:
         """What a gateway of this host was making or deleting when it died."""
-        self.pools.finish()
-        self.volumes.finish_reverts()
+        for finish_all in (self.pools.finish, self.volumes.finish_reverts):
+            self._attempt("What was interrupted is not finished", "", finish_all)
         for volume, forget in self.volumes.unfinished():
             finish = partial(self.volumes.restore, volume, new_boot=False)
             if self._attempt("It is half made or half deleted", volume.name, finish) is None:

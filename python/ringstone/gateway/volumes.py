@@ -207,31 +207,29 @@ class Volumes:
         self._pools.reach(volume.pool).resize_backing(volume, volume.size)
 
     def finish_reverts(self) -> None:
-        """Those that a gateway of this host was at when it died."""
+        """Those that a gateway of this host was at when it died. A volume that had an owner since is left alone: what
+        it holds is its guest's."""
         known = {volume.name: volume for volume in self._store.volumes()}
         for directory in sorted(self._reverts.glob("*")):
             for noted, forget in Unfinished(directory, VOLUMES).left():
                 volume = known.get(noted.name)
-                pool = open_pool(self._store.pool(volume.pool)) if volume is not None else None
-                if volume is not None and volume.id == noted.id and isinstance(pool, SnapshotPool):
-                    self._finish_revert(pool, volume, directory.name)
+                if volume is not None and volume.id == noted.id:
+                    owned = volume.epoch != noted.epoch or self._store.attachment(volume.name) is not None
+                    self._finish_revert(volume, directory.name, owned=owned)
                 forget()
 
-    def _finish_revert(self, pool: SnapshotPool, volume: VolumeRecord, snapshot: str) -> None:
-        told = "Going back to snapshot"
+    def _finish_revert(self, volume: VolumeRecord, snapshot: str, *, owned: bool) -> None:
+        told = f"Going back to snapshot {snapshot} was interrupted"
+        pool = open_pool(self._store.pool(volume.pool))
         try:
+            if owned or not isinstance(pool, SnapshotPool):
+                raise BusyError("it has been attached since")
             self._revert(pool, volume, snapshot)
         except RingstoneError as error:
-            self._events.say(
-                "error",
-                f"{told} {snapshot} was interrupted and cannot be finished ({error}); its content may be a mixture. "
-                "Revert it again.",
-                volume=volume.name,
-            )
+            mixed = "what is there may be of before and behind it."
+            self._events.say("error", f"{told} and cannot be finished ({error}); {mixed}", volume=volume.name)
             return
-        self._events.say(
-            "warning", f"{told} {snapshot} was interrupted and has been finished.", volume=volume.name
-        )
+        self._events.say("warning", f"{told} and has been finished.", volume=volume.name)
 
     def usable(self, name: str) -> VolumeRecord:
         volume = self._store.volume(name)
