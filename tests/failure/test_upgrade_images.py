@@ -156,7 +156,7 @@ def test_a_cluster_that_hangs_in_the_middle_is_given_up(
             writing = pool.submit(patient_write, image) if busy else None
             if busy:
                 time.sleep(1)
-            successor.say(OPENED)
+            successor.say(OPENED, {})
             told = "not done within" if busy else "letting go of images took more than"
             assert told in successor.hear(REFUSED)["reason"]
             took = time.monotonic() - begun
@@ -183,7 +183,7 @@ def test_a_new_process_that_goes_at_any_step_leaves_the_image(
         successor = Successor(gateway)
         successor.hear(IMAGES)
         if steps > 1:
-            successor.say(OPENED)
+            successor.say(OPENED, {})
             successor.hear(FREE)
         if steps > 2:
             successor.say(OWNED)

@@ -212,6 +212,12 @@ impl BackendSpec {
         Ok(image.own(*epoch, predecessors).map_err(DriveError::from)?)
     }
 
+    /// Take the lock of an image from `client`, which is shut out.
+    pub fn own_from(&self, image: &Image, client: &str) -> Result<(), DriveError> {
+        let epoch = if let Self::Rbd { epoch, .. } = self { *epoch } else { 0 };
+        Ok(image.own(epoch, &[client.to_owned()])?)
+    }
+
     fn no_image(&self) -> EngineError {
         EngineError::Handover(format!("a volume on {} is handed over as an image", self.kind()))
     }

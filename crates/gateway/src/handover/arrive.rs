@@ -13,7 +13,7 @@ use ringstone_vhost_user::{Connection, Descriptors, Link, Message, Session};
 use ringstone_volume::Volume;
 
 use super::format::{
-    kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Refused, Serving,
+    kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Opened, Refused, Serving,
     VolumeState, FORMAT,
 };
 use super::images::{self, Images};
@@ -101,7 +101,8 @@ impl Takeover {
     fn own_images(&mut self, body: &[u8]) -> Result<Images, EngineError> {
         let state: ImagesState = serde_json::from_slice(body).map_err(failed)?;
         let images = images::open(&state.volumes)?;
-        self.link.send(kind::OPENED, b"", std::iter::empty()).map_err(failed)?;
+        let opened = serde_json::to_vec(&Opened { clients: images.clients() }).map_err(failed)?;
+        self.link.send(kind::OPENED, &opened, std::iter::empty()).map_err(failed)?;
         next(&mut self.link, kind::FREE)?;
         let images = images::own(images, &state.volumes)?;
         self.link.send(kind::OWNED, b"", std::iter::empty()).map_err(failed)?;
@@ -117,7 +118,7 @@ impl Takeover {
         // As long as the requests in flight of the old one take.
         self.link.set_limit(ANSWER * 6).map_err(failed)?;
         let mut message = hear(&mut self.link)?;
-        let mut images = Images::new();
+        let mut images = Images::default();
         if message.kind == kind::IMAGES {
             images = self.own_images(&message.body)?;
             message = hear(&mut self.link)?;
@@ -127,7 +128,7 @@ impl Takeover {
         let state = HandoverState::parse(&body).map_err(failed)?;
         let mut fds = Descriptors::new(fds);
         // From a release that hands over all at once.
-        let late = |volume: &&VolumeState| volume.drive == "rbd" && !images.contains_key(&volume.name);
+        let late = |volume: &&VolumeState| volume.drive == "rbd" && !images.has(&volume.name);
         let late: Vec<VolumeState> = state.volumes.iter().filter(late).cloned().collect();
         images.extend(images::own(images::open(&late)?, &late)?);
         let mut extras = Vec::new();
@@ -135,11 +136,7 @@ impl Takeover {
             extras.push((name.clone(), fds.take(*place).map_err(failed)?));
         }
         let build = state.clone();
-        let (installed, left) = engine.call(move |control| {
-            let installed = control.install(&build, &mut fds, &mut images);
-            (installed, images)
-        })?;
-        images::close(left);
+        let installed = engine.call(move |control| control.install(&build, &mut fds, &mut images))?;
         let told = installed.and_then(|()| {
             self.link.send(kind::INSTALLED, b"", std::iter::empty()).map_err(failed)?;
             next(&mut self.link, kind::GO)
@@ -192,7 +189,7 @@ impl Control {
     ) -> Result<(), EngineError> {
         self.frozen = true;
         for volume in &state.volumes {
-            let open = resume_volume(volume, fds, images.remove(&volume.name))?;
+            let open = resume_volume(volume, fds, images.take(&volume.name))?;
             self.volumes.insert(volume.name.clone(), open);
         }
         for attachment in &state.attachments {

@@ -52,6 +52,14 @@ pub struct ImagesState {
     pub volumes: Vec<VolumeState>,
 }
 
+/// OPENED.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// What the clusters know the new process by.
+    #[serde(default)]
+    pub clients: Vec<String>,
+}
+
 /// REFUSED, from either.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Refused {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use ringstone_blockdev::{Drive, DriveError};
-use ringstone_rbd::{Cluster, ClusterSpec, Image};
+use ringstone_rbd::{Cluster, ClusterSpec, Image, RbdError};
 use ringstone_volume::Volume;
 
 use super::format::VolumeState;
+use crate::backend::BackendSpec;
 use crate::control::{Caller, Control};
 use crate::error::EngineError;
 use crate::events::Level;
@@ -24,8 +25,44 @@ pub const OWN: Duration = Duration::from_secs(15);
 const TAKE_BACK: Duration = Duration::from_secs(60);
 const PAUSE: Duration = Duration::from_millis(100);
 
-/// Images by their volumes' names.
-pub type Images = HashMap<String, Image>;
+/// Of a new process that has gone: the old one shuts it out, as a lock outlives its client for half a minute.
+const GONE: Duration = Duration::from_secs(3);
+
+/// Images by their volumes' names. Those that are left at its end are closed on a thread, as a cluster may take long.
+#[derive(Default)]
+pub struct Images(HashMap<String, Image>);
+
+impl Images {
+    pub fn has(&self, volume: &str) -> bool {
+        self.0.contains_key(volume)
+    }
+
+    pub fn take(&mut self, volume: &str) -> Option<Image> {
+        self.0.remove(volume)
+    }
+
+    pub fn extend(&mut self, mut more: Self) {
+        self.0.extend(std::mem::take(&mut more.0));
+    }
+
+    /// What their clusters know this process by.
+    pub fn clients(&self) -> Vec<String> {
+        let mut clients: Vec<String> = self.0.values().map(|image| image.client().to_owned()).collect();
+        clients.sort();
+        clients.dedup();
+        clients
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        let left = std::mem::take(&mut self.0);
+        if !left.is_empty() {
+            // Where there is no thread to be had, it is done here.
+            let _ = apart(move || drop(left));
+        }
+    }
+}
 
 fn failed(error: impl std::fmt::Display) -> EngineError {
     EngineError::Handover(error.to_string())
@@ -74,19 +111,33 @@ fn gather<T>(
 pub struct Lent(Vec<Sender<()>>);
 
 impl Lent {
-    /// Let go of all locks at once. The volumes are held, and their vrings at rest.
+    /// Let go of all locks at once. The volumes are held, and their vrings at rest. `successors`: what the clusters know the
+    /// new process by.
     ///
     /// # Errors
     /// A cluster refuses, or is late.
-    pub fn let_go(&mut self, volumes: &[Arc<Volume>], caller: &Caller) -> Result<(), EngineError> {
+    pub fn let_go(
+        &mut self,
+        images: Vec<(Arc<Volume>, BackendSpec)>,
+        successors: &[String],
+        caller: &Caller,
+    ) -> Result<(), EngineError> {
         let (told, results) = channel();
-        for volume in volumes {
+        let names: Vec<String> = images.iter().map(|(volume, _)| volume.name().to_owned()).collect();
+        let mut all = images.into_iter();
+        while let Some((volume, backend)) = all.next() {
             let (handed_over, verdict) = channel();
-            let (volume, caller, told) = (volume.clone(), caller.clone(), told.clone());
-            apart(move || attend(&volume, &caller, &told, &verdict))?;
+            let held = Held { volume, backend, successors: successors.to_vec(), caller: caller.clone() };
+            let (told, mine) = (told.clone(), held.volume.clone());
+            if let Err(error) = apart(move || held.attend(&told, &verdict)) {
+                // Nothing of these was let go of.
+                for volume in std::iter::once(mine).chain(all.map(|(volume, _)| volume)) {
+                    caller.call(Box::new(move |control| control.image_is_back(&volume, Ok(()))));
+                }
+                return Err(error);
+            }
             self.0.push(handed_over);
         }
-        let names: Vec<String> = volumes.iter().map(|volume| volume.name().to_owned()).collect();
         gather(&results, &names, "letting go of images", LET_GO).map(drop)
     }
 
@@ -103,28 +154,46 @@ impl Lent {
     }
 }
 
-/// One image's way: its lock is let go, and taken back unless it was handed over.
-fn attend(
-    volume: &Arc<Volume>,
-    caller: &Caller,
-    told: &Sender<(String, Result<(), EngineError>)>,
-    verdict: &Receiver<()>,
-) {
-    let Some(image) = image_of(volume) else { return };
-    // Whoever waited may have given up.
-    let _ = told.send((volume.name().into(), image.let_go().map_err(|error| DriveError::from(error).into())));
-    if verdict.recv().is_ok() {
-        return;
-    }
-    let end = Instant::now() + TAKE_BACK;
-    let taken = loop {
-        match image.retake() {
-            Err(_) if Instant::now() < end => std::thread::sleep(PAUSE),
-            result => break result,
+/// An image on its way: its lock is let go of, and taken back unless it was handed over.
+struct Held {
+    volume: Arc<Volume>,
+    backend: BackendSpec,
+    successors: Vec<String>,
+    caller: Caller,
+}
+
+impl Held {
+    fn attend(self, told: &Sender<(String, Result<(), EngineError>)>, verdict: &Receiver<()>) {
+        let Some(image) = image_of(&self.volume) else { return };
+        let gone = image.let_go().map_err(|error| DriveError::from(error).into());
+        // Whoever waited may have given up.
+        let _ = told.send((self.volume.name().into(), gone));
+        if verdict.recv().is_ok() {
+            return;
         }
-    };
-    let volume = volume.clone();
-    caller.call(Box::new(move |control| control.image_is_back(&volume, taken.map_err(DriveError::from))));
+        let taken = self.take_back(image);
+        let volume = self.volume.clone();
+        self.caller.call(Box::new(move |control| control.image_is_back(&volume, taken)));
+    }
+
+    fn take_back(&self, image: &Image) -> Result<(), DriveError> {
+        let begun = Instant::now();
+        loop {
+            let error = match image.retake() {
+                Ok(()) => return Ok(()),
+                Err(error) => error,
+            };
+            let waited = begun.elapsed();
+            match &error {
+                // It was never told to go, so nothing of it is lost.
+                RbdError::Locked { owner, .. } if waited > GONE && self.successors.contains(owner) => {
+                    return self.backend.own_from(image, owner);
+                }
+                _ if waited > TAKE_BACK => return Err(error.into()),
+                _ => std::thread::sleep(PAUSE),
+            }
+        }
+    }
 }
 
 impl Control {
@@ -132,7 +201,7 @@ impl Control {
     ///
     /// # Errors
     /// One of them cannot be handed over now.
-    pub fn images(&self) -> Result<Vec<Arc<Volume>>, EngineError> {
+    pub fn images(&self) -> Result<Vec<(Arc<Volume>, BackendSpec)>, EngineError> {
         for open in self.volumes.values() {
             let name = open.volume.name();
             if open.volume.is_incoming() {
@@ -145,7 +214,7 @@ impl Control {
             }
         }
         let images = self.volumes.values().filter(|open| image_of(&open.volume).is_some());
-        Ok(images.map(|open| open.volume.clone()).collect())
+        Ok(images.map(|open| (open.volume.clone(), open.spec.backend.clone())).collect())
     }
 
     /// Bring the vrings of all volumes on images to rest, and start nothing there; `quiet` hears when all are.
@@ -217,7 +286,7 @@ pub fn open(volumes: &[VolumeState]) -> Result<Images, EngineError> {
             }
         })?;
     }
-    gather(&results, &names(volumes), "opening images", OPEN)
+    gather(&results, &names(volumes), "opening images", OPEN).map(Images)
 }
 
 fn names(volumes: &[VolumeState]) -> Vec<String> {
@@ -231,7 +300,7 @@ fn names(volumes: &[VolumeState]) -> Vec<String> {
 pub fn own(mut images: Images, volumes: &[VolumeState]) -> Result<Images, EngineError> {
     let (told, results) = channel();
     for volume in volumes {
-        let image = images.remove(&volume.name).ok_or_else(|| EngineError::NoVolume(volume.name.clone()))?;
+        let image = images.take(&volume.name).ok_or_else(|| EngineError::NoVolume(volume.name.clone()))?;
         let (volume, told) = (volume.clone(), told.clone());
         apart(move || {
             let owned = match volume.read_only {
@@ -241,11 +310,5 @@ pub fn own(mut images: Images, volumes: &[VolumeState]) -> Result<Images, Engine
             let _ = told.send((volume.name, owned));
         })?;
     }
-    gather(&results, &names(volumes), "taking images over", OWN)
-}
-
-/// Close what a handover that failed had opened. A cluster may take long for that.
-pub fn close(images: Images) {
-    // Where there is no thread to be had, it is done here.
-    let _ = apart(move || drop(images));
+    gather(&results, &names(volumes), "taking images over", OWN).map(Images)
 }

@@ -7,7 +7,7 @@ use std::sync::mpsc::{channel, Sender};
 use std::time::Duration;
 
 use super::format::{
-    kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Refused, Serving,
+    kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Opened, Refused, Serving,
     VolumeState, FORMAT,
 };
 use super::images::{Lent, LET_GO, OPEN, OWN};
@@ -135,12 +135,14 @@ impl Engine {
         if images.is_empty() {
             return Ok(monotonic_ns());
         }
+        let mut opened = Opened::default();
         if before {
             let volumes = self.call(|control| control.save_images())??;
             let body = serde_json::to_vec(&ImagesState { volumes }).map_err(failed)?;
             link.send(kind::IMAGES, &body, std::iter::empty()).map_err(failed)?;
             link.set_limit(OPEN + ANSWER).map_err(failed)?;
-            expect(link, kind::OPENED)?;
+            let body = expect(link, kind::OPENED)?;
+            opened = serde_json::from_slice(&body).map_err(failed)?;
         }
         let stopped_ns = monotonic_ns();
         let (quiet, at_rest) = channel();
@@ -149,7 +151,7 @@ impl Engine {
             self.call(Control::release_images)?;
             return Err(not_drained(drain));
         }
-        lent.let_go(&images, &self.caller()?)?;
+        lent.let_go(images, &opened.clients, &self.caller()?)?;
         if before {
             link.send(kind::FREE, b"", std::iter::empty()).map_err(failed)?;
             link.set_limit(OWN + ANSWER).map_err(failed)?;
