@@ -5,10 +5,11 @@ import json
 import os
 import socket
 import struct
+import subprocess
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import pytest
@@ -195,3 +196,60 @@ def test_a_new_process_that_goes_at_any_step_leaves_the_image(
         assert gateway.upgrade()["volumes"] == 2
     for load in (on_image, on_local):
         unnoticed(load)
+
+
+def frames(connection: socket.socket) -> Iterator[tuple[int, bytes]]:
+    """Kind and bytes of each message, until the other side hangs up. None of them has descriptors."""
+    while header := connection.recv(HEADER.size, socket.MSG_WAITALL):
+        _, kind, length, _ = HEADER.unpack(header)
+        yield kind, header + (connection.recv(length, socket.MSG_WAITALL) if length else b"")
+
+
+def line(connection: socket.socket) -> bytes:
+    read = b""
+    while not read.endswith(b"\n"):
+        read += connection.recv(1)
+    return read
+
+
+def test_a_new_process_that_dies_with_the_lock_is_shut_out(
+    gateway: GatewayProcess, ceph: CephCluster, image: str, local: str
+) -> None:
+    """Its lock outlives it for half a minute, in which the old one could not go on, and gave the volume up."""
+    door = gateway.run_dir / "handover.sock"
+    real = door.with_name("real.sock")
+    before = set(ceph.blocklist())
+    with ExitStack() as stack:
+        on_image, on_local = (stack.enter_context(load_of(one)) for one in (image, local))
+        door.rename(real)
+        between = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        between.bind(str(door))
+        between.listen()
+        command = [*gateway.command(), "--takeover"]
+        new = subprocess.Popen(command, stderr=subprocess.DEVNULL, env=gateway.environment())
+        theirs = stack.enter_context(between.accept()[0])
+        ours = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
+        ours.connect(str(real))
+        ours.sendall(line(theirs))
+        theirs.sendall(line(ours))
+        # Whoever speaks next: the new one, and then they take turns.
+        heard, told = frames(theirs), frames(ours)
+        for answered in (HELLO, READY, OPENED, OWNED):
+            kind, message = next(heard)
+            assert kind == answered
+            if kind == OWNED:
+                break
+            ours.sendall(message)
+            theirs.sendall(next(told)[1])
+        new.kill()
+        new.wait()
+        ours.close()
+        real.rename(door)
+        gateway.wait_for(
+            "the handover to be given up",
+            lambda client: any("No upgrade: " in event.message for event in client.events()),
+        )
+    for load in (on_image, on_local):
+        unnoticed(load)
+    assert len(set(ceph.blocklist()) - before) == 1
+    assert verify(image, operations=200)["passed"]
