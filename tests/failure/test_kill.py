@@ -45,7 +45,7 @@ def start_with_kills(gateway: GatewayProcess, chance: random.Random, kills: int,
 
 @pytest.mark.parametrize("kind", ["memory", "file"])
 @pytest.mark.parametrize("ring", [{"packed": False}, {"packed": True}], ids=["split", "packed"])
-@pytest.mark.parametrize("rounds", [10, pytest.param(200, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.soak)])
 def test_a_gateway_killed_at_any_moment_loses_nothing(
     gateway: GatewayProcess, chance: random.Random, kind: str, ring: dict[str, Any], rounds: int
 ) -> None:

@@ -84,9 +84,22 @@ def sound(load: RunningPattern) -> None:
     assert report.blocks_checked > 0
 
 
-@pytest.mark.parametrize("mode", [BACK, THROUGH], ids=["write-back", "write-through"])
-@pytest.mark.parametrize("ring", [{"packed": False}, {"packed": True}], ids=["split", "packed"])
-@pytest.mark.parametrize("rounds", [3, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    ("mode", "ring", "rounds"),
+    [
+        pytest.param(BACK, {"packed": False}, 3, id="write-back-split"),
+        pytest.param(THROUGH, {"packed": True}, 3, id="write-through-packed"),
+        *(
+            pytest.param(mode, ring, 100, id=f"{name}-long", marks=pytest.mark.soak)
+            for name, mode, ring in (
+                ("write-back-split", BACK, {"packed": False}),
+                ("write-back-packed", BACK, {"packed": True}),
+                ("write-through-split", THROUGH, {"packed": False}),
+                ("write-through-packed", THROUGH, {"packed": True}),
+            )
+        ),
+    ],
+)
 def test_what_was_promised_outlives_the_power(
     gateway: GatewayProcess,
     drive: VolatileDirectory,

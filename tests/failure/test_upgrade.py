@@ -119,7 +119,7 @@ def test_without_a_gateway_there_is_nothing_to_take_over(gateway: GatewayProcess
     assert "start one without --takeover" in done.stderr
 
 
-@pytest.mark.parametrize("rounds", [8, pytest.param(100, marks=pytest.mark.soak)])
+@pytest.mark.parametrize("rounds", [6, pytest.param(100, marks=pytest.mark.soak)])
 def test_a_new_process_killed_at_any_moment_loses_nothing(gateway: GatewayProcess, rounds: int) -> None:
     """Before the word to go the old one goes on. In the moment after it neither has the volumes, and the old one
     ends so that whoever watches over it starts a fresh one; that finds in the in-flight regions where to go on."""

@@ -142,7 +142,9 @@ def test_a_cluster_that_hangs_stops_the_upgrade_and_no_local_guest(
     assert longest_gap_s(on_local) < took / 4
 
 
-@pytest.mark.parametrize("busy", [False, True], ids=["idle", "busy"])
+@pytest.mark.parametrize(
+    "busy", [pytest.param(False, id="idle"), pytest.param(True, id="busy", marks=pytest.mark.soak)]
+)
 def test_a_cluster_that_hangs_in_the_middle_is_given_up(
     gateway: GatewayProcess, ceph: CephCluster, image: str, local: str, busy: bool
 ) -> None:

@@ -45,7 +45,9 @@ def content(gateway: GatewayProcess) -> dict[str, int]:
     return {volume: script(socket, READ)[0]["crc32"] for volume, socket in sockets.items()}
 
 
-@pytest.mark.parametrize("paused", [False, True], ids=["dead", "silent"])
+@pytest.mark.parametrize(
+    "paused", [pytest.param(False, id="dead", marks=pytest.mark.soak), pytest.param(True, id="silent")]
+)
 def test_what_the_host_owned_is_served(gateway: GatewayProcess, etcd: EtcdCluster, paused: bool) -> None:
     """A start needed etcd, even for volumes on the host's own drives."""
     written = filled(gateway)
