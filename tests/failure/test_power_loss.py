@@ -152,7 +152,7 @@ def test_each_flush_reaches_the_drive(gateway: GatewayProcess, drive: VolatileDi
     assert drive.syncs() == before
     script(volume.socket, [write, {"op": "flush"}] * 7)
     assert drive.syncs() == before + 7
-    # Nobody flushes any more, so what is in the drive's cache goes to the medium first.
+    # What nobody has flushed is lost.
     script(volume.socket, [write])
     assert lose_power(gateway, drive) > 0
 

@@ -92,9 +92,7 @@ def test_the_moved_queue_is_the_first() -> None:
 
 
 def test_the_drain_is_read_from_the_log_of_the_process_before() -> None:
-    line = (
-        "Handed 8 volumes over to release 2; their requests paused for 8.4 ms, {} of them to finish what was."
-    )
+    line = "Handed 8 volumes over to release 2; their requests paused for 8.4 ms, {} of them to come to rest."
     assert drain_ms(f"{line.format(3.5)}\n{line.format(1.25)}") == 1.25
     with pytest.raises(StateError, match="does not tell"):
         drain_ms("Handed nothing over.")

@@ -204,18 +204,13 @@ impl BackendSpec {
         Ok(Image::open(&cluster, &spec, size, read_only).map_err(DriveError::from)?)
     }
 
-    /// Take the lock of an image that is open without.
-    pub fn own_image(&self, image: &Image) -> Result<(), EngineError> {
+    /// Take the lock of an image that is open without; `from`: a client that has it and is shut out.
+    pub fn own_image(&self, image: &Image, from: Option<&String>) -> Result<(), EngineError> {
         let Self::Rbd { epoch, predecessors, .. } = self else {
             return Err(self.no_image());
         };
-        Ok(image.own(*epoch, predecessors).map_err(DriveError::from)?)
-    }
-
-    /// Take the lock of an image from `client`, which is shut out.
-    pub fn own_from(&self, image: &Image, client: &str) -> Result<(), DriveError> {
-        let epoch = if let Self::Rbd { epoch, .. } = self { *epoch } else { 0 };
-        Ok(image.own(epoch, &[client.to_owned()])?)
+        let before: Vec<String> = predecessors.iter().chain(from).cloned().collect();
+        Ok(image.own(*epoch, &before).map_err(DriveError::from)?)
     }
 
     fn no_image(&self) -> EngineError {

@@ -108,7 +108,7 @@ class Door:
         if len(self._strangers) >= self._most_strangers:
             self._turn_out(next(iter(self._strangers)))
         if len(self._strangers) + len(self._known) >= self._most:
-            # All have a token, so it is theirs to do with less.
+            # Strangers are never so many: those that have a token have to do with less.
             connection.close()
             return
         loop = asyncio.get_running_loop()

@@ -26,7 +26,7 @@ _LOOK_SECONDS = 0.001
 _RINGSTONE = (sys.executable, "-m", "ringstone")
 # What would lead the process to another gateway or service manager.
 _NOT_INHERITED = ("RINGSTONE_SOCKET", "NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "JOURNAL_STREAM")
-_HANDED_OVER = re.compile(r"paused for ([\d.]+) ms, ([\d.]+) of them to finish")
+_HANDED_OVER = re.compile(r"paused for ([\d.]+) ms, ([\d.]+) of them to (?:come to rest|finish)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +202,7 @@ class GatewayDaemon:
 
 
 def drain_ms(log: str) -> float:
-    """The part of the stall that the former process took to finish what was in flight, from its log."""
+    """The part of the stall that the former process took to come to rest, from its log."""
     found = _HANDED_OVER.findall(log)
     if not found:
         raise StateError("The log of the gateway does not tell of the handover. See the log level.")

@@ -258,7 +258,7 @@ def _upgrade(section: str, kind: str, volumes: int, setting: Setting, results: R
             f"{what}: pause that the command reports",
             "ms",
             [report.stall_ms for report in reports],
-            f"at most {drained:.1f} ms of it to finish what was in flight",
+            f"at most {drained:.1f} ms of it to come to rest",
         ),
         Row.beside(
             section,

@@ -26,6 +26,7 @@ def rejoin(service: Service) -> None:
     for name, record in held.items():
         if service.is_idle(name, record):
             service.take_up(name, "It was not known while etcd was away.")
+    store.remember()
     service.events.say("info", "The cluster's state is within reach for the first time since the start.")
 
 

@@ -93,6 +93,11 @@ class Memory:
         self.records = records
 
 
+def _quickly(settings: EtcdSettings) -> EtcdSettings:
+    attempt_s = min(settings.attempt_s, _FIRST_SECONDS / 2)
+    return replace(settings, attempt_s=attempt_s, total_s=min(settings.total_s, _FIRST_SECONDS))
+
+
 class RememberingStore(Rules):
     """Implements ringstone.store.Store: that of etcd, whose changes are remembered as far as they are about what `host`
     owns. While `away` it is what was remembered, of which nothing can be changed but whom a successor must fence."""
@@ -103,41 +108,37 @@ class RememberingStore(Rules):
         self._memory = Memory(path, host)
         self._lock = threading.RLock()
         self._running = threading.local()
+        self._changing = False
         known = self._memory.read()
         self.away = False
-        if known:
-            quickly = replace(
-                settings,
-                attempt_s=min(settings.attempt_s, _FIRST_SECONDS / 2),
-                total_s=min(settings.total_s, _FIRST_SECONDS),
-            )
-            try:
-                EtcdStore.check(quickly)
-            except UnreachableError as error:
-                self.away = True
-                count = len(self._memory.records[ATTACHMENTS.name])
-                log.warning("%s This host goes on with the %d volumes that it owned.", error, count)
-        self._etcd = EtcdStore(settings, connect=not self.away)
-        if not self.away:
-            try:
-                self._remember_all()
-            except BaseException:
+        self._etcd = EtcdStore(settings, connect=False)
+        try:
+            if known:
+                EtcdStore.check(_quickly(settings))
+            self._etcd.connect()
+            self.remember()
+        except BaseException as error:
+            if not known or not isinstance(error, UnreachableError):
                 self._etcd.close()
                 raise
+            self.away = True
+            count = len(self._memory.records[ATTACHMENTS.name])
+            log.warning("%s This host goes on with the %d volumes that it owned.", error, count)
 
     def come_back(self) -> None:
-        """Go on with etcd, which was away. UnreachableError while it is, StateError when it has a newer schema."""
+        """Go on with etcd, which was away. UnreachableError while it is, StateError when it has a newer schema. What is
+        remembered stays until remember(): etcd does not know yet whom a successor must fence."""
         self._etcd.connect()
         with self._lock:
             self.away = False
-            self._remember_all()
 
     def refuse_changes(self) -> None:
         """UnreachableError while etcd is away."""
         if self.away:
             raise self._unreachable()
 
-    def _remember_all(self) -> None:
+    def remember(self) -> None:
+        """All that etcd has of this host, and nothing else."""
         own = {one.volume: one for one in self._etcd.attachments() if one.host == self._host}
         volumes = {one.name: one for one in self._etcd.volumes() if one.name in own}
         wanted = {one.pool for one in volumes.values()}
@@ -169,7 +170,11 @@ class RememberingStore(Rules):
 
     def _transact_in_memory(self, step: Callable[[], T]) -> T:
         with self._lock:
+            if self._changing or not self.away:
+                # A part of the one that runs; or etcd has come back since it was asked for.
+                return step() if self._changing else self.transact(step)
             before = self._memory.records
+            self._changing = True
             self._memory.records = {name: dict(records) for name, records in before.items()}
             try:
                 result = step()
@@ -178,6 +183,8 @@ class RememberingStore(Rules):
             except BaseException:
                 self._memory.records = before
                 raise
+            finally:
+                self._changing = False
             return result
 
     def _remember(self, changes: list[tuple[Kind[Any], str, Any]]) -> None:

@@ -76,12 +76,12 @@ pub fn image_of(volume: &Volume) -> Option<&Image> {
 }
 
 /// Start a thread that is waited for by what it sends, or not at all.
-fn apart(run: impl FnOnce() + Send + 'static) -> Result<(), EngineError> {
+pub fn apart(run: impl FnOnce() + Send + 'static) -> Result<(), EngineError> {
     let thread = std::thread::Builder::new().name("image".into()).spawn(run);
     thread.map(drop).map_err(|source| EngineError::System { what: "starting a thread", source })
 }
 
-/// `count` results, by volume; an error names one that failed, or one of `names` that is late.
+/// The results, by volume; an error names one that failed, or one of `names` that is late.
 fn gather<T>(
     results: &Receiver<(String, Result<T, EngineError>)>,
     names: &[String],
@@ -176,7 +176,7 @@ impl Held {
         self.caller.call(Box::new(move |control| control.image_is_back(&volume, taken)));
     }
 
-    fn take_back(&self, image: &Image) -> Result<(), DriveError> {
+    fn take_back(&self, image: &Image) -> Result<(), EngineError> {
         let begun = Instant::now();
         loop {
             let error = match image.retake() {
@@ -187,9 +187,9 @@ impl Held {
             match &error {
                 // It was never told to go, so nothing of it is lost.
                 RbdError::Locked { owner, .. } if waited > GONE && self.successors.contains(owner) => {
-                    return self.backend.own_from(image, owner);
+                    return self.backend.own_image(image, Some(owner));
                 }
-                _ if waited > TAKE_BACK => return Err(error.into()),
+                _ if waited > TAKE_BACK => return Err(DriveError::from(error).into()),
                 _ => std::thread::sleep(PAUSE),
             }
         }
@@ -232,7 +232,7 @@ impl Control {
     }
 
     /// An image's lock was let go of for a handover that did not come about. A volume whose lock is gone is served no more.
-    fn image_is_back(&mut self, volume: &Arc<Volume>, taken: Result<(), DriveError>) {
+    fn image_is_back(&mut self, volume: &Arc<Volume>, taken: Result<(), EngineError>) {
         let open = self.volumes.get_mut(volume.name()).filter(|open| Arc::ptr_eq(&open.volume, volume));
         // It was closed meanwhile.
         let Some(open) = open else { return };
@@ -305,7 +305,7 @@ pub fn own(mut images: Images, volumes: &[VolumeState]) -> Result<Images, Engine
         apart(move || {
             let owned = match volume.read_only {
                 true => Ok(image),
-                false => volume.backend.own_image(&image).map(|()| image),
+                false => volume.backend.own_image(&image, None).map(|()| image),
             };
             let _ = told.send((volume.name, owned));
         })?;

@@ -6,11 +6,14 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{channel, Sender};
 use std::time::Duration;
 
+use ringstone_blockdev::Drive;
+use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
+
 use super::format::{
     kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Opened, Refused, Serving,
     VolumeState, FORMAT,
 };
-use super::images::{Lent, LET_GO, OPEN, OWN};
+use super::images::{apart, image_of, Lent, LET_GO, OPEN, OWN};
 use super::{monotonic_ns, ANSWER};
 use crate::attachment::Attachment;
 use crate::control::{Control, OpenVolume};
@@ -18,8 +21,6 @@ use crate::descriptors;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::frontend::Live;
-use ringstone_blockdev::Drive;
-use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
 
 /// How long the new process may take to start: Python, reactors, and the first look at its state.
 const START: Duration = Duration::from_secs(120);
@@ -206,7 +207,7 @@ impl Engine {
                 let _ = done.send(());
             };
             // A cluster may take long to close an image; what is left then goes with the process.
-            if std::thread::Builder::new().name("close".into()).spawn(close).is_ok() {
+            if apart(close).is_ok() {
                 let _ = closed.recv_timeout(LET_GO);
             }
         }
@@ -303,7 +304,7 @@ impl Control {
     }
 
     fn save_images(&self) -> Result<Vec<VolumeState>, EngineError> {
-        let images = self.volumes.values().filter(|open| matches!(open.volume.drive(), Drive::Rbd(_)));
+        let images = self.volumes.values().filter(|open| image_of(&open.volume).is_some());
         images.map(|open| save_volume(open, &mut Descriptors::default())).collect()
     }
 
