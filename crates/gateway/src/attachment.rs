@@ -24,6 +24,15 @@ const SHARED: usize = 2;
 /// A vring that could not be started: the session's id and why.
 pub type Unstartable = (u64, String);
 
+/// What came of starting rings.
+#[derive(Default)]
+pub struct Started {
+    /// Requests of a process before, which are done again.
+    pub again: u64,
+    /// Vrings, with their entries, whose requests are not noted though the frontend wants them to be.
+    pub unnoted: Vec<(u16, u32)>,
+}
+
 /// A volume and the socket it is served on.
 pub struct Attachment {
     pub volume: Arc<Volume>,
@@ -124,22 +133,28 @@ impl Attachment {
             .map(|live| live.id);
     }
 
-    /// Run every vring that can run and does not. Answers how many requests of a process before are done again.
+    /// Run every vring that can run and does not.
     ///
     /// # Errors
     /// A ring is malformed or a descriptor is unusable: the message says why, and the device must stop.
-    pub fn start_rings(&mut self, topology: &Topology, reactors: &mut Reactors) -> Result<u64, Unstartable> {
+    pub fn start_rings(
+        &mut self,
+        topology: &Topology,
+        reactors: &mut Reactors,
+    ) -> Result<Started, Unstartable> {
         if self.volume.is_incoming() {
-            return Ok(0);
+            return Ok(Started::default());
         }
         self.elect();
-        let Some(writer) = self.writer else { return Ok(0) };
-        let Some(live) = self.frontends.iter_mut().find(|live| live.id == writer) else { return Ok(0) };
+        let Some(writer) = self.writer else { return Ok(Started::default()) };
+        let Some(live) = self.frontends.iter_mut().find(|live| live.id == writer) else {
+            return Ok(Started::default());
+        };
         // A pending message has the vrings rest, or will ask them to.
         if live.closing || live.pending.is_some() {
-            return Ok(0);
+            return Ok(Started::default());
         }
-        let mut resubmitting = 0;
+        let mut started = Started::default();
         for index in 0..self.queues {
             let at = usize::from(index);
             if live.rings[at] != RingState::Stopped {
@@ -147,7 +162,10 @@ impl Attachment {
             }
             let setup = live.session.runnable(index).map_err(|error| (writer, error.to_string()))?;
             let Some(setup) = setup else { continue };
-            let VringSetup { packed, ring, kick, call } = setup;
+            let VringSetup { packed, unnoted, ring, kick, call } = setup;
+            if unnoted {
+                started.unnoted.push((index, ring.size));
+            }
             let ring =
                 Ring::new(packed, ring).map_err(|error| (writer, format!("vring {index}: {error}")))?;
             let Some(stats) = self.stats[at].take() else { continue };
@@ -167,13 +185,13 @@ impl Attachment {
                 geometry: device.geometry(),
             };
             let queue = Queue::new(ring, parts);
-            resubmitting += u64::from(queue.resubmitting());
+            started.again += u64::from(queue.resubmitting());
             queue.stats().placed(Some(reactor), queue.size());
             live.rings[at] = RingState::Running { reactor };
             reactors.started(reactor);
             reactors.send(reactor, Command::Start(Box::new(queue)));
         }
-        Ok(resubmitting)
+        Ok(started)
     }
 
     /// A reactor gave a queue back: it goes on elsewhere if it is being moved, else it rests. True if it rests.

@@ -256,14 +256,22 @@ impl Control {
             return;
         }
         let Some(attachment) = self.attachments.get_mut(&id) else { return };
-        match attachment.start_rings(&self.topology, &mut self.reactors) {
-            Ok(0) => {}
-            Ok(again) => {
-                let message =
-                    format!("{again} requests that the gateway before had not finished are done again");
-                self.events.log(Level::Info, attachment.volume.name(), message);
-            }
-            Err((session, message)) => self.fail_device(session, &message),
+        let started = match attachment.start_rings(&self.topology, &mut self.reactors) {
+            Ok(started) => started,
+            Err((session, message)) => return self.fail_device(session, &message),
+        };
+        let name = attachment.volume.name();
+        if started.again > 0 {
+            let message =
+                format!("{} requests that the gateway before had not finished are done again", started.again);
+            self.events.log(Level::Info, name, message);
+        }
+        for (index, entries) in started.unnoted {
+            let message = format!(
+                "vring {index} has {entries} entries, for which the frontend's in-flight region has no room: requests in \
+                 flight are lost if this gateway is killed, so give the disk a smaller queue-size"
+            );
+            self.events.log(Level::Warning, name, message);
         }
     }
 

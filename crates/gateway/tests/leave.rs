@@ -1,4 +1,4 @@
-//! GET_VRING_BASE with GET_VRING_BASE_INFLIGHT: a vring stops without finishing what the drive does not have yet. That stays
+//! GET_VRING_BASE with GET_VRING_BASE_INFLIGHT, and GET_VRING_BASE_SKIP_DRAIN: a vring stops without finishing what the drive does not have yet. That stays
 //! in the in-flight region, which the frontend takes along, and is done where the vring goes on.
 
 mod common;
@@ -11,7 +11,8 @@ use std::path::Path;
 
 use common::*;
 
-const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+const F_INFLIGHT: u64 = 1 << 20;
+const F_SKIP_DRAIN: u64 = 1 << 23;
 const SIZE: u16 = 64;
 /// Requests of three descriptors each.
 const REQUESTS: u16 = 16;
@@ -46,13 +47,20 @@ impl Region {
     }
 }
 
-fn start(path: &Path) -> (Driver, Region) {
+/// A vring with a region, of a frontend that leaves out the protocol features `without`.
+fn start(path: &Path, without: u64) -> (Driver, Region) {
     let driver = Driver::prepare(path, SIZE, F_VERSION_1);
+    negotiate(&driver.frontend, without);
     let region = Region::ask(&driver.frontend);
     region.set(&driver.frontend);
     driver.set_memory();
     driver.start_vring(0);
     (driver, region)
+}
+
+fn negotiate(frontend: &Frontend, without: u64) {
+    let features = frontend.get_u64(GET_PROTOCOL_FEATURES) & !without;
+    assert!(frontend.ack(SET_PROTOCOL_FEATURES, &words(&[features]), &[]));
 }
 
 fn offer_all(driver: &mut Driver, data: (u64, u32)) -> Vec<u32> {
@@ -65,8 +73,8 @@ fn offer_all(driver: &mut Driver, data: (u64, u32)) -> Vec<u32> {
 }
 
 /// Stop a busy vring over and over: every request is done once, there or where the vring goes on. Answers how many were left.
-fn goes_on(socket: &Path, data: (u64, u32)) -> usize {
-    let (mut driver, region) = start(socket);
+fn goes_on(socket: &Path, data: (u64, u32), message: u32, without: u64) -> usize {
+    let (mut driver, region) = start(socket, without);
     let mut left = 0;
     let mut before = 0u16;
     for round in 0.. {
@@ -75,7 +83,7 @@ fn goes_on(socket: &Path, data: (u64, u32)) -> usize {
             break;
         }
         let heads = offer_all(&mut driver, data);
-        let base = driver.stop_vring();
+        let base = driver.stop_vring_by(message);
         let taken: BTreeSet<u32> =
             heads.iter().take(usize::from((base as u16).wrapping_sub(before))).copied().collect();
         let done: BTreeSet<u32> = std::iter::from_fn(|| driver.next_used()).map(|(head, _)| head).collect();
@@ -90,6 +98,7 @@ fn goes_on(socket: &Path, data: (u64, u32)) -> usize {
         // There, or in another place that gets the region: a new connection knows nothing else.
         if round % 2 == 1 {
             driver.reconnect(socket, F_VERSION_1);
+            negotiate(&driver.frontend, without);
             region.set(&driver.frontend);
             driver.set_memory();
         }
@@ -112,7 +121,15 @@ fn goes_on(socket: &Path, data: (u64, u32)) -> usize {
 fn long_copies_are_left_undone_and_done_where_the_vring_goes_on() {
     let host = Host::new();
     let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
-    let left = goes_on(&socket, (DATA, 4 << 20));
+    let left = goes_on(&socket, (DATA, 4 << 20), GET_VRING_BASE, F_SKIP_DRAIN);
+    assert!(left > 0, "no vring was stopped in the middle of its requests");
+}
+
+#[test]
+fn a_frontend_may_ask_with_each_message() {
+    let host = Host::new();
+    let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
+    let left = goes_on(&socket, (DATA, 4 << 20), GET_VRING_BASE_SKIP_DRAIN, 0);
     assert!(left > 0, "no vring was stopped in the middle of its requests");
 }
 
@@ -133,7 +150,7 @@ fn requests_that_wait_for_a_bounce_buffer_are_left_undone() {
             )
         })
         .collect();
-    let left = goes_on(&socket, (DATA + 13, 2 << 20));
+    let left = goes_on(&socket, (DATA + 13, 2 << 20), GET_VRING_BASE_SKIP_DRAIN, 0);
     assert!(left > 0, "no vring was stopped in the middle of its requests");
     drop(neighbours);
     std::fs::remove_file(disk).unwrap();
@@ -145,31 +162,88 @@ fn delayed_requests_are_finished_first() {
     let host = Host::new();
     let slow = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":20000}"#;
     let socket = host.volume("vol", slow, 1 << 20, 1);
-    let (mut driver, region) = start(&socket);
+    let (mut driver, region) = start(&socket, 0);
     let heads = offer_all(&mut driver, (DATA, 512));
     wait_for("the first to be taken", || !region.undone().is_empty());
-    let base = driver.stop_vring();
+    let base = driver.stop_vring_by(GET_VRING_BASE_SKIP_DRAIN);
     assert_eq!(region.undone(), BTreeSet::new());
     let done: Vec<u32> = std::iter::from_fn(|| driver.next_used()).map(|(head, _)| head).collect();
     assert_eq!(done, heads[..base as usize]);
 }
 
 /// A frontend that does not take the region along finds nothing undone in it.
-#[test]
-fn without_the_feature_everything_taken_is_finished() {
+fn finishes_everything(message: u32, without: u64) {
     let host = Host::new();
     let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
-    let (mut driver, region) = start(&socket);
-    let frontend = &driver.frontend;
-    let fewer = frontend.get_u64(GET_PROTOCOL_FEATURES) & !GET_VRING_BASE_INFLIGHT;
-    assert!(frontend.ack(SET_PROTOCOL_FEATURES, &words(&[fewer]), &[]));
+    let (mut driver, region) = start(&socket, without);
     for _ in 0..ROUNDS {
         let mut rest: BTreeSet<u32> = offer_all(&mut driver, (DATA, 4 << 20)).into_iter().collect();
-        let base = driver.stop_vring();
+        let base = driver.stop_vring_by(message);
         assert_eq!(region.undone(), BTreeSet::new());
         driver.start_vring(base);
         while !rest.is_empty() {
             assert!(rest.remove(&driver.wait_used().0));
         }
     }
+}
+
+#[test]
+fn without_the_feature_everything_taken_is_finished() {
+    finishes_everything(GET_VRING_BASE, F_INFLIGHT | F_SKIP_DRAIN);
+}
+
+#[test]
+fn a_frontend_that_can_ask_each_time_and_does_not_finds_everything_finished() {
+    finishes_everything(GET_VRING_BASE, 0);
+}
+
+#[test]
+fn asking_without_the_features_it_takes_finishes_everything() {
+    finishes_everything(GET_VRING_BASE_SKIP_DRAIN, F_SKIP_DRAIN);
+    finishes_everything(GET_VRING_BASE_SKIP_DRAIN, F_INFLIGHT);
+}
+
+/// As QEMU 10.0 does: it asks for a region of as many entries as it was told, and then its rings are of 1024.
+#[test]
+fn a_ring_larger_than_the_region_was_asked_for_is_noted_too() {
+    let host = Host::new();
+    let slow = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":20000}"#;
+    let socket = host.volume("vol", slow, 1 << 20, 1);
+    let mut driver = Driver::prepare(&socket, 1024, F_VERSION_1);
+    let region = Region::ask(&driver.frontend);
+    region.set(&driver.frontend);
+    driver.set_memory();
+    driver.start_vring(0);
+    let heads = offer_all(&mut driver, (DATA, 512));
+    wait_for("a request to be under way", || driver.used_index() > 0);
+    // No driver's memory is asked where the ring goes on: only the region knows what is in flight.
+    driver.reconnect(&socket, F_VERSION_1);
+    region.set(&driver.frontend);
+    driver.set_memory();
+    driver.start_vring(0);
+    let done: BTreeSet<u32> = heads.iter().map(|_| driver.wait_used().0).collect();
+    assert_eq!(done, heads.into_iter().collect());
+    assert_eq!(driver.next_used(), None);
+}
+
+#[test]
+fn a_ring_that_no_region_has_room_for_is_served_and_told() {
+    let host = Host::new();
+    let socket = host.volume("vol", r#"{"type":"memory","hugepages":"off"}"#, 16 << 20, 1);
+    let mut driver = Driver::prepare(&socket, 2048, F_VERSION_1);
+    let region = Region::ask(&driver.frontend);
+    region.set(&driver.frontend);
+    driver.set_memory();
+    driver.start_vring(0);
+    host.wait_event("vol", "no room");
+    // Nobody would know of what is left undone.
+    let heads: BTreeSet<u32> = offer_all(&mut driver, (DATA, 4 << 20)).into_iter().collect();
+    let base = driver.stop_vring_by(GET_VRING_BASE_SKIP_DRAIN);
+    let mut done: BTreeSet<u32> = std::iter::from_fn(|| driver.next_used()).map(|(head, _)| head).collect();
+    assert_eq!(done.len(), base as usize);
+    driver.start_vring(base);
+    while done.len() < heads.len() {
+        assert!(done.insert(driver.wait_used().0));
+    }
+    assert_eq!(done, heads);
 }

@@ -16,6 +16,10 @@ use crate::error::SessionError;
 use crate::message::WireInflight;
 use crate::reaper::{Reaped, Reaper};
 
+/// Entries of a ring that each queue has room for, even where the frontend asks for fewer: the most that QEMU's virtio
+/// devices set. QEMU 10.0 asks for as many as its `queue-size` says and then sets rings of 1024.
+const ROOM: u16 = 1024;
+
 /// A region in use. The frontend keeps its descriptor for our successor.
 pub(crate) struct Inflight {
     pub wire: WireInflight,
@@ -25,6 +29,9 @@ pub(crate) struct Inflight {
 
 impl Inflight {
     /// Make a region for GET_INFLIGHT_FD. All zeroes is a region that nobody has used (its version is 0).
+    ///
+    /// The queues' parts lie as the specification has them, for rings of the size that was asked for. Behind them, for
+    /// rings that turn out larger, lie parts of [`ROOM`] entries. So whoever knows only the former finds them in place.
     pub fn create(
         queues: u16,
         queue_size: u16,
@@ -33,7 +40,8 @@ impl Inflight {
         if queues == 0 || queue_size == 0 {
             return Err(SessionError::Inflight { why: "it has no queues or no entries" });
         }
-        let len = InflightRegion::len(queue_size, packed) as u64 * u64::from(queues);
+        let wire = WireInflight { len: 0, offset: 0, queues, queue_size };
+        let len = parts(&wire, packed) + if queue_size < ROOM { large_parts(&wire, packed) } else { 0 };
         // SAFETY: a plain system call with a NUL-terminated name; the result is checked before it is owned.
         let fd = unsafe {
             let fd = libc::memfd_create(
@@ -47,7 +55,7 @@ impl Inflight {
         };
         let file = File::from(fd);
         file.set_len(len)?;
-        Ok((WireInflight { len, offset: 0, queues, queue_size }, file.into()))
+        Ok((WireInflight { len, ..wire }, file.into()))
     }
 
     /// Map the region that SET_INFLIGHT_FD hands over.
@@ -61,7 +69,7 @@ impl Inflight {
         if wire.queues == 0 || wire.queues > max_queues {
             return Err(SessionError::Inflight { why: "it has more queues than the device, or none" });
         }
-        if wire.len < InflightRegion::len(wire.queue_size, packed) as u64 * u64::from(wire.queues) {
+        if wire.len < parts(&wire, packed) {
             return Err(SessionError::Inflight { why: "it is too short for its queues" });
         }
         let file = memory(file, "in-flight region", reaper)?;
@@ -74,17 +82,32 @@ impl Inflight {
         self.mapping.poisoned()
     }
 
-    /// The part of queue `index`; `None` for a queue that the region was not made for, whose requests are not noted then.
-    pub fn queue(&self, index: u16, packed: bool) -> Result<Option<InflightRegion>, SessionError> {
+    /// The part of queue `index`, for a ring of `size` entries; `None` where there is no room for it, and the ring's requests
+    /// are not noted then.
+    pub fn queue(&self, index: u16, size: u32, packed: bool) -> Option<InflightRegion> {
         if index >= self.wire.queues {
-            return Ok(None);
+            return None;
         }
-        let entries = self.wire.queue_size;
-        let offset = InflightRegion::len(entries, packed) * usize::from(index);
+        let (begin, entries) = if size <= u32::from(self.wire.queue_size) {
+            (0, self.wire.queue_size)
+        } else if size <= u32::from(ROOM) {
+            (parts(&self.wire, packed), ROOM)
+        } else {
+            return None;
+        };
+        let offset = begin as usize + InflightRegion::len(entries, packed) * usize::from(index);
         InflightRegion::new(self.mapping.clone(), offset, entries, packed)
-            .map(Some)
-            .ok_or(SessionError::Inflight { why: "it is too short for the rings that were negotiated" })
     }
+}
+
+/// Bytes of all queues' parts, for rings of the size that was asked for.
+fn parts(wire: &WireInflight, packed: bool) -> u64 {
+    InflightRegion::len(wire.queue_size, packed) as u64 * u64::from(wire.queues)
+}
+
+/// Bytes of all queues' parts for larger rings.
+fn large_parts(wire: &WireInflight, packed: bool) -> u64 {
+    InflightRegion::len(ROOM, packed) as u64 * u64::from(wire.queues)
 }
 
 #[cfg(test)]
@@ -104,11 +127,44 @@ mod tests {
             assert!(open(WireInflight { len: 64, ..wire }, 4).is_err());
             assert!(open(WireInflight { offset: u64::MAX, ..wire }, 4).is_err());
             let region = open(wire, 4).unwrap();
-            assert!(region.queue(3, packed).unwrap().is_some());
-            assert!(region.queue(4, packed).unwrap().is_none());
+            assert!(region.queue(3, 128, packed).is_some());
+            assert!(region.queue(4, 128, packed).is_none());
         }
         // Made for split rings, used with packed ones: their parts are longer.
-        let (wire, fd) = Inflight::create(1, 128, false).unwrap();
-        assert!(Inflight::open(wire, reaper.hold(fd), 1, false, &reaper).unwrap().queue(0, true).is_err());
+        let (wire, fd) = Inflight::create(1, 1024, false).unwrap();
+        let region = Inflight::open(wire, reaper.hold(fd), 1, false, &reaper).unwrap();
+        assert!(region.queue(0, 1024, true).is_none());
+    }
+
+    #[test]
+    fn rings_larger_than_asked_for_have_parts_of_their_own() {
+        let reaper = crate::Reaper::default();
+        for packed in [false, true] {
+            let (wire, fd) = Inflight::create(3, 128, packed).unwrap();
+            let region = Inflight::open(wire, reaper.hold(fd), 3, packed, &reaper).unwrap();
+            let mut taken = Vec::new();
+            for size in [128, 1024] {
+                for index in 0..3 {
+                    let part = region.queue(index, size, packed).unwrap();
+                    let begin = part.offset() as u64;
+                    taken.push(begin..begin + InflightRegion::len(size as u16, packed) as u64);
+                }
+            }
+            // Where a process that knows no larger rings looks for them.
+            assert_eq!(taken[2].start, 2 * InflightRegion::len(128, packed) as u64);
+            assert!(taken.windows(2).all(|pair| pair[0].end == pair[1].start));
+            assert_eq!(taken.last().unwrap().end, wire.len);
+            assert!(region.queue(0, 2048, packed).is_none());
+        }
+    }
+
+    #[test]
+    fn a_region_without_room_for_larger_rings_serves_those_it_was_made_for() {
+        let reaper = crate::Reaper::default();
+        let (wire, fd) = Inflight::create(2, 128, false).unwrap();
+        let wire = WireInflight { len: parts(&wire, false), ..wire };
+        let region = Inflight::open(wire, reaper.hold(fd), 2, false, &reaper).unwrap();
+        assert!(region.queue(1, 128, false).is_some());
+        assert!(region.queue(0, 256, false).is_none());
     }
 }

@@ -32,6 +32,7 @@ pub mod protocol {
     pub const CONFIGURE_MEM_SLOTS: u64 = 1 << 15;
     pub const STATUS: u64 = 1 << 16;
     pub const GET_VRING_BASE_INFLIGHT: u64 = 1 << 20;
+    pub const GET_VRING_BASE_SKIP_DRAIN: u64 = 1 << 23;
 
     /// All that this backend speaks.
     pub const OFFERED: u64 = MQ
@@ -43,7 +44,8 @@ pub mod protocol {
         | RESET_DEVICE
         | CONFIGURE_MEM_SLOTS
         | STATUS
-        | GET_VRING_BASE_INFLIGHT;
+        | GET_VRING_BASE_INFLIGHT
+        | GET_VRING_BASE_SKIP_DRAIN;
 }
 
 /// Request codes, front-end message types.
@@ -77,6 +79,7 @@ pub(crate) mod code {
     pub const REM_MEM_REG: u32 = 38;
     pub const SET_STATUS: u32 = 39;
     pub const GET_STATUS: u32 = 40;
+    pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
 }
 
 /// BACKEND_CONFIG_CHANGE_MSG, a back-end message type.
@@ -163,8 +166,10 @@ pub enum Request {
         index: u32,
         base: u32,
     },
+    /// GET_VRING_BASE, or GET_VRING_BASE_SKIP_DRAIN.
     GetVringBase {
         index: u32,
+        skip_drain: bool,
     },
     SetVringKick {
         index: u32,
@@ -284,10 +289,10 @@ impl Request {
                     Self::SetVringAddr { index, descriptors, used, available }
                 }
                 code::SET_VRING_BASE => Self::SetVringBase { index: f.u32()?, base: f.u32()? },
-                code::GET_VRING_BASE => {
+                code::GET_VRING_BASE | code::GET_VRING_BASE_SKIP_DRAIN => {
                     let index = f.u32()?;
                     f.u32()?;
-                    Self::GetVringBase { index }
+                    Self::GetVringBase { index, skip_drain: request == code::GET_VRING_BASE_SKIP_DRAIN }
                 }
                 code::SET_VRING_KICK => {
                     let (index, fd) = vring_fd(f.u64()?);
@@ -374,7 +379,7 @@ fn vring_fd(value: u64) -> (u32, bool) {
 }
 
 fn known(request: u32) -> bool {
-    matches!(request, 1..=18 | 21 | 24 | 25 | 31 | 32 | 34 | 36..=40)
+    matches!(request, 1..=18 | 21 | 24 | 25 | 31 | 32 | 34 | 36..=40 | 45)
 }
 
 /// A reply's payload, encoded.

@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
-use ringstone_virtqueue::{MemoryTable, RingAddresses, RingSetup, MAX_RING_SIZE};
+use ringstone_virtqueue::{InflightRegion, MemoryTable, RingAddresses, RingSetup, MAX_RING_SIZE};
 
 use crate::descriptor::{channel, eventfd};
 use crate::error::SessionError;
@@ -194,7 +194,7 @@ impl<D: DeviceModel> Session<D> {
             Request::SetVringNum { index, .. }
             | Request::SetVringAddr { index, .. }
             | Request::SetVringBase { index, .. }
-            | Request::GetVringBase { index }
+            | Request::GetVringBase { index, .. }
             | Request::SetVringEnable { index, enable: false } => one(index),
             Request::SetFeatures(_)
             | Request::ResetOwner
@@ -223,11 +223,21 @@ impl<D: DeviceModel> Session<D> {
     }
 
     /// A vring that rests for `request` may leave requests undone: they stay in the in-flight region, which the frontend
-    /// takes along (GET_VRING_BASE_INFLIGHT).
+    /// takes along. The frontend says so with each message if it can (GET_VRING_BASE_SKIP_DRAIN), else once for all
+    /// (GET_VRING_BASE_INFLIGHT).
     pub fn may_leave(&self, request: &Request) -> bool {
-        matches!(request, Request::GetVringBase { .. })
-            && self.protocol_features & protocol::GET_VRING_BASE_INFLIGHT != 0
-            && self.inflight.is_some()
+        let Request::GetVringBase { index, skip_drain } = request else { return false };
+        let Ok(index) = u16::try_from(*index) else { return false };
+        let says_each_time = self.protocol_features & protocol::GET_VRING_BASE_SKIP_DRAIN != 0;
+        self.protocol_features & protocol::GET_VRING_BASE_INFLIGHT != 0
+            && *skip_drain == says_each_time
+            && self.part(index).is_some()
+    }
+
+    /// The part of the in-flight region in which vring `index` notes its requests.
+    fn part(&self, index: u16) -> Option<InflightRegion> {
+        let vring = self.vrings.get(usize::from(index))?;
+        self.inflight.as_ref()?.queue(index, vring.size, self.packed())
     }
 
     /// A vring came to rest at `base`, coded as in GET_VRING_BASE.
@@ -253,10 +263,11 @@ impl<D: DeviceModel> Session<D> {
             return Ok(None);
         }
         let packed = self.packed();
-        let inflight = self.inflight.as_ref().map(|inflight| inflight.queue(index, packed)).transpose()?;
+        let inflight = self.part(index);
         let log = self.log.as_ref().filter(|_| self.features & F_LOG_ALL != 0);
         Ok(Some(VringSetup {
             packed,
+            unnoted: self.inflight.is_some() && inflight.is_none(),
             ring: RingSetup {
                 memory: self.memory.clone(),
                 size: vring.size,
@@ -264,7 +275,7 @@ impl<D: DeviceModel> Session<D> {
                 base: vring.start_at(packed),
                 event_idx: self.features & F_RING_EVENT_IDX != 0,
                 indirect: self.features & F_RING_INDIRECT_DESC != 0,
-                inflight: inflight.flatten(),
+                inflight,
                 log: log.map(|log| log.dirty.clone()),
             },
             kick: kick.as_ref().map(OwnedFd::try_clone).transpose()?,
@@ -376,7 +387,7 @@ impl<D: DeviceModel> Session<D> {
                 vring.base = Some(base);
                 Ok(Applied::silent())
             }
-            Request::GetVringBase { index } => {
+            Request::GetVringBase { index, .. } => {
                 let packed = self.packed();
                 let vring = self.vring(index)?;
                 // "The back-end must stop the ring"; it starts again with the next kick descriptor.

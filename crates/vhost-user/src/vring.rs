@@ -37,6 +37,8 @@ impl Vring {
 /// All that is needed to run a vring.
 pub struct VringSetup {
     pub packed: bool,
+    /// The frontend gave an in-flight region, and it has no room for this ring.
+    pub unnoted: bool,
     pub ring: RingSetup,
     pub kick: Option<OwnedFd>,
     pub call: Option<OwnedFd>,

@@ -42,6 +42,7 @@ pub const ADD_MEM_REG: u32 = 37;
 pub const REM_MEM_REG: u32 = 38;
 pub const SET_STATUS: u32 = 39;
 pub const GET_STATUS: u32 = 40;
+pub const GET_VRING_BASE_SKIP_DRAIN: u32 = 45;
 
 pub const F_LOG_ALL: u64 = 1 << 26;
 pub const F_INDIRECT: u64 = 1 << 28;
@@ -354,7 +355,12 @@ impl Driver {
 
     /// GET_VRING_BASE: the vring stops, and where it does.
     pub fn stop_vring(&self) -> u32 {
-        self.frontend.send(GET_VRING_BASE, 0, &pair(self.index.into(), 0), &[]);
+        self.stop_vring_by(GET_VRING_BASE)
+    }
+
+    /// The same by `message`, which may be GET_VRING_BASE_SKIP_DRAIN.
+    pub fn stop_vring_by(&self, message: u32) -> u32 {
+        self.frontend.send(message, 0, &pair(self.index.into(), 0), &[]);
         let (reply, _) = self.frontend.receive().expect("the backend closed the connection");
         assert_eq!(reply[..4], u32::from(self.index).to_le_bytes());
         u32::from_le_bytes(reply[4..8].try_into().unwrap())

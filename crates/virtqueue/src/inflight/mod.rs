@@ -54,6 +54,11 @@ impl InflightRegion {
         (header + entry * usize::from(entries)).next_multiple_of(ALIGN)
     }
 
+    /// Where the part begins in the mapping, in bytes.
+    pub fn offset(&self) -> usize {
+        self.offset
+    }
+
     fn ptr(&self) -> *mut u8 {
         // SAFETY: `new` checked that the part lies inside the mapping.
         unsafe { self.mapping.as_ptr().add(self.offset) }
