@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use ringstone_blockdev::Drive;
 use ringstone_vhost_user::DeviceModel;
-use ringstone_virtio_blk::{device_features, feature, ConfigSpace, Geometry, Limits, WRITEBACK_OFFSET};
+use ringstone_virtio_blk::{
+    device_features, feature, ConfigSpace, Geometry, Limits, FORMER_FEATURES, WRITEBACK_OFFSET,
+};
 use ringstone_volume::Volume;
 
 /// Bytes of one discard or write-zeroes at most. The kernel does the work elsewhere; the limit keeps one request's share of
@@ -105,6 +107,10 @@ impl DeviceModel for BlockDevice {
         };
         self.set_cache(*value == 1);
         true
+    }
+
+    fn former_features(&self) -> u64 {
+        FORMER_FEATURES
     }
 
     fn set_features(&mut self, features: u64) {

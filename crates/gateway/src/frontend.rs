@@ -94,15 +94,20 @@ impl Live {
             if quiet == Quiet::None || matches!(quiet, Quiet::Vring(only) if usize::from(only) != index) {
                 continue;
             }
+            let key = QueueKey { session: self.id, vring: index as u16 };
             match *state {
                 RingState::Running { reactor } => {
-                    let key = QueueKey { session: self.id, vring: index as u16 };
                     reactors.send(reactor, Command::Stop { key, leave });
                     *state = RingState::Stopping { reactor };
                 }
-                // It is being stopped already, and stays so.
-                RingState::Moving { from, .. } => *state = RingState::Stopping { reactor: from },
-                RingState::Stopping { .. } | RingState::Stopped => {}
+                // It is being stopped already, and stays so; what it has need not be done any more.
+                RingState::Moving { from: reactor, .. } | RingState::Stopping { reactor } => {
+                    if leave {
+                        reactors.send(reactor, Command::Stop { key, leave });
+                    }
+                    *state = RingState::Stopping { reactor };
+                }
+                RingState::Stopped => {}
             }
             at_rest &= *state == RingState::Stopped;
         }
@@ -126,9 +131,10 @@ impl Live {
         }
     }
 
-    /// Tell the reactor of a running vring something about it.
+    /// Tell the reactor of a vring that runs, or finishes what it has, something about it.
     pub fn tell(&self, index: u16, reactors: &mut Reactors, command: impl FnOnce(QueueKey) -> Command) {
-        if let Some(RingState::Running { reactor }) = self.rings.get(usize::from(index)).copied() {
+        let state = self.rings.get(usize::from(index)).copied();
+        if let Some(RingState::Running { reactor } | RingState::Stopping { reactor }) = state {
             reactors.send(reactor, command(QueueKey { session: self.id, vring: index }));
         }
     }

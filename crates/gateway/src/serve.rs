@@ -153,7 +153,8 @@ impl Control {
         let Some(incoming) = live.pending.take() else { return true };
         let quiet = live.session.needs_quiet(&incoming.request);
         let leave = live.session.may_leave(&incoming.request);
-        if !live.quieten(quiet, leave, &mut self.reactors) {
+        let rests = live.quieten(quiet, leave, &mut self.reactors);
+        if !rests && !live.session.only_begins_rest(&incoming.request) {
             live.pending = Some(incoming);
             return false;
         }

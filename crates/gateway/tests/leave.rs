@@ -160,19 +160,59 @@ fn requests_that_wait_for_a_bounce_buffer_are_left_undone() {
     std::fs::remove_file(disk).unwrap();
 }
 
-/// What is on its way is waited for, as nobody can call it back: the region does not have it any more then.
+/// What the drive has is waited for unless the drive gives it back: either way it is done once.
 #[test]
-fn delayed_requests_are_finished_first() {
+fn requests_at_a_drive_are_finished_or_given_back() {
     let host = Host::new();
-    let slow = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":20000}"#;
-    let socket = host.volume("vol", slow, 1 << 20, 1);
-    let (mut driver, region) = start(&socket, SIZE, 0);
-    let heads = offer_all(&mut driver, (DATA, 512));
-    wait_for("the first to be taken", || !region.undone().is_empty());
-    let base = driver.stop_vring_by(GET_VRING_BASE_SKIP_DRAIN);
-    assert_eq!(region.undone(), BTreeSet::new());
-    let done: Vec<u32> = std::iter::from_fn(|| driver.next_used()).map(|(head, _)| head).collect();
-    assert_eq!(done, heads[..base as usize]);
+    let disk = host.disk_file(16 << 20);
+    let backend = format!(r#"{{"type":"file","path":{disk:?},"direct":"on"}}"#);
+    let socket = host.volume("vol", &backend, 16 << 20, 1);
+    goes_on(&socket, SIZE, (DATA, 2 << 20), GET_VRING_BASE_SKIP_DRAIN, 0);
+    std::fs::remove_file(disk).unwrap();
+}
+
+const SLOW: &str = r#"{"type":"faulty","inner":{"type":"memory","hugepages":"off"},"delay_us":20000}"#;
+
+fn leaves_what_has_not_reached_the_drive(message: u32, without: u64) {
+    let host = Host::new();
+    let socket = host.volume("vol", SLOW, 1 << 20, 1);
+    let (mut driver, region) = start(&socket, SIZE, without);
+    let heads: BTreeSet<u32> = offer_all(&mut driver, (DATA, 512)).into_iter().collect();
+    wait_for("all to be taken", || region.undone().len() == heads.len());
+    // As QEMU does it.
+    assert!(driver.frontend.ack(SET_VRING_ENABLE, &pair(0, 0), &[]));
+    let base = driver.stop_vring_by(message);
+    assert_eq!((base, region.undone(), driver.next_used()), (heads.len() as u32, heads.clone(), None));
+    driver.start_vring(base);
+    assert_eq!(heads.iter().map(|_| driver.wait_used().0).collect::<BTreeSet<u32>>(), heads);
+}
+
+#[test]
+fn requests_that_have_not_reached_the_drive_are_left_undone() {
+    leaves_what_has_not_reached_the_drive(GET_VRING_BASE, F_SKIP_DRAIN);
+    leaves_what_has_not_reached_the_drive(GET_VRING_BASE_SKIP_DRAIN, 0);
+}
+
+/// The base is asked for as it always was, or the vring is enabled again: nothing is left behind.
+#[test]
+fn a_disabled_vring_finishes_what_it_has_unless_it_is_told_otherwise() {
+    let host = Host::new();
+    let socket = host.volume("vol", SLOW, 1 << 20, 1);
+    for without in [0, F_SKIP_DRAIN, F_INFLIGHT | F_SKIP_DRAIN] {
+        let (mut driver, region) = start(&socket, SIZE, without);
+        let heads: BTreeSet<u32> = offer_all(&mut driver, (DATA, 512)).into_iter().collect();
+        wait_for("all to be taken", || region.undone().len() == heads.len());
+        assert!(driver.frontend.ack(SET_VRING_ENABLE, &pair(0, 0), &[]));
+        if without == 0 {
+            assert_eq!(driver.stop_vring(), heads.len() as u32);
+            assert_eq!(region.undone(), BTreeSet::new());
+        } else {
+            assert!(driver.frontend.ack(SET_VRING_ENABLE, &pair(0, 1), &[]));
+        }
+        assert_eq!(heads.iter().map(|_| driver.wait_used().0).collect::<BTreeSet<u32>>(), heads);
+        assert_eq!(driver.next_used(), None);
+        driver.frontend.stream.shutdown(std::net::Shutdown::Both).unwrap();
+    }
 }
 
 /// A frontend that does not take the region along finds nothing undone in it.

@@ -246,6 +246,20 @@ fn config(frontend: &Frontend, offset: u32, len: u32) -> Vec<u8> {
     frontend.receive().unwrap().0[12..].to_vec()
 }
 
+/// QEMU 11.1 refuses a guest that got it from an older QEMU and migrates; those that have it keep it.
+#[test]
+fn size_max_is_not_offered_any_more_and_still_taken() {
+    const SIZE_MAX: u64 = 1 << 1;
+    let host = Host::new();
+    let socket = host.memory_volume("vol");
+    let frontend = Frontend::connect(&socket);
+    let offered = frontend.get_u64(GET_FEATURES);
+    assert_eq!(offered & SIZE_MAX, 0);
+    frontend.negotiate(F_VERSION_1);
+    assert!(frontend.ack(SET_FEATURES, &words(&[F_PROTOCOL | F_VERSION_1 | SIZE_MAX]), &[]));
+    assert!(!frontend.ack(SET_FEATURES, &words(&[F_PROTOCOL | F_VERSION_1 | 1 << 4]), &[]));
+}
+
 /// Some frontends ask for 60 bytes of configuration, some for 256, QEMU for what its own structure has.
 #[test]
 fn configuration_space_is_answered_at_any_length() {

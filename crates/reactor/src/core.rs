@@ -269,7 +269,7 @@ impl Reactor {
         if let Some(queue) = &mut self.places[usize::from(place)] {
             each!(&mut **queue, queue => {
                 if queue.generation == generation {
-                    queue.execute(head, &mut self.shared);
+                    queue.resume(head, &mut self.shared);
                 }
             });
         }

@@ -225,6 +225,15 @@ impl<R: VirtRing> RingQueue<R> {
         }
     }
 
+    /// A request that a faulty drive held back goes on. It has not reached the drive behind yet.
+    #[cold]
+    pub(crate) fn resume(&mut self, head: u16, shared: &mut Shared) {
+        match self.stopping {
+            Stopping::Leave => self.forget(head, shared),
+            _ => self.execute(head, shared),
+        }
+    }
+
     /// The drive gave a request back undone, as it was asked to: forget it, it stays in the in-flight region.
     pub(crate) fn left(&mut self, head: u16, result: i32, shared: &mut Shared) -> bool {
         if self.stopping != Stopping::Leave || result != -libc::ECANCELED {

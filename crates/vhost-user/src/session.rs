@@ -25,6 +25,10 @@ const F_RING_PACKED: u64 = 1 << 34;
 pub trait DeviceModel {
     /// virtio feature bits on offer, without the vhost-user bit.
     fn features(&self) -> u64;
+    /// Bits that are not on offer any more, and that a driver which took them once may still have.
+    fn former_features(&self) -> u64 {
+        0
+    }
     fn max_queues(&self) -> u16;
     /// The configuration space.
     fn config(&self) -> Vec<u8>;
@@ -224,14 +228,26 @@ impl<D: DeviceModel> Session<D> {
 
     /// A vring that rests for `request` may leave requests undone: they stay in the in-flight region, which the frontend
     /// takes along. The frontend says so with each message if it can (GET_VRING_BASE_SKIP_DRAIN), else once for all
-    /// (GET_VRING_BASE_INFLIGHT).
+    /// (GET_VRING_BASE_INFLIGHT). QEMU disables a vring before it asks for its base, so that has the same effect then.
     pub fn may_leave(&self, request: &Request) -> bool {
-        let Request::GetVringBase { index, skip_drain } = request else { return false };
-        let Ok(index) = u16::try_from(*index) else { return false };
-        let says_each_time = self.protocol_features & protocol::GET_VRING_BASE_SKIP_DRAIN != 0;
+        let (index, asks) = match request {
+            Request::GetVringBase { index, skip_drain } => (index, *skip_drain),
+            Request::SetVringEnable { index, enable: false } => (index, false),
+            _ => return false,
+        };
         self.protocol_features & protocol::GET_VRING_BASE_INFLIGHT != 0
-            && *skip_drain == says_each_time
-            && self.part(index).is_some()
+            && asks == self.asks_each_time()
+            && u16::try_from(*index).is_ok_and(|index| self.part(index).is_some())
+    }
+
+    /// `request` has a vring take no more, but need not wait until what it has taken is done: whether that is to be waited
+    /// for comes with the message that asks for the vring's base.
+    pub fn only_begins_rest(&self, request: &Request) -> bool {
+        matches!(request, Request::SetVringEnable { enable: false, .. }) && self.asks_each_time()
+    }
+
+    fn asks_each_time(&self) -> bool {
+        self.protocol_features & protocol::GET_VRING_BASE_SKIP_DRAIN != 0
     }
 
     /// The part of the in-flight region in which vring `index` notes its requests.
@@ -457,15 +473,19 @@ impl<D: DeviceModel> Session<D> {
         self.device.features() | F_PROTOCOL_FEATURES | F_LOG_ALL
     }
 
+    /// Whether a driver may have all of `features`.
+    pub(crate) fn accepts(&self, features: u64) -> bool {
+        features & !(self.offered() | self.device.former_features()) == 0
+    }
+
     fn vring(&mut self, index: u32) -> Result<&mut Vring, SessionError> {
         let queues = self.vrings.len() as u16;
         self.vrings.get_mut(index as usize).ok_or(SessionError::NoVring { index, queues })
     }
 
     fn set_features(&mut self, asked: u64) -> Result<Applied, SessionError> {
-        let offered = self.offered();
-        if asked & !offered != 0 {
-            return Err(SessionError::Features { asked, offered });
+        if !self.accepts(asked) {
+            return Err(SessionError::Features { asked, offered: self.offered() });
         }
         self.features = asked;
         self.device.set_features(asked);

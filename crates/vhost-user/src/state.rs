@@ -187,9 +187,8 @@ impl<D: DeviceModel> Session<D> {
         if state.vrings.len() != session.vrings.len() {
             return Err(SessionError::Handover { what: "it has another number of vrings than the device" });
         }
-        let offered = session.offered();
-        if state.features & !offered != 0 {
-            return Err(SessionError::Features { asked: state.features, offered });
+        if !session.accepts(state.features) {
+            return Err(SessionError::Features { asked: state.features, offered: session.offered() });
         }
         session.features = state.features;
         session.protocol_features = state.protocol_features;

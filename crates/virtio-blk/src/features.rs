@@ -18,12 +18,15 @@ pub mod feature {
     pub const RING_PACKED: u32 = 34;
 }
 
+/// What earlier releases offered as well, and drivers that took it may still have. QEMU 11.1 does not hand SIZE_MAX on to
+/// guests, and would refuse one that got it from an older QEMU and migrates.
+pub const FORMER_FEATURES: u64 = 1 << feature::SIZE_MAX;
+
 /// The features that a disk offers (without the vhost-user bit, which is the session's).
 pub fn device_features(read_only: bool, discard: bool, write_zeroes: bool) -> u64 {
     use feature::*;
     let mut bits = 0u64;
     for bit in [
-        SIZE_MAX,
         SEG_MAX,
         BLK_SIZE,
         FLUSH,
