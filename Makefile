@@ -46,7 +46,7 @@ lab: engine lab-packages ## Start Ceph, etcd and hosts with a gateway each on th
 	@$(VENV)/bin/ringstone lab $(LAB_ARGS)
 
 .PHONY: test
-test: build lint qemu-next older-release lab-packages ## Lint and run every test
+test: build lint qemus older-release lab-packages ## Lint and run every test
 	@$(run-test-rust)
 	@$(run-test-fuzz)
 	@$(run-test-python)
@@ -57,7 +57,7 @@ setup: packages rust python-env ## Debian packages, Rust toolchain, .venv
 .PHONY: build
 build: engine guest-image ## The engine in place and the guest image
 
-.PHONY: packages lab-packages rust python-env engine guest-image qemu-next older-release
+.PHONY: packages lab-packages rust python-env engine guest-image qemus older-release
 packages:
 	@$(STEP) debian-packages -- scripts/debian-packages
 lab-packages: packages ## Debian packages of Ceph and etcd, for `make lab` and the tests
@@ -71,8 +71,8 @@ engine: rust python-env
 		-- scripts/engine
 guest-image: python-env
 	@$(STEP) guest-image -- env PYTHONPATH=python $(VENV)/bin/python -m ringstone.hypervisor.guest_image
-qemu-next: packages ## A newer QEMU beside the installed one, for tests of migration between versions
-	@$(STEP) qemu-next --say -- scripts/qemu-next
+qemus: packages ## Debian's versions of QEMU and the guest's kernel beside the installed ones, for tests
+	@$(STEP) qemus --inputs scripts/qemus scripts/debian-root --outputs .cache/qemus/11.1 --say -- scripts/qemus
 older-release: rust python-env ## An older state of this project, for tests that upgrade from it; takes the whole history
 	@$(STEP) older-release --inputs scripts/older-release --outputs .cache/older-release/site -- scripts/older-release
 
@@ -93,14 +93,18 @@ shellcheck: packages
 .PHONY: test-rust test-python fuzz soak bench
 test-rust: rust ## The Rust tests alone
 	@$(run-test-rust)
-test-python: build qemu-next older-release lab-packages ## The Python tests alone: unit, functional and with a real guest
+test-python: build qemus older-release lab-packages ## The Python tests alone: unit, functional and with a real guest
 	@$(run-test-python)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)
-soak: build qemu-next older-release lab-packages ## The tests that run for long; SOAK_SECONDS (600) for those that go round
+soak: build qemus older-release lab-packages ## The tests that run for long; SOAK_SECONDS (600) for those that go round
 	@$(STEP) soak --say -- env RINGSTONE_SOAK_SECONDS=$(SOAK_SECONDS) $(VENV)/bin/python -m pytest -m soak
 bench: build ## Measure the gateway against qemu-storage-daemon and the machine's limits
 	@$(VENV)/bin/ringstone bench suite $(BENCH_ARGS)
+
+.PHONY: in-debian
+in-debian: packages ## make TARGET (demo) of the last commit in a fresh Debian SUITE (trixie) of its own, removed afterwards (root)
+	@scripts/in-debian $(or $(SUITE),trixie) $(or $(TARGET),demo)
 
 .PHONY: format lock
 format: rust python-env ## Format Rust and Python

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from ringstone.hypervisor.accelerator import Accelerator, choose_accelerator
-from ringstone.hypervisor.args import volume_args
+from ringstone.hypervisor.args import Disk
 from ringstone.hypervisor.guest import Guest
 from ringstone.hypervisor.guest_image import GuestImage, ensure_guest_image
 from ringstone.hypervisor.qemu import QemuConfig
@@ -35,18 +35,20 @@ class GuestHost:
         cpus: int = 2,
         packed: bool = True,
         more: Sequence[str] = (),
+        program: Path | None = None,
     ) -> Iterator[Guest]:
         """A guest with the attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end. `more`: further
-        arguments of QEMU's."""
-        devices = [*more]
+        arguments of QEMU's; `program`: another one than the installed one."""
+        disks = []
         with gateway.client() as client:
             for volume in volumes:
                 attachment = client.attachment(volume)
-                devices += volume_args(
-                    attachment.socket, volume=volume, queues=attachment.queues, packed=packed
-                )
+                disks.append(Disk(attachment.socket, volume, attachment.queues, packed=packed))
         folder = gateway.root / f"guest-{next(self._numbers)}"
-        with Guest(QemuConfig(self.image, self.accelerator.name, folder, devices, cpus=cpus)) as guest:
+        config = QemuConfig(
+            self.image, self.accelerator.name, folder, disks, more, cpus=cpus, program=program
+        )
+        with Guest(config) as guest:
             yield guest
 
 

@@ -150,7 +150,7 @@ def installed(folder: Path, *, disks: Sequence[tuple[Path, str]] = ()) -> Iterat
         image,
         choose_accelerator(image).name,
         folder / "guest",
-        devices,
+        devices=devices,
         memory_bytes=1 << 30,
         kernel_arguments=KERNEL_ARGUMENTS,
     )

@@ -10,7 +10,7 @@ import pytest
 
 from ringstone.client import RemoteClient
 from ringstone.errors import BusyError
-from ringstone.hypervisor.args import volume_args
+from ringstone.hypervisor.args import Disk
 from ringstone.hypervisor.disks import MovedDisks
 from ringstone.hypervisor.fio import FioJob, fio_command, parse_fio
 from ringstone.hypervisor.guest import Guest
@@ -45,13 +45,9 @@ class Move:
 
     def open_destination(self) -> AbstractContextManager[QmpSession]:
         sockets = self.lab.hosts["b"].run_dir / "vhost"
-        devices = [
-            argument
-            for volume in VOLUMES
-            for argument in volume_args(str(sockets / f"{volume}.sock"), volume=volume, queues=1)
-        ]
+        disks = [Disk(str(sockets / f"{volume}.sock"), volume, queues=1) for volume in VOLUMES]
         folder = self.folder / f"destination-{len(self.destinations)}"
-        incoming = replace(self.config, folder=folder, incoming="defer", devices=devices)
+        incoming = replace(self.config, folder=folder, incoming="defer", disks=disks)
         self.destinations.append(Qemu(incoming))
         return nullcontext(self.destinations[-1].qmp)
 
@@ -67,16 +63,16 @@ class Move:
 
 @pytest.fixture
 def move(lab: Lab, manager: RemoteClient, guest_host: GuestHost, tmp_path: Path) -> Iterator[Move]:
-    devices: list[str] = []
+    disks = []
     for volume in VOLUMES:
         manager.create_volume(volume, pool="ceph", size=64 * MIB)
         attachment = manager.attach(volume, host="a", queues=1, ha=True)
-        devices += volume_args(attachment.socket, volume=volume, queues=1)
+        disks.append(Disk(attachment.socket, volume, queues=1))
     config = QemuConfig(
         guest_host.image,
         guest_host.accelerator.name,
         tmp_path / "source",
-        devices,
+        disks,
         machine=MACHINE,
         cpu=CPU,
         cpus=2,

@@ -3,15 +3,18 @@
 import itertools
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as xml
 
 import pytest
 
-from ringstone.hypervisor.args import device_id, libvirt_xml, memory_args, qemu_args, volume_args
+from ringstone.errors import InvalidError
+from ringstone.hypervisor.args import Disk, device_id, libvirt_xml, memory_args, qemu_args
+from ringstone.hypervisor.versions import QemuVersion
 
 GIB = 1 << 30
+DISK = Disk("/run/a.sock", "a", queues=4)
 
 
 def _options(arguments: list[str], name: str) -> list[str]:
@@ -19,14 +22,14 @@ def _options(arguments: list[str], name: str) -> list[str]:
 
 
 def test_guest_memory_is_shared_and_of_the_given_size() -> None:
-    arguments = qemu_args("/run/a.sock", volume="a", queues=2, memory_bytes=GIB, hugepages=False)
+    arguments = qemu_args(DISK, memory_bytes=GIB)
     assert _options(arguments, "-m") == ["1024M"]
     assert _options(arguments, "-object") == ["memory-backend-memfd,id=rs-memory,size=1024M,share=on"]
     assert _options(arguments, "-machine") == ["memory-backend=rs-memory"]
 
 
 def test_huge_pages_are_asked_of_the_memfd() -> None:
-    arguments = qemu_args("/run/a.sock", volume="a", queues=2, memory_bytes=GIB, hugepages=True)
+    arguments = qemu_args(DISK, memory_bytes=GIB, hugepages=True)
     assert _options(arguments, "-object")[0].endswith(",share=on,hugetlb=on")
 
 
@@ -38,23 +41,44 @@ def test_an_emulated_guest_has_two_pages_more_than_qemu_looks_at_together() -> N
         memory_args(GIB, hugepages=True, emulated=True)
 
 
-def test_the_disk_reconnects_and_has_the_queues() -> None:
-    arguments = qemu_args("/run/a.sock", volume="a", queues=4, memory_bytes=GIB, hugepages=False)
-    assert _options(arguments, "-chardev") == ["socket,id=rs-a-socket,path=/run/a.sock,reconnect=1"]
+@pytest.mark.parametrize(
+    ("version", "reconnect"),
+    [
+        ("7.2", "reconnect=1"),
+        ("9.1", "reconnect=1"),
+        ("9.2", "reconnect-ms=1000"),
+        ("11.1", "reconnect-ms=1000"),
+        ("12.0", "reconnect-ms=1000"),
+    ],
+)
+def test_the_disk_reconnects_and_has_the_queues(version: str, reconnect: str) -> None:
+    arguments = DISK.args(QemuVersion.parse(version))
+    assert _options(arguments, "-chardev") == [f"socket,id=rs-a-socket,path=/run/a.sock,{reconnect}"]
     assert _options(arguments, "-device") == [
         "vhost-user-blk-pci,id=rs-a,chardev=rs-a-socket,num-queues=4,queue-size=256,packed=on"
     ]
 
 
+def test_an_unknown_version_gets_the_newest_form() -> None:
+    assert DISK.args() == DISK.args(QemuVersion.parse("42.1"))
+
+
 def test_packed_rings_can_be_left_out() -> None:
-    assert volume_args("/run/a.sock", volume="a", queues=1, packed=False)[3].endswith(",queue-size=256")
-    rest: dict[str, Any] = {"volume": "a", "queues": 1, "memory_bytes": GIB, "hugepages": False}
-    assert "packed" not in " ".join(qemu_args("/run/a.sock", packed=False, **rest))
-    assert "packed" not in libvirt_xml("/run/a.sock", packed=False, **rest)
+    assert replace(DISK, packed=False).args()[3].endswith(",queue-size=256")
+    assert "packed" not in libvirt_xml(
+        "/run/a.sock", volume="a", queues=1, packed=False, memory_bytes=GIB, hugepages=False
+    )
+
+
+def test_requests_in_flight_move_along_where_qemu_can() -> None:
+    disk = replace(DISK, inflight_migration=True)
+    assert disk.args(QemuVersion(11, 0))[3].endswith(",inflight-migration=on")
+    with pytest.raises(InvalidError, match=r"QEMU 10\.2 cannot .* 11\.0 is the first"):
+        disk.args(QemuVersion(10, 2))
 
 
 def test_a_comma_in_the_socket_path_does_not_end_the_option() -> None:
-    assert "path=/run/a,,b.sock" in volume_args("/run/a,b.sock", volume="a", queues=1)[1]
+    assert "path=/run/a,,b.sock" in Disk("/run/a,b.sock", "a", queues=1).args()[1]
 
 
 def test_ids_are_valid_whatever_the_name() -> None:
@@ -64,7 +88,7 @@ def test_ids_are_valid_whatever_the_name() -> None:
 @pytest.mark.parametrize("memory_bytes", [0, -GIB, GIB + 4096])
 def test_memory_that_cannot_be_in_huge_pages_is_refused(memory_bytes: int) -> None:
     with pytest.raises(ValueError, match="multiple of 2 MiB"):
-        qemu_args("/run/a.sock", volume="a", queues=1, memory_bytes=memory_bytes, hugepages=False)
+        qemu_args(DISK, memory_bytes=memory_bytes)
     with pytest.raises(ValueError, match="multiple of 2 MiB"):
         libvirt_xml("/run/a.sock", volume="a", queues=1, memory_bytes=memory_bytes, hugepages=False)
 
@@ -72,7 +96,7 @@ def test_memory_that_cannot_be_in_huge_pages_is_refused(memory_bytes: int) -> No
 @pytest.mark.parametrize("queues", [0, 65])
 def test_queues_out_of_range_are_refused(queues: int) -> None:
     with pytest.raises(ValueError, match="1 to 64"):
-        volume_args("/run/a.sock", volume="a", queues=queues)
+        replace(DISK, queues=queues).args()
 
 
 @pytest.mark.parametrize("hugepages", [False, True])

@@ -8,7 +8,7 @@ import pytest
 
 from ringstone.hypervisor import debian_root
 from ringstone.hypervisor.debian_root import ensure_debian_root
-from ringstone.hypervisor.guest_image import GuestImageError
+from ringstone.hypervisor.tools import GuestImageError
 
 
 def stand_in(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, tuple[str, ...]]]:

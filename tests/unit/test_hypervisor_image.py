@@ -1,9 +1,11 @@
 """How the guest image is made: the archive, the trimmed fio, and what decides that it is built anew."""
 
 import io
+import lzma
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,9 @@ import pytest
 from ringstone.hypervisor import guest_image
 from ringstone.hypervisor.cpio import CpioWriter
 from ringstone.hypervisor.elf import drop_libraries
-from ringstone.hypervisor.guest_image import FIO_LIBRARIES, GuestImageError
+from ringstone.hypervisor.guest_image import FIO_LIBRARIES
+from ringstone.hypervisor.guest_kernel import Kernel, module_dependencies, read_module
+from ringstone.hypervisor.tools import GuestImageError
 
 
 def _fio() -> bytes:
@@ -83,17 +87,19 @@ def test_what_is_no_elf_file_is_refused() -> None:
 
 
 def test_the_key_follows_kernel_packages_and_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    key = guest_image._image_key(Path("linux-image-1"), {"fio": "3.33"})
-    assert guest_image._image_key(Path("linux-image-1"), {"fio": "3.33"}) == key
+    kernel = Kernel(Path("linux-image-1"), "6.1.0", Path("image"), Path("modules"))
+    key = guest_image._image_key(kernel, {"fio": "3.33"})
+    assert guest_image._image_key(kernel, {"fio": "3.33"}) == key
     others = {
-        guest_image._image_key(Path("linux-image-2"), {"fio": "3.33"}),
-        guest_image._image_key(Path("linux-image-1"), {"fio": "3.34"}),
+        guest_image._image_key(replace(kernel, tree=Path("linux-image-2")), {"fio": "3.33"}),
+        guest_image._image_key(replace(kernel, version="6.1.1"), {"fio": "3.33"}),
+        guest_image._image_key(kernel, {"fio": "3.34"}),
     }
     recipe = tmp_path / "recipe"
     recipe.write_text("another init")
     monkeypatch.setattr(guest_image, "_RECIPE", (recipe,))
-    others.add(guest_image._image_key(Path("linux-image-1"), {"fio": "3.33"}))
-    assert len(others | {key}) == 4
+    others.add(guest_image._image_key(kernel, {"fio": "3.33"}))
+    assert len(others | {key}) == 5
 
 
 def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -103,5 +109,37 @@ def test_missing_packages_are_named_with_the_command(monkeypatch: pytest.MonkeyP
 
 def test_module_dependencies_are_read_from_the_module() -> None:
     module = b"\0license=GPL\0depends=virtio-ring,virtio\0name=virtio_blk\0"
-    assert guest_image._module_dependencies(module) == ["virtio_ring", "virtio"]
-    assert guest_image._module_dependencies(b"\0depends=\0") == []
+    assert module_dependencies(module) == ["virtio_ring", "virtio"]
+    assert module_dependencies(b"\0depends=\0") == []
+
+
+@pytest.mark.parametrize(
+    ("image", "modules"),
+    [
+        ("boot/vmlinuz-6.1.0", "lib/modules/6.1.0"),
+        ("boot/vmlinuz-6.12.1", "usr/lib/modules/6.12.1"),
+        ("usr/lib/modules/7.3.4/vmlinuz", "usr/lib/modules/7.3.4"),
+    ],
+)
+def test_a_kernel_is_found_wherever_debian_puts_it(tmp_path: Path, image: str, modules: str) -> None:
+    """Debian 12, 13 and the backports of 13."""
+    drivers = tmp_path / modules / "kernel" / "drivers"
+    drivers.mkdir(parents=True)
+    (tmp_path / image).parent.mkdir(exist_ok=True)
+    (tmp_path / image).touch()
+    (tmp_path / modules / "modules.builtin").write_text("kernel/drivers/virtio/virtio_pci.ko\n")
+    (drivers / "plain-one.ko").write_bytes(b"plain")
+    (drivers / "packed_one.ko.xz").write_bytes(lzma.compress(b"packed"))
+    kernel = Kernel.find(tmp_path)
+    assert (kernel.version, kernel.image) == (Path(modules).name, tmp_path / image)
+    files = kernel.module_files()
+    assert {name: read_module(path) for name, path in files.items()} == {
+        "plain_one": b"plain",
+        "packed_one": b"packed",
+    }
+    assert kernel.built_in() == {"virtio_pci"}
+
+
+def test_a_folder_without_a_kernel_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(GuestImageError, match="has 0 kernels"):
+        Kernel.find(tmp_path)

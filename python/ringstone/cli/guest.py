@@ -7,7 +7,9 @@ from typing import Annotated
 import typer
 
 from ringstone.cli.context import CliContext, JsonOption, VolumeName, context_of, print_json, size_argument
+from ringstone.errors import InvalidError, NotFoundError
 from ringstone.hypervisor import args
+from ringstone.hypervisor.versions import NEWEST, QEMU, QemuVersion
 from ringstone.models import Attachment
 
 MemoryOption = Annotated[
@@ -29,6 +31,21 @@ class ArgsFormat(StrEnum):
     JSON = "json"
 
 
+def _version(program: str | None, version: str | None) -> QemuVersion:
+    """Of the QEMU that the arguments are for."""
+    if version is not None:
+        if program is not None:
+            raise InvalidError("--qemu and --qemu-version say the same thing; give one of them.")
+        return QemuVersion.parse(version)
+    try:
+        return QemuVersion.of_program(program or QEMU)
+    except NotFoundError:
+        if program is not None:
+            raise
+        # It runs elsewhere.
+        return NEWEST
+
+
 def _attachment(cli: CliContext, volume: str) -> Attachment:
     with cli.client() as client:
         return client.attachment(volume)
@@ -43,19 +60,46 @@ def qemu_args(
     memory: MemoryOption = 1 << 30,
     hugepages: HugepagesOption = False,
     packed: PackedOption = True,
+    queue_size: Annotated[
+        int | None,
+        typer.Option(
+            "--queue-size",
+            help="Entries of each ring; what the QEMU at the other end of a migration has. Default: 256, and 1024 for "
+            "QEMU 10.0.",
+        ),
+    ] = None,
+    inflight_migration: Annotated[
+        bool,
+        typer.Option(
+            "--inflight-migration",
+            help="Have a migration take requests in flight along instead of waiting for them, at both ends.",
+        ),
+    ] = False,
+    program: Annotated[
+        str | None,
+        typer.Option("--qemu", metavar="PROGRAM", help=f"The QEMU to ask for its version; default: {QEMU}."),
+    ] = None,
+    version: Annotated[
+        str | None,
+        typer.Option(
+            "--qemu-version", metavar="VERSION", help="The version of another host's QEMU, such as 10.0."
+        ),
+    ] = None,
     json_output: JsonOption = False,
 ) -> None:
     """Print the QEMU arguments that give a VM this volume: shared memory, socket, disk."""
     cli = context_of(context, json_output)
+    qemu = _version(program, version)
     attachment = _attachment(cli, name)
-    arguments = args.qemu_args(
+    disk = args.Disk(
         attachment.socket,
-        volume=name,
-        queues=attachment.queues,
-        memory_bytes=memory,
-        hugepages=hugepages,
+        name,
+        attachment.queues,
+        queue_size=queue_size,
         packed=packed,
+        inflight_migration=inflight_migration,
     )
+    arguments = args.qemu_args(disk, memory_bytes=memory, hugepages=hugepages, qemu=qemu)
     if cli.json or output is ArgsFormat.JSON:
         print_json({"args": arguments})
     else:

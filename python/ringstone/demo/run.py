@@ -30,11 +30,12 @@ from ringstone.demo.plan import (
     verified_write,
 )
 from ringstone.hypervisor.accelerator import Accelerator, choose_accelerator
-from ringstone.hypervisor.args import volume_args
+from ringstone.hypervisor.args import Disk
 from ringstone.hypervisor.fio import FioDirection, FioJob
 from ringstone.hypervisor.guest import CommandFailed, Guest
 from ringstone.hypervisor.guest_image import GuestImage, ensure_guest_image
-from ringstone.hypervisor.qemu import QEMU, QemuConfig
+from ringstone.hypervisor.qemu import QemuConfig
+from ringstone.hypervisor.versions import QEMU
 from ringstone.progress import Progress
 from ringstone.rates import reactor_rates, totals
 from ringstone.stats import Histogram, Snapshot, StatsPage, bucket_edges
@@ -117,9 +118,9 @@ def _make_volume(gateway: GatewayProcess, options: DemoOptions, stack: ExitStack
 def _boot(
     image: GuestImage, accelerator: Accelerator, attachment: models.Attachment, folder: Path
 ) -> AbstractContextManager[Guest]:
-    devices = volume_args(attachment.socket, volume=VOLUME, queues=attachment.queues)
+    disk = Disk(attachment.socket, VOLUME, attachment.queues)
     return Guest(
-        QemuConfig(image, accelerator.name, folder, devices, cpus=GUEST_CPUS, memory_bytes=GUEST_MEMORY)
+        QemuConfig(image, accelerator.name, folder, [disk], cpus=GUEST_CPUS, memory_bytes=GUEST_MEMORY)
     )
 
 

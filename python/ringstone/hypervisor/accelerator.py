@@ -17,7 +17,8 @@ from typing import Literal
 
 from ringstone.hypervisor.guest import Guest, GuestError
 from ringstone.hypervisor.guest_image import GuestImage, default_cache
-from ringstone.hypervisor.qemu import QEMU, AcceleratorName, QemuConfig, QemuError
+from ringstone.hypervisor.qemu import AcceleratorName, QemuConfig, QemuError
+from ringstone.hypervisor.versions import QEMU
 
 KVM_DEVICE = Path("/dev/kvm")
 KVM_BOOT_TIMEOUT_S = 5.0  # a kernel that KVM runs is up in about one second

@@ -1,17 +1,24 @@
 """What starts a VM whose disk is a volume: QEMU command lines and libvirt domain XML.
 
 A vhost-user backend reads and writes guest memory itself, so guest memory must be shared: a memfd (or
-hugetlbfs) object with share=on. QEMU is the frontend and connects to the volume's socket; `reconnect` lets a
-guest outlive a restart of the gateway.
+hugetlbfs) object with share=on. QEMU is the frontend and connects to the volume's socket; that it connects again lets
+a guest outlive a restart of the gateway. What QEMU's versions call things is in ringstone.hypervisor.versions.
 """
 
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
 from xml.etree import ElementTree as xml
+
+from ringstone.errors import InvalidError
+from ringstone.hypervisor.versions import INFLIGHT_MIGRATION, NEWEST, RECONNECT_MS, RINGS_OF_1024, QemuVersion
 
 MIB = 1 << 20
 # What an emulated guest has more, see memory_args. QEMU rounds memory up to a multiple of it.
 EMULATED_EXTRA = 8 << 10
 QUEUE_SIZE = 256  # a power of two; two guest jobs at depth 128 fill one queue
+QUEUE_SIZES = (128, 256, 512, 1024)  # QEMU 7.2 takes fewer than 128 for a mistake
+MOST_QUEUE_SIZE = QUEUE_SIZES[-1]
 
 
 def device_id(volume: str) -> str:
@@ -23,6 +30,10 @@ def device_id(volume: str) -> str:
 def _option(value: str) -> str:
     """A value inside a QEMU option list, where a comma is doubled."""
     return value.replace(",", ",,")
+
+
+def _one_of(values: Sequence[int]) -> str:
+    return f"{', '.join(map(str, values[:-1]))} or {values[-1]}"
 
 
 def memory_args(memory_bytes: int, *, hugepages: bool, emulated: bool = False) -> list[str]:
@@ -53,49 +64,66 @@ def memory_args(memory_bytes: int, *, hugepages: bool, emulated: bool = False) -
     ]
 
 
-def volume_args(
-    socket: str,
-    *,
-    volume: str,
-    queues: int,
-    queue_size: int = QUEUE_SIZE,
-    packed: bool = True,
-    reconnect_s: int = 1,
-) -> list[str]:
-    """One vhost-user-blk disk on `socket`. A guest uses one queue a vCPU at most, up to `queues`;
-    `queue_size` is in ring entries; `packed` offers packed rings, which a driver that does not know them
-    leaves alone; QEMU tries again every `reconnect_s` seconds after the backend has gone (0: never)."""
-    if not 1 <= queues <= 64:
-        raise ValueError(f"{queues} queues are out of range; give 1 to 64.")
-    name = device_id(volume)
-    chardev = f"socket,id={name}-socket,path={_option(socket)}"
-    if reconnect_s:
-        chardev += f",reconnect={reconnect_s}"
-    device = f"vhost-user-blk-pci,id={name},chardev={name}-socket,num-queues={queues},queue-size={queue_size}"
-    if packed:
-        device += ",packed=on"
-    return ["-chardev", chardev, "-device", device]
+@dataclass(frozen=True)
+class Disk:
+    """A vhost-user-blk disk of a guest: the volume `volume` behind `socket`.
+
+    A guest uses one queue a vCPU at most, up to `queues`, each of `queue_size` entries, a power of two; by default of
+    as many as QEMU will then use. Both ends of a migration must have the same. `packed` offers packed rings, which a
+    driver that does not know them leaves alone. QEMU tries again every `reconnect_s` seconds after the backend has gone
+    (0: never). `inflight_migration`: a migration takes requests in flight along, where both ends have it.
+    """
+
+    socket: str
+    volume: str
+    queues: int
+    queue_size: int | None = None
+    packed: bool = True
+    reconnect_s: int = 1
+    inflight_migration: bool = False
+
+    def args(self, qemu: QemuVersion = NEWEST) -> list[str]:
+        """QEMU's arguments. ValueError for a number of queues that no disk has, InvalidError for what `qemu` cannot."""
+        if not 1 <= self.queues <= 64:
+            raise ValueError(f"{self.queues} queues are out of range; give 1 to 64.")
+        queue_size = self.queue_size or (MOST_QUEUE_SIZE if RINGS_OF_1024(qemu) else QUEUE_SIZE)
+        if queue_size not in QUEUE_SIZES:
+            raise InvalidError(
+                f"A queue of {queue_size} entries is none of QEMU's; give {_one_of(QUEUE_SIZES)}."
+            )
+        name = device_id(self.volume)
+        chardev = f"socket,id={name}-socket,path={_option(self.socket)}"
+        if self.reconnect_s:
+            option, value = reconnect_option(self.reconnect_s, qemu)
+            chardev += f",{option}={value}"
+        device = f"vhost-user-blk-pci,id={name},chardev={name}-socket"
+        device += f",num-queues={self.queues},queue-size={queue_size}"
+        if self.packed:
+            device += ",packed=on"
+        if self.inflight_migration:
+            if not INFLIGHT_MIGRATION(qemu):
+                raise InvalidError(
+                    f"QEMU {qemu} cannot migrate requests in flight; {INFLIGHT_MIGRATION.since} is the first that can."
+                )
+            device += ",inflight-migration=on"
+        return ["-chardev", chardev, "-device", device]
+
+
+def reconnect_option(reconnect_s: int, qemu: QemuVersion) -> tuple[str, int]:
+    """Name and value of a socket chardev's option to connect again every `reconnect_s` seconds, on the command line and
+    over QMP."""
+    return ("reconnect-ms", reconnect_s * 1000) if RECONNECT_MS(qemu) else ("reconnect", reconnect_s)
 
 
 def qemu_args(
-    socket: str,
-    *,
-    volume: str,
-    queues: int,
-    memory_bytes: int,
-    hugepages: bool,
-    packed: bool = True,
-    reconnect_s: int = 1,
+    disk: Disk, *, memory_bytes: int, hugepages: bool = False, qemu: QemuVersion = NEWEST
 ) -> list[str]:
     """Arguments to add to a qemu-system command line: the shared memory and the disk.
 
     QEMU merges the `-machine` option with one given elsewhere on the line, so `-machine q35,accel=kvm` stays
-    the caller's. Further volumes of the same VM add only `volume_args`.
+    the caller's. Further volumes of the same VM add only `Disk.args`.
     """
-    return [
-        *memory_args(memory_bytes, hugepages=hugepages),
-        *volume_args(socket, volume=volume, queues=queues, packed=packed, reconnect_s=reconnect_s),
-    ]
+    return [*memory_args(memory_bytes, hugepages=hugepages), *disk.args(qemu)]
 
 
 def libvirt_disk(

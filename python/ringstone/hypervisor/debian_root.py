@@ -17,7 +17,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringstone.hypervisor.guest_image import GuestImageError, default_cache, locked, run_tool
+from ringstone.hypervisor.guest_image import default_cache
+from ringstone.hypervisor.tools import GuestImageError, locked, run_tool
 
 SUITE = "bookworm"
 # systemd as init, its device manager, and what Ringstone's processes need beside what they bring.

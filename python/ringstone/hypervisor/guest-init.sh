@@ -1,6 +1,6 @@
 #!/bin/sh
-# The first process of the guest image: loads the virtio modules and waits for the virtio-serial port. Then it becomes the
-# agent (guest-agent.sh), or, where the kernel's command line names a disk by its serial number (ringstone.root=SERIAL),
+# The first process of the guest image: loads the virtio modules and waits for the virtio-serial port, unless the kernel's
+# command line names another port (ringstone.agent=/dev/ttyS1). Then it becomes the agent (guest-agent.sh), or, where the kernel's command line names a disk by its serial number (ringstone.root=SERIAL),
 # hands over to the init of the system on that disk, and the agent is a service of that system's systemd.
 
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
@@ -14,8 +14,19 @@ while read -r module; do
     insmod "/modules/$module" || echo "ringstone-guest: cannot load $module"
 done </modules/order
 
-# The port's name arrives a moment after the driver is loaded, and busybox has nothing that waits for a uevent.
 port=
+root=
+for word in $(cat /proc/cmdline); do
+    case $word in
+        ringstone.root=*) root=${word#ringstone.root=} ;;
+        ringstone.agent=*)
+            port=${word#ringstone.agent=}
+            stty -F "$port" raw -echo
+            ;;
+    esac
+done
+
+# The port's name arrives a moment after the driver is loaded, and busybox has nothing that waits for a uevent.
 tries=0
 while [ -z "$port" ]; do
     for name in /sys/class/virtio-ports/*/name; do
@@ -31,10 +42,6 @@ while [ -z "$port" ]; do
     [ -n "$port" ] || usleep 20000
 done
 
-root=
-for word in $(cat /proc/cmdline); do
-    case $word in ringstone.root=*) root=${word#ringstone.root=} ;; esac
-done
 [ -n "$root" ] || exec /agent "$port"
 
 disk=

@@ -18,6 +18,7 @@ from typing import Self
 from qemu.qmp import QMPError
 
 from ringstone.errors import RingstoneError
+from ringstone.hypervisor.args import reconnect_option
 from ringstone.hypervisor.fio import FioJob, FioResult, fio_command, parse_fio
 from ringstone.hypervisor.qemu import Qemu, QemuConfig, QemuError
 
@@ -147,8 +148,9 @@ class Guest:
     def plug(self, path: str, *, name: str, queues: int = 1, slot: int = 0) -> None:
         """Hot-plug the vhost-user-blk disk at socket `path` into PCI Express slot `slot`."""
         address: Mapping[str, object] = {"type": "unix", "data": {"path": path}}
-        backend = {"type": "socket", "data": {"addr": address, "server": False, "reconnect": 1}}
         qmp = self.qemu.qmp
+        reconnect, value = reconnect_option(1, qmp.version())
+        backend = {"type": "socket", "data": {"addr": address, "server": False, reconnect: value}}
         qmp.execute("chardev-add", {"id": f"{name}-socket", "backend": backend})
         device = {
             "driver": "vhost-user-blk-pci",

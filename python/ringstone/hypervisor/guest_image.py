@@ -1,13 +1,12 @@
 """Builds the guest image: Debian's cloud kernel and an initramfs made of Debian packages.
 
-The kernel's package is downloaded and unpacked into a cache, never installed. Everything else (busybox, fio,
+The kernel (ringstone.hypervisor.guest_kernel) is this machine's suite's, or another's. Everything else (busybox, fio,
 e2fsprogs and the libraries they load) is taken from this machine's installed packages. An image is kept under
 a key made of the packages' versions and this recipe, so a second call only finds it, without network.
 
 `python -m ringstone.hypervisor.guest_image` builds it and prints the two paths.
 """
 
-import fcntl
 import hashlib
 import os
 import re
@@ -15,16 +14,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from ringstone.errors import RingstoneError
 from ringstone.hypervisor.cpio import CpioWriter
 from ringstone.hypervisor.elf import drop_libraries
+from ringstone.hypervisor.guest_kernel import (
+    META_PACKAGE,
+    Kernel,
+    download_kernel,
+    module_dependencies,
+    newest_kernel,
+    read_module,
+)
+from ringstone.hypervisor.tools import GuestImageError, locked, run_tool
 
-KERNEL_META_PACKAGE = "linux-image-cloud-amd64"
 HOST_PACKAGES = ("busybox-static", "dash", "e2fsprogs", "fio", "util-linux", "zstd")
 
 # The shell is dash, since that of busybox runs its own blkdiscard or mke2fs whatever PATH says.
@@ -45,22 +50,24 @@ PROGRAM_ALIASES = {
     "mkfs.ext4": "mke2fs",
     "fsck.ext4": "e2fsck",
 }
-# What fio keeps of the libraries it links; see ringstone.hypervisor.elf.
-FIO_LIBRARIES = ("libaio.so.1", "libc.so.6", "libm.so.6", "libnuma.so.1", "libz.so.1")
+# What fio keeps of the libraries it links; see ringstone.hypervisor.elf. libaio is named anew in Debian 13.
+FIO_LIBRARIES = ("libaio.so.1", "libaio.so.1t64", "libc.so.6", "libm.so.6", "libnuma.so.1", "libz.so.1")
 EXTRA_FILES = ("/etc/mke2fs.conf",)
-# Loaded in this order, each after what it depends on. ext4 and the serial console are built into the kernel.
+# Loaded in this order, each after what it depends on, unless it is built into the kernel as ext4 and the serial console
+# are.
 MODULES = ("virtio_pci", "virtio_console", "virtio_blk", "virtio_balloon")
 
 _INIT = Path(__file__).with_name("guest-init.sh")
 _AGENT = Path(__file__).with_name("guest-agent.sh")
-_RECIPE = (Path(__file__), *(Path(__file__).with_name(name) for name in ("cpio.py", "elf.py")), _INIT, _AGENT)
+_RECIPE = (
+    Path(__file__),
+    *(Path(__file__).with_name(name) for name in ("cpio.py", "elf.py", "guest_kernel.py")),
+    _INIT,
+    _AGENT,
+)
 _SEARCH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 Report = Callable[[str], None]
-
-
-class GuestImageError(RingstoneError):
-    """The image cannot be built; the message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -89,94 +96,34 @@ def default_cache() -> Path:
 
 
 def ensure_guest_image(
-    cache: Path | None = None, *, update: bool = False, report: Report = lambda _: None
+    cache: Path | None = None,
+    *,
+    update: bool = False,
+    kernel_tree: Path | None = None,
+    report: Report = lambda _: None,
 ) -> GuestImage:
-    """The guest image, built if it is not in `cache`. `update` asks the package archive for a newer kernel.
+    """The guest image, built if it is not in `cache`. `update` asks the package archive for a newer kernel;
+    `kernel_tree`, a folder into which packages were unpacked, has another suite's.
 
     `report` is called with a sentence for each slow step. Raises GuestImageError.
     """
     cache = cache or default_cache()
+    if kernel_tree is not None:
+        cache = cache / f"kernel-{Kernel.find(kernel_tree).version}"
     cache.mkdir(parents=True, exist_ok=True)
     with locked(cache / "lock"):
-        kernel = None if update else _newest_kernel(cache)
-        if kernel is None:
-            report(f"Downloading Debian's cloud kernel ({KERNEL_META_PACKAGE})")
-            kernel = _download_kernel(cache)
-        kernel_version = _kernel_version(kernel)
+        tree = kernel_tree if kernel_tree is not None or update else newest_kernel(cache)
+        if tree is None:
+            report(f"Downloading Debian's cloud kernel ({META_PACKAGE})")
+            tree = download_kernel(cache)
+        kernel = Kernel.find(tree)
         key = _image_key(kernel, _package_versions(HOST_PACKAGES))
         initrd = cache / f"{key}.initrd"
         if not initrd.exists():
             report("Building the guest's initramfs")
-            _build_initrd(kernel, kernel_version, initrd)
-            _drop_older(cache, keep=(kernel, initrd))
-        return GuestImage(
-            kernel=kernel / "boot" / f"vmlinuz-{kernel_version}", initrd=initrd, kernel_version=kernel_version
-        )
-
-
-@contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock at `path`: two builds into one cache take turns."""
-    with path.open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def run_tool(command: Sequence[str], *, cwd: Path | None = None) -> str:
-    """Standard output of `command`; its last words as the error when it fails."""
-    try:
-        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise GuestImageError(f"The program {command[0]} is missing; install it and try again.") from error
-    if done.returncode:
-        last_words = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()[-1]
-        raise GuestImageError(f"`{' '.join(command)}` failed: {last_words}")
-    return done.stdout
-
-
-# The kernel: one folder per package version, unpacked from the .deb.
-
-
-def _newest_kernel(cache: Path) -> Path | None:
-    kernels = [path for path in cache.glob("linux-image-*") if path.is_dir()]
-    return max(kernels, key=lambda path: path.stat().st_mtime, default=None)
-
-
-def _kernel_version(kernel: Path) -> str:
-    (image,) = (kernel / "boot").glob("vmlinuz-*")
-    return image.name.removeprefix("vmlinuz-")
-
-
-def _download_kernel(cache: Path) -> Path:
-    with tempfile.TemporaryDirectory(dir=cache, prefix="download-") as folder:
-        try:
-            deb = _apt_download(Path(folder))
-        except GuestImageError:
-            # Package lists that are missing or older than the archive; only root can renew them.
-            if os.geteuid() != 0:
-                raise
-            run_tool(["apt-get", "update", "-qq"])
-            deb = _apt_download(Path(folder))
-        kernel = cache / deb.stem
-        unpacked = Path(folder) / "unpacked"
-        run_tool(["dpkg-deb", "--extract", str(deb), str(unpacked)])
-        shutil.rmtree(kernel, ignore_errors=True)
-        unpacked.rename(kernel)
-        os.utime(kernel)  # dpkg-deb keeps the package's times, and the newest folder is the one in use
-        return kernel
-
-
-def _apt_download(folder: Path) -> Path:
-    depends = run_tool(["apt-cache", "depends", "--important", KERNEL_META_PACKAGE])
-    found = re.search(r"Depends: (linux-image-\S+)", depends)
-    if not found:
-        raise GuestImageError(
-            f"The package archive does not know {KERNEL_META_PACKAGE}; run `apt-get update` and try again."
-        )
-    options = ["-o", "APT::Sandbox::User=root"] if os.geteuid() == 0 else []
-    run_tool(["apt-get", *options, "download", "-qq", found[1]], cwd=folder)
-    (deb,) = folder.glob("*.deb")
-    return deb
+            _build_initrd(kernel, initrd)
+            _drop_older(cache, keep=(tree, initrd))
+        return GuestImage(kernel=kernel.image, initrd=initrd, kernel_version=kernel.version)
 
 
 # The initramfs.
@@ -203,8 +150,8 @@ def _package_versions(packages: Iterable[str]) -> dict[str, str]:
     return versions
 
 
-def _image_key(kernel: Path, versions: dict[str, str]) -> str:
-    digest = hashlib.sha256(kernel.name.encode())
+def _image_key(kernel: Kernel, versions: dict[str, str]) -> str:
+    digest = hashlib.sha256(f"{kernel.tree.name}\0{kernel.version}".encode())
     for package, version in sorted(versions.items()):
         digest.update(f"\0{package}={version}".encode())
     for part in _RECIPE:
@@ -212,7 +159,7 @@ def _image_key(kernel: Path, versions: dict[str, str]) -> str:
     return f"guest-{digest.hexdigest()[:16]}"
 
 
-def _build_initrd(kernel: Path, kernel_version: str, initrd: Path) -> None:
+def _build_initrd(kernel: Kernel, initrd: Path) -> None:
     with tempfile.TemporaryDirectory(dir=initrd.parent, prefix="build-") as folder:
         archive = Path(folder) / "initramfs.cpio"
         with archive.open("wb") as out:
@@ -220,7 +167,7 @@ def _build_initrd(kernel: Path, kernel_version: str, initrd: Path) -> None:
             _add_base(cpio)
             _add_busybox(cpio)
             _add_programs(cpio, Path(folder))
-            _add_modules(cpio, kernel / "lib" / "modules" / kernel_version)
+            _add_modules(cpio, kernel)
             cpio.close()
         packed = Path(folder) / "initramfs.zst"
         run_tool(["zstd", "-q", "-T0", "-9", str(archive), "-o", str(packed)])
@@ -277,19 +224,19 @@ def _which(name: str) -> Path:
     return Path(found)
 
 
-def _add_modules(cpio: CpioWriter, modules: Path) -> None:
-    by_name = {path.stem.replace("-", "_"): path for path in modules.rglob("*.ko")}
+def _add_modules(cpio: CpioWriter, kernel: Kernel) -> None:
+    files = kernel.module_files()
     order: list[str] = []
+    known = kernel.built_in()
 
     def add(name: str) -> None:
-        if name in order:
+        if name in known:
             return
-        if name not in by_name:
-            raise GuestImageError(
-                f"The kernel in {modules} has no module {name}; this kernel cannot be used."
-            )
-        content = by_name[name].read_bytes()
-        for dependency in _module_dependencies(content):
+        known.add(name)
+        if name not in files:
+            raise GuestImageError(f"The kernel {kernel.version} has no module {name} and cannot be used.")
+        content = read_module(files[name])
+        for dependency in module_dependencies(content):
             add(dependency)
         order.append(name)
         cpio.file(f"modules/{name}.ko", content)
@@ -297,15 +244,6 @@ def _add_modules(cpio: CpioWriter, modules: Path) -> None:
     for name in MODULES:
         add(name)
     cpio.file("modules/order", "".join(f"{name}.ko\n" for name in order).encode())
-
-
-def _module_dependencies(module: bytes) -> list[str]:
-    """What the `.modinfo` section says: depmod itself reads dependencies from the symbols, the build wrote
-    both."""
-    found = re.search(rb"\0depends=([^\0]*)\0", module)
-    if found is None:
-        return []
-    return [name.replace("-", "_") for name in found[1].decode().split(",") if name]
 
 
 def _drop_older(cache: Path, *, keep: tuple[Path, ...]) -> None:

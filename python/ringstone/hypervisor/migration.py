@@ -20,6 +20,7 @@ from qemu.qmp import ExecuteError, QMPError
 from ringstone.errors import RingstoneError
 from ringstone.hypervisor.disks import Disks
 from ringstone.hypervisor.qmp import QmpSession
+from ringstone.hypervisor.versions import TRACKS_TCG_PAGES
 
 # What QMP raises when QEMU has gone or does not answer.
 _GONE = (QMPError, EOFError, OSError, TimeoutError)
@@ -28,8 +29,7 @@ _ENDED = ("completed", "failed", "cancelled")
 _BYTES_PER_SECOND = 10 << 30
 _DOWNTIME_MS = 300
 _CANCEL_SECONDS = 30.0
-# QEMU's commit 03bfc2188f; 64 pages.
-_TRACKS_TCG_SINCE = 9
+# 64 pages; see TRACKS_TCG_PAGES.
 _SCANNED_AT_ONCE = 256 << 10
 
 Report = Callable[[str], None]
@@ -43,8 +43,9 @@ class MigrationError(RingstoneError):
 
 
 def prepare(qmp: QmpSession) -> None:
-    """Have QEMU tell each change of a migration's state. On both ends, before it begins."""
-    capabilities = [{"capability": "events", "state": True}]
+    """Have QEMU tell each change of a migration's state, and the destination tell the source whether it could take the
+    guest: without a return path the source is done when it has sent it. On both ends, before it begins."""
+    capabilities = [{"capability": name, "state": True} for name in ("events", "return-path")]
     qmp.execute("migrate-set-capabilities", {"capabilities": capabilities})
 
 
@@ -106,8 +107,8 @@ def run_state(qmp: QmpSession) -> str:
 def check_pages_are_tracked(qmp: QmpSession) -> None:
     """MigrationError when the source is an emulated guest (TCG) of a QEMU that would leave some of its memory behind,
     see ringstone.hypervisor.args.memory_args."""
-    version = _query(qmp, "query-version")["qemu"]
-    if _query(qmp, "query-kvm")["enabled"] or version["major"] >= _TRACKS_TCG_SINCE:
+    version = qmp.version()
+    if _query(qmp, "query-kvm")["enabled"] or TRACKS_TCG_PAGES(version):
         return
     backends = qmp.execute("query-memdev")
     assert isinstance(backends, list)
@@ -117,7 +118,7 @@ def check_pages_are_tracked(qmp: QmpSession) -> None:
     ]
     if any(size % _SCANNED_AT_ONCE == 0 for size in sizes):
         raise MigrationError(
-            f"QEMU {version['major']}.{version['minor']} loses memory of an emulated guest (TCG) that it migrates, and "
+            f"QEMU {version} loses memory of an emulated guest (TCG) that it migrates, and "
             "the guest would crash or see wrong data. Start it under KVM, with QEMU 9.0 or newer, or with 8 KiB more "
             "of memory than a multiple of 256 KiB (-m and its memory object, 524296K say, at both ends)"
         )

@@ -19,14 +19,15 @@ from typing import Literal, Self
 from qemu.qmp import QMPError
 
 from ringstone.errors import RingstoneError
-from ringstone.hypervisor.args import memory_args
+from ringstone.hypervisor.args import Disk, memory_args
 from ringstone.hypervisor.guest_image import GuestImage
 from ringstone.hypervisor.qmp import QmpSession
+from ringstone.hypervisor.versions import MONITOR_OBJECT, QEMU, QemuVersion
 
 AcceleratorName = Literal["kvm", "tcg"]
 
-QEMU = "qemu-system-x86_64"
 AGENT_PORT = "ringstone.agent"
+_SERIAL_AGENT = "/dev/ttyS1"  # the first has the console
 HOTPLUG_SLOTS = 2
 CONSOLE_TAIL_LINES = 25
 _CPU = {"kvm": "host", "tcg": "max"}
@@ -42,9 +43,12 @@ class QemuError(RingstoneError):
 
 @dataclass(frozen=True)
 class QemuConfig:
-    """One VM. `devices` are further arguments, from ringstone.hypervisor.args.volume_args say; `folder` takes
+    """One VM. `disks` are its volumes, and `devices` further arguments; `folder` takes
     the console log and QEMU's own output; `memory_bytes` is a multiple of 2 MiB, to which an emulated guest that is not
     in huge pages gets two pages more, so that it can be migrated. `kernel_arguments` go onto the kernel's command line.
+
+    `serial_agent`: the guest's agent answers on a serial port instead of a virtio one, for a migration between versions
+    that differ in the latter (RINGS_OF_1024).
 
     `program`: a QEMU other than the installed one. For a migration both ends have the same `machine`, a versioned
     one such as pc-q35-7.2 where their QEMUs differ, and the same named `cpu` model (the default is all that the
@@ -53,6 +57,7 @@ class QemuConfig:
     image: GuestImage
     accelerator: AcceleratorName
     folder: Path
+    disks: Sequence[Disk] = ()
     devices: Sequence[str] = ()
     cpus: int = 2
     memory_bytes: int = 512 << 20
@@ -62,6 +67,7 @@ class QemuConfig:
     cpu: str | None = None
     incoming: str | None = None
     kernel_arguments: str = ""
+    serial_agent: bool = False
 
 
 class Qemu:
@@ -82,7 +88,11 @@ class Qemu:
         self.agent, agent_peer = socket.socketpair()
         qmp, qmp_peer = socket.socketpair()
         with agent_peer, qmp_peer, self.output_log.open("wb") as output:
-            command = [program, *_arguments(config, self.console_log, agent_peer.fileno(), qmp_peer.fileno())]
+            version = QemuVersion.of_program(program)
+            command = [
+                program,
+                *_arguments(config, version, self.console_log, agent_peer.fileno(), qmp_peer.fileno()),
+            ]
             self._process = subprocess.Popen(
                 # A QEMU that outlived a killed parent would keep the guest's memory and the volume's socket.
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],
@@ -159,7 +169,9 @@ class Qemu:
         self.stop()
 
 
-def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int) -> list[str]:
+def _arguments(
+    config: QemuConfig, version: QemuVersion, console_log: Path, agent_fd: int, qmp_fd: int
+) -> list[str]:
     accelerator = config.accelerator
     threads = ",thread=multi" if accelerator == "tcg" else ""
     hotplug = []
@@ -176,15 +188,32 @@ def _arguments(config: QemuConfig, console_log: Path, agent_fd: int, qmp_fd: int
             emulated=accelerator == "tcg" and not config.hugepages,
         ),
         *("-kernel", str(config.image.kernel), "-initrd", str(config.image.initrd)),
-        *("-append", f"{_KERNEL}{_KERNEL_EXTRA[accelerator]} {config.kernel_arguments}".rstrip()),
+        *("-append", _kernel_arguments(config)),
         *("-chardev", f"file,id=console,path={console_log},append=on", "-serial", "chardev:console"),
-        *("-chardev", f"socket,id=qmp,fd={qmp_fd}", "-mon", "chardev=qmp,mode=control"),
+        *("-chardev", f"socket,id=qmp,fd={qmp_fd}"),
+        *(
+            ("-object", "monitor-qmp,id=monitor,chardev=qmp")
+            if MONITOR_OBJECT(version)
+            else ("-mon", "chardev=qmp,mode=control")
+        ),
         *("-chardev", f"socket,id=agent,fd={agent_fd}"),
-        *("-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"),
+        *_agent_port(config),
         *hotplug,
+        *(argument for disk in config.disks for argument in disk.args(version)),
         *config.devices,
         *(("-incoming", config.incoming) if config.incoming else ()),
     ]
+
+
+def _kernel_arguments(config: QemuConfig) -> str:
+    agent = f" ringstone.agent={_SERIAL_AGENT}" if config.serial_agent else ""
+    return f"{_KERNEL}{_KERNEL_EXTRA[config.accelerator]}{agent} {config.kernel_arguments}".rstrip()
+
+
+def _agent_port(config: QemuConfig) -> list[str]:
+    if config.serial_agent:
+        return ["-serial", "chardev:agent"]
+    return ["-device", "virtio-serial-pci", "-device", f"virtserialport,chardev=agent,name={AGENT_PORT}"]
 
 
 def _complaints(console: Path) -> str:

@@ -13,6 +13,8 @@ from typing import Any, Self
 
 from qemu.qmp import EventListener, QMPClient, QMPError
 
+from ringstone.hypervisor.versions import QemuVersion
+
 
 @dataclass(frozen=True)
 class QmpEvent:
@@ -58,6 +60,12 @@ class QmpSession:
         """The command's return value."""
         call = self._client.execute(command, dict(arguments) if arguments else None)
         return self._runner.run(asyncio.wait_for(call, self._timeout_s))
+
+    def version(self) -> QemuVersion:
+        """The version of the QEMU at the other end."""
+        answer = self.execute("query-version")
+        assert isinstance(answer, dict)
+        return QemuVersion(answer["qemu"]["major"], answer["qemu"]["minor"])
 
     def forget_events(self) -> None:
         """Drop the events received so far, so that `wait_event` waits for new ones."""

@@ -202,20 +202,18 @@ class Lab:
     @contextmanager
     def boot(self, host: str, *volumes: str, cpus: int = 1, packed: bool = True) -> Iterator["Guest"]:
         """A guest on `host` with its attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end."""
-        from ringstone.hypervisor.args import volume_args
+        from ringstone.hypervisor.args import Disk
         from ringstone.hypervisor.guest import Guest
         from ringstone.hypervisor.qemu import QemuConfig
 
         image, accelerator = self._guests
-        devices: list[str] = []
+        disks = []
         with self.hosts[host].client() as client:
             for volume in volumes:
                 attachment = client.attachment(volume)
-                devices += volume_args(
-                    attachment.socket, volume=volume, queues=attachment.queues, packed=packed
-                )
+                disks.append(Disk(attachment.socket, volume, attachment.queues, packed=packed))
         folder = self.folder / f"guest-{next(self._numbers)}"
-        with Guest(QemuConfig(image, accelerator.name, folder, devices, cpus=cpus)) as guest:
+        with Guest(QemuConfig(image, accelerator.name, folder, disks, cpus=cpus)) as guest:
             yield guest
 
     @cached_property
