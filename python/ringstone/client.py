@@ -9,7 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 from urllib.parse import quote
 
-import httpx
+import httpx2
 from pydantic import TypeAdapter, ValidationError
 
 from ringstone import models
@@ -54,11 +54,11 @@ class ApiClient(ABC):
     """Every call there is. Methods raise what was answered, as an error of ringstone.errors, or UnreachableError when
     nothing was within `timeout` seconds. Use it in one thread."""
 
-    def __init__(self, http: httpx.Client, peer: str, timeout: float) -> None:
+    def __init__(self, http: httpx2.Client, peer: str, timeout: float) -> None:
         """`peer` is how messages name the other side, with its article."""
         self.peer = peer
         self._http = http
-        # Of each request, for httpx.
+        # Of each request, for httpx2.
         self._extensions: dict[str, Any] = {}
         self._timeout = timeout
 
@@ -244,17 +244,17 @@ class ApiClient(ABC):
         asked = {name: value for name, value in (query or {}).items() if value is not None}
         try:
             response = self._http.request(method, path, json=body, params=asked, extensions=self._extensions)
-        except (httpx.ConnectTimeout, httpx.ConnectError, httpx.PoolTimeout) as error:
+        except (httpx2.ConnectTimeout, httpx2.ConnectError, httpx2.PoolTimeout) as error:
             failure = self._unreachable(error)
             if isinstance(failure, UnreachableError):
                 failure.sent = False
             raise failure from error
-        except httpx.TimeoutException as error:
+        except httpx2.TimeoutException as error:
             raise UnreachableError(
                 f"{self._sentence_peer} did not answer within {self._timeout:g} seconds. "
                 "Look at its log; guests are served all the same."
             ) from error
-        except httpx.TransportError as error:
+        except httpx2.TransportError as error:
             raise self._unreachable(error) from error
         if not response.is_success:
             raise self._failure(response)
@@ -272,14 +272,14 @@ class ApiClient(ABC):
         return self.peer[:1].upper() + self.peer[1:]
 
     @abstractmethod
-    def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
+    def _unreachable(self, error: httpx2.TransportError) -> RingstoneError:
         """What to tell of it."""
 
     @abstractmethod
     def _stranger(self, status: int) -> RingstoneError:
         """For an answer with `status` that is none of Ringstone's."""
 
-    def _failure(self, response: httpx.Response) -> RingstoneError:
+    def _failure(self, response: httpx2.Response) -> RingstoneError:
         try:
             body = models.ErrorBody.model_validate_json(response.content)
         except ValidationError:
@@ -296,11 +296,11 @@ class GatewayClient(ApiClient):
 
     def __init__(self, socket: Path, *, timeout: float = DEFAULT_TIMEOUT) -> None:
         self.socket = socket
-        transport = httpx.HTTPTransport(uds=str(socket))
-        http = httpx.Client(transport=transport, base_url="http://gateway/v1", timeout=timeout)
+        transport = httpx2.HTTPTransport(uds=str(socket))
+        http = httpx2.Client(transport=transport, base_url="http://gateway/v1", timeout=timeout)
         super().__init__(http, f"the gateway at {socket}", timeout)
 
-    def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
+    def _unreachable(self, error: httpx2.TransportError) -> RingstoneError:
         if not self.socket.exists():
             return UnreachableError(
                 f"No gateway runs at {self.socket}: there is no such socket. Start it with `ringstone "
@@ -336,17 +336,17 @@ class RemoteClient(ApiClient):
         connect_timeout: float | None = None,
         peer: str | None = None,
         server_name: str | None = None,
-        transport: httpx.BaseTransport | None = None,
+        transport: httpx2.BaseTransport | None = None,
     ) -> None:
         """`peer` is how messages name the other side. `server_name`: what the server's certificate must be for, instead
         of what stands in the URL; as a subjectAltName, a common name is not enough. `transport` is for tests."""
         self.url = url.rstrip("/")
-        parts = httpx.URL(self.url)
+        parts = httpx2.URL(self.url)
         if parts.scheme not in ("http", "https") or not parts.host:
             raise InvalidError(f"{url!r} is no URL; write one such as https://10.0.0.1:7481.")
-        http = httpx.Client(
+        http = httpx2.Client(
             base_url=f"{self.url}/v1",
-            timeout=httpx.Timeout(timeout, connect=connect_timeout or timeout),
+            timeout=httpx2.Timeout(timeout, connect=connect_timeout or timeout),
             headers={"Authorization": f"Bearer {token}"} if token else {},
             verify=_trusted(ca, server_name) if parts.scheme == "https" and transport is None else True,
             transport=transport,
@@ -356,10 +356,10 @@ class RemoteClient(ApiClient):
         super().__init__(http, peer or f"the server at {self.url}", timeout)
         self._server_name = server_name
         if server_name is not None:
-            # What httpcore has the TLS library compare the certificate with.
+            # What httpcore2 has the TLS library compare the certificate with.
             self._extensions["sni_hostname"] = server_name
 
-    def _unreachable(self, error: httpx.TransportError) -> RingstoneError:
+    def _unreachable(self, error: httpx2.TransportError) -> RingstoneError:
         told = str(error) or type(error).__name__
         if "Hostname mismatch" in told or "IP address mismatch" in told:
             if self._server_name is not None:
@@ -381,7 +381,7 @@ class RemoteClient(ApiClient):
                 f"{self._sentence_peer} speaks no TLS. Use http:// in its URL if that is meant, or set tls_cert and "
                 "tls_key on that server."
             )
-        if isinstance(error, httpx.RemoteProtocolError):
+        if isinstance(error, httpx2.RemoteProtocolError):
             return UnreachableError(
                 f"{self._sentence_peer} ended the connection ({told}). Use https:// in the URL where the server has a "
                 "certificate; otherwise look at its log."
@@ -396,7 +396,7 @@ class RemoteClient(ApiClient):
             f"{self._sentence_peer} answered {status} and is nothing of Ringstone's; check the URL."
         )
 
-    def _failure(self, response: httpx.Response) -> RingstoneError:
+    def _failure(self, response: httpx2.Response) -> RingstoneError:
         found = super()._failure(response)
         if isinstance(found, UnauthorizedError | ForbiddenError):
             return type(found)(f"{self._sentence_peer} refuses: {found.message}")

@@ -5,7 +5,7 @@ import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from ringstone.client import GatewayClient
@@ -162,12 +162,12 @@ def test_a_broken_http_client_disturbs_nobody(gateway: GatewayProcess, content: 
 
 
 def test_what_is_no_gateway_is_told(tmp_path: Path) -> None:
-    class Other(httpx.BaseTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            return httpx.Response(404, text="<html>")
+    class Other(httpx2.BaseTransport):
+        def handle_request(self, request: httpx2.Request) -> httpx2.Response:
+            return httpx2.Response(404, text="<html>")
 
     with GatewayClient(tmp_path / "other.sock") as client:
         client._http.close()
-        client._http = httpx.Client(transport=Other(), base_url="http://gateway/v1")
+        client._http = httpx2.Client(transport=Other(), base_url="http://gateway/v1")
         with pytest.raises(RingstoneError, match="is no Ringstone gateway"):
             client.volumes()

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
@@ -133,7 +133,7 @@ def test_a_token_that_may_look_may_do_nothing_else(
     for method, path in scopes:
         url = "http://nowhere" + re.sub(r"\{\w+\}", "1", path)
         for token, found in ((LOOK, refused), (TOKEN, let_through)):
-            request = httpx.Request(method, url, headers={"Authorization": f"Bearer {token}"})
+            request = httpx2.Request(method, url, headers={"Authorization": f"Bearer {token}"})
             answer = guarded.handle_request(request)
             found[method, path] = answer.status_code == 403 and answer.json()["code"] == "forbidden"
     assert refused == {call: scope == "change" for call, scope in scopes.items()}
@@ -143,7 +143,7 @@ def test_a_token_that_may_look_may_do_nothing_else(
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PROPFIND"])
 def test_what_is_no_look_takes_the_right_to_change(method: str, cluster: Cluster, token_file: Path) -> None:
     guarded = InProcess(TokenRequired(gateway_app(cluster), Tokens(token_file, report=print)))
-    request = httpx.Request("GET", "http://nowhere/v1/volumes", headers={"Authorization": f"Bearer {LOOK}"})
+    request = httpx2.Request("GET", "http://nowhere/v1/volumes", headers={"Authorization": f"Bearer {LOOK}"})
     request.method = method
     assert guarded.handle_request(request).status_code == 403
 
