@@ -26,6 +26,7 @@ from ringstone.manager.app import build_app as build_manager
 from ringstone.manager.hosts import Connect, Hosts
 from ringstone.manager.operations import Operations
 from ringstone.manager.tokens import GatewayTokens
+from ringstone.remote_peer import RemotePeer
 from ringstone.stats import StatsPage
 from ringstone.store import ALIVE, HostRecord, PoolRecord, SqliteStore
 from ringstone.store.records import Kind, R
@@ -174,6 +175,12 @@ class Cluster:
         for close in reversed(self._closing):
             close()
         self.store.close()
+
+
+def http_of(client: RemoteClient) -> httpx2.Client:
+    """What `client` speaks HTTP with."""
+    assert isinstance(client._peer, RemotePeer)
+    return client._peer._http
 
 
 def refused() -> Exception:

@@ -17,7 +17,7 @@ from ringstone.errors import DeniedError, ForbiddenError, InvalidError
 from ringstone.listening import Tokens, read_tokens
 from ringstone.manager.app import ManagerContext
 from ringstone.manager.app import build_app as build_manager
-from tests.framework.manager import TOKEN, Cluster, InProcess, cluster, ready
+from tests.framework.manager import TOKEN, Cluster, InProcess, cluster, http_of, ready
 
 __all__ = ["cluster"]
 
@@ -160,7 +160,7 @@ def test_the_scope_that_is_needed_is_told(cluster: Cluster, token_file: Path) ->
 def test_a_managers_own_token_that_may_only_look_is_not_the_clients_fault(cluster: Cluster) -> None:
     client = cluster.client()
     cluster.token_file.write_text(f"{TOKEN} look\n{'c' * 32}\n")
-    with RemoteClient("http://manager", token="c" * 32, transport=client._http._transport) as other:
+    with RemoteClient("http://manager", token="c" * 32, transport=http_of(client)._transport) as other:
         with pytest.raises(DeniedError, match=r"scope `change`.*the manager's token") as told:
             other.create_volume("v", pool="shared", size=1 << 20)
         assert not isinstance(told.value, ForbiddenError)
