@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from time import time_ns
 
-import httpx
+import httpx2
 import pytest
 from starlette.types import ASGIApp
 
@@ -26,6 +26,7 @@ from ringstone.manager.app import build_app as build_manager
 from ringstone.manager.hosts import Connect, Hosts
 from ringstone.manager.operations import Operations
 from ringstone.manager.tokens import GatewayTokens
+from ringstone.remote_peer import RemotePeer
 from ringstone.stats import StatsPage
 from ringstone.store import ALIVE, HostRecord, PoolRecord, SqliteStore
 from ringstone.store.records import Kind, R
@@ -35,26 +36,26 @@ from tests.framework.engine import FakeEngine
 TOKEN = "a" * 32
 
 
-class InProcess(httpx.BaseTransport):
+class InProcess(httpx2.BaseTransport):
     """Calls an application without a server. `failure`: raised instead, or with `after` when the application has done
     what was asked."""
 
     def __init__(self, app: ASGIApp) -> None:
-        self._transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        self._transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         self.failure: Callable[[], Exception] | None = None
         self.after = False
         self.asked: list[str] = []
 
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
+    def handle_request(self, request: httpx2.Request) -> httpx2.Response:
         self.asked.append(f"{request.method} {request.url.path}")
         if self.failure is not None and not self.after:
             raise self.failure()
-        sent = httpx.Request(request.method, request.url, headers=request.headers, content=request.read())
+        sent = httpx2.Request(request.method, request.url, headers=request.headers, content=request.read())
 
-        async def call() -> httpx.Response:
+        async def call() -> httpx2.Response:
             response = await self._transport.handle_async_request(sent)
             body = await response.aread()
-            return httpx.Response(response.status_code, headers=response.headers, content=body)
+            return httpx2.Response(response.status_code, headers=response.headers, content=body)
 
         answer = asyncio.run(call())
         if self.failure is not None:
@@ -86,7 +87,7 @@ class FakeHost:
 def ready(app: ASGIApp) -> ASGIApp:
     """FastAPI builds its routes when a request is first held against them, and hides a warning meanwhile, which does
     not hold when two threads do that at once."""
-    InProcess(app).handle_request(httpx.Request("GET", "http://nowhere/v1/nothing"))
+    InProcess(app).handle_request(httpx2.Request("GET", "http://nowhere/v1/nothing"))
     return app
 
 
@@ -176,12 +177,18 @@ class Cluster:
         self.store.close()
 
 
+def http_of(client: RemoteClient) -> httpx2.Client:
+    """What `client` speaks HTTP with."""
+    assert isinstance(client._peer, RemotePeer)
+    return client._peer._http
+
+
 def refused() -> Exception:
-    return httpx.ConnectError("[Errno 111] Connection refused")
+    return httpx2.ConnectError("[Errno 111] Connection refused")
 
 
 def timed_out() -> Exception:
-    return httpx.ReadTimeout("timed out")
+    return httpx2.ReadTimeout("timed out")
 
 
 @pytest.fixture

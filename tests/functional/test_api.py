@@ -3,13 +3,11 @@
 import socket
 import stat
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
-import httpx
 import pytest
 
 from ringstone.client import GatewayClient
-from ringstone.errors import BusyError, ExistsError, InvalidError, NoSpaceError, NotFoundError, RingstoneError
+from ringstone.errors import BusyError, ExistsError, InvalidError, NoSpaceError, NotFoundError
 from ringstone.models import Faults, PoolCreate
 from tests.framework.gateway import GatewayProcess
 
@@ -159,15 +157,3 @@ def test_a_broken_http_client_disturbs_nobody(gateway: GatewayProcess, content: 
         while broken.recv(4096):
             pass
         assert client.volumes() == []
-
-
-def test_what_is_no_gateway_is_told(tmp_path: Path) -> None:
-    class Other(httpx.BaseTransport):
-        def handle_request(self, request: httpx.Request) -> httpx.Response:
-            return httpx.Response(404, text="<html>")
-
-    with GatewayClient(tmp_path / "other.sock") as client:
-        client._http.close()
-        client._http = httpx.Client(transport=Other(), base_url="http://gateway/v1")
-        with pytest.raises(RingstoneError, match="is no Ringstone gateway"):
-            client.volumes()

@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from ringstone.errors import StateError, UnreachableError
@@ -47,11 +47,11 @@ class Guarded:
             total_s=0.1,
         )
 
-    def http(self, certificate: Certificate | None) -> httpx.Client:
+    def http(self, certificate: Certificate | None) -> httpx2.Client:
         context = ssl.create_default_context(cafile=self.credentials.ca)
         if certificate is not None:
             context.load_cert_chain(certificate.cert, certificate.key)
-        return httpx.Client(base_url=self.etcd.endpoint(0), verify=context, trust_env=False)
+        return httpx2.Client(base_url=self.etcd.endpoint(0), verify=context, trust_env=False)
 
     def etcdctl(self, *words: str) -> "subprocess.CompletedProcess[str]":
         """As root."""
@@ -120,14 +120,14 @@ def test_without_a_certificate_nobody_writes(guarded: Guarded) -> None:
     and was sent the gateways' token."""
     with pytest.raises(UnreachableError, match="certificate"):
         EtcdStore(guarded.settings(None, USER, guarded.access.password_file))
-    with guarded.http(None) as client, pytest.raises(httpx.TransportError, match="certificate"):
+    with guarded.http(None) as client, pytest.raises(httpx2.TransportError, match="certificate"):
         client.post("/v3/kv/put", json=put(KEY))
     assert guarded.written() == ""
 
 
 def test_another_authoritys_certificate_is_none(guarded: Guarded, tmp_path: Path) -> None:
     other = Credentials(tmp_path / "other").certificate("host")
-    with guarded.http(other) as client, pytest.raises(httpx.TransportError, match="certificate"):
+    with guarded.http(other) as client, pytest.raises(httpx2.TransportError, match="certificate"):
         client.post("/v3/kv/put", json=put(KEY))
     assert guarded.written() == ""
 

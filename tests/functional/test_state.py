@@ -170,7 +170,7 @@ def test_gateways_of_two_hosts_share_what_is_in_etcd(lone_etcd: EtcdCluster) -> 
 def test_a_gateway_with_a_database_imports_nothing_of_etcd() -> None:
     """Guests wait for a start."""
     names = [
-        "httpx",
+        "httpx2",
         "ssl",
         "ringstone.store.etcd",
         "ringstone.store.etcd_client",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
 
 from ringstone import models
@@ -31,19 +31,19 @@ class Api:
     def __init__(self, context: ApiContext) -> None:
         self.service = context.service
         # What fails inside must arrive as an answer, as it does from the real server.
-        self._transport = httpx.ASGITransport(build_app(context), raise_app_exceptions=False)
+        self._transport = httpx2.ASGITransport(build_app(context), raise_app_exceptions=False)
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        async def call() -> httpx.Response:
-            async with httpx.AsyncClient(transport=self._transport, base_url="http://gateway") as client:
+    def request(self, method: str, path: str, **options: Any) -> httpx2.Response:
+        async def call() -> httpx2.Response:
+            async with httpx2.AsyncClient(transport=self._transport, base_url="http://gateway") as client:
                 return await client.request(method, path, **options)
 
         return asyncio.run(call())
 
-    def get(self, path: str, **options: Any) -> httpx.Response:
+    def get(self, path: str, **options: Any) -> httpx2.Response:
         return self.request("GET", path, **options)
 
-    def post(self, path: str, **options: Any) -> httpx.Response:
+    def post(self, path: str, **options: Any) -> httpx2.Response:
         return self.request("POST", path, **options)
 
 
@@ -66,7 +66,7 @@ def api(tmp_path: Path, engine: FakeEngine) -> Iterator[Api]:
     store.close()
 
 
-def body(response: httpx.Response, status: int, code: str) -> str:
+def body(response: httpx2.Response, status: int, code: str) -> str:
     """The message of an error answer, which must have `status` and `code` and nothing else."""
     assert response.status_code == status, response.text
     answer = response.json()

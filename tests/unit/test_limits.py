@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from ringstone.api import health, limits
@@ -38,13 +38,13 @@ class Hanging:
             self.begun.append(call)
             assert self.go.wait(60)
 
-    def run(self, client: Callable[[httpx.AsyncClient], Awaitable[None]], **options: float) -> None:
+    def run(self, client: Callable[[httpx2.AsyncClient], Awaitable[None]], **options: float) -> None:
         app = Limits(ready(build_app(self.context)), **options)  # type: ignore[arg-type]
 
         async def call() -> None:
-            transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+            transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
             try:
-                async with httpx.AsyncClient(transport=transport, base_url="http://gateway/v1") as http:
+                async with httpx2.AsyncClient(transport=transport, base_url="http://gateway/v1") as http:
                     await client(http)
             finally:
                 self.go.set()
@@ -69,7 +69,7 @@ def hanging(tmp_path: Path) -> Iterator[Hanging]:
     store.close()
 
 
-async def until(http: httpx.AsyncClient, method: str, path: str, status: int) -> httpx.Response:
+async def until(http: httpx2.AsyncClient, method: str, path: str, status: int) -> httpx2.Response:
     """The answer, once it has that status: what was asked before may only begin, or end."""
     async with asyncio.timeout(20):
         while True:
@@ -80,7 +80,7 @@ async def until(http: httpx.AsyncClient, method: str, path: str, status: int) ->
 
 
 def test_changes_that_hang_leave_the_looks_and_the_health(hanging: Hanging) -> None:
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: httpx2.AsyncClient) -> None:
         going = [
             asyncio.create_task(http.post("/attachments", json={"volume": name}, timeout=60)) for name in "ab"
         ]
@@ -115,7 +115,7 @@ def test_looks_that_hang_are_answered_and_counted_until_they_end(
     monkeypatch.setattr(engine, "volumes", slow)
     monkeypatch.setattr(health, "_WAIT_SECONDS", 0.2)
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: httpx2.AsyncClient) -> None:
         looks = await asyncio.gather(*(http.get("/volumes") for _ in range(2)))
         for look in looks:
             assert (look.status_code, look.json()["code"]) == (503, "busy")
@@ -147,7 +147,7 @@ def test_a_body_has_a_limit(hanging: Hanging, monkeypatch: pytest.MonkeyPatch) -
         yield b"{"
         await asyncio.sleep(60)
 
-    async def client(http: httpx.AsyncClient) -> None:
+    async def client(http: httpx2.AsyncClient) -> None:
         for body in (bytes(BODY_BYTES + 1), endless()):
             answer = await http.post("/volumes", content=body)
             assert (answer.status_code, answer.json()["code"]) == (413, "invalid")

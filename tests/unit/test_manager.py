@@ -18,7 +18,7 @@ from ringstone.errors import (
     UnauthorizedError,
     UnreachableError,
 )
-from tests.framework.manager import Cluster, InProcess, cluster, refused, timed_out
+from tests.framework.manager import Cluster, InProcess, cluster, http_of, refused, timed_out
 
 __all__ = ["cluster"]
 
@@ -155,7 +155,7 @@ class _Nobody:
 
 
 def _transport(client: RemoteClient) -> InProcess:
-    transport = client._http._transport
+    transport = http_of(client)._transport
     assert isinstance(transport, InProcess)
     return transport
 
@@ -270,7 +270,7 @@ def test_the_manager_tells_of_itself(client: RemoteClient) -> None:
 
 
 def test_openapi_describes_it(client: RemoteClient) -> None:
-    described = client._http.get("/openapi.json").json()
+    described = http_of(client).get("/openapi.json").json()
     assert {"/v1/hosts", "/v1/pools", "/v1/volumes/{volume}/snapshots", "/v1/attachments"} <= set(
         described["paths"]
     )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 from fastapi import FastAPI
 from fastapi.routing import iter_route_contexts
@@ -17,7 +17,7 @@ from ringstone.errors import DeniedError, ForbiddenError, InvalidError
 from ringstone.listening import Tokens, read_tokens
 from ringstone.manager.app import ManagerContext
 from ringstone.manager.app import build_app as build_manager
-from tests.framework.manager import TOKEN, Cluster, InProcess, cluster, ready
+from tests.framework.manager import TOKEN, Cluster, InProcess, cluster, http_of, ready
 
 __all__ = ["cluster"]
 
@@ -133,7 +133,7 @@ def test_a_token_that_may_look_may_do_nothing_else(
     for method, path in scopes:
         url = "http://nowhere" + re.sub(r"\{\w+\}", "1", path)
         for token, found in ((LOOK, refused), (TOKEN, let_through)):
-            request = httpx.Request(method, url, headers={"Authorization": f"Bearer {token}"})
+            request = httpx2.Request(method, url, headers={"Authorization": f"Bearer {token}"})
             answer = guarded.handle_request(request)
             found[method, path] = answer.status_code == 403 and answer.json()["code"] == "forbidden"
     assert refused == {call: scope == "change" for call, scope in scopes.items()}
@@ -143,7 +143,7 @@ def test_a_token_that_may_look_may_do_nothing_else(
 @pytest.mark.parametrize("method", ["HEAD", "OPTIONS", "TRACE", "PROPFIND"])
 def test_what_is_no_look_takes_the_right_to_change(method: str, cluster: Cluster, token_file: Path) -> None:
     guarded = InProcess(TokenRequired(gateway_app(cluster), Tokens(token_file, report=print)))
-    request = httpx.Request("GET", "http://nowhere/v1/volumes", headers={"Authorization": f"Bearer {LOOK}"})
+    request = httpx2.Request("GET", "http://nowhere/v1/volumes", headers={"Authorization": f"Bearer {LOOK}"})
     request.method = method
     assert guarded.handle_request(request).status_code == 403
 
@@ -160,7 +160,7 @@ def test_the_scope_that_is_needed_is_told(cluster: Cluster, token_file: Path) ->
 def test_a_managers_own_token_that_may_only_look_is_not_the_clients_fault(cluster: Cluster) -> None:
     client = cluster.client()
     cluster.token_file.write_text(f"{TOKEN} look\n{'c' * 32}\n")
-    with RemoteClient("http://manager", token="c" * 32, transport=client._http._transport) as other:
+    with RemoteClient("http://manager", token="c" * 32, transport=http_of(client)._transport) as other:
         with pytest.raises(DeniedError, match=r"scope `change`.*the manager's token") as told:
             other.create_volume("v", pool="shared", size=1 << 20)
         assert not isinstance(told.value, ForbiddenError)

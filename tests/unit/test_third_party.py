@@ -1,6 +1,8 @@
 """What of others is in the product: from where, under which licenses, and that THIRD-PARTY.md names all of it."""
 
+import ast
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -54,6 +56,25 @@ def test_the_notice_names_what_is_locked() -> None:
     assert named("Rust").keys() == crates, MAKE
     lock = (ROOT / "requirements.lock").read_text()
     assert named("Python").keys() == set(re.findall(r"^([\w.-]+)==([\w.]+)", lock, re.MULTILINE)), MAKE
+
+
+def imported(source: str) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names.update(alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names.add(node.module or "")
+    return {name.partition(".")[0] for name in names}
+
+
+def test_only_what_is_locked_is_imported() -> None:
+    """The tests have more installed, such as `httpx` for an older release: there a slip would pass."""
+    files = (ROOT / "python" / "ringstone").rglob("*.py")
+    names = {name for path in files for name in imported(path.read_text())}
+    locked = {re.split("[-.]", name)[0] for name, _ in named("Python")} | {"pydantic_core"}
+    # Debian's, of a script that the lab runs with Debian's Python.
+    assert names - locked - sys.stdlib_module_names == {"ringstone", "rados"}
 
 
 def test_everything_comes_from_where_it_cannot_be_exchanged() -> None:

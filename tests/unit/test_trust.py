@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-import httpx
+import httpx2
 import pytest
 
 from ringstone import models
@@ -332,8 +332,8 @@ def test_a_directory_of_tokens_is_looked_at_first(cluster: Cluster, tmp_path: Pa
 
 def test_an_answer_that_says_untrusted_was_sent_for_all_that(cluster: Cluster) -> None:
     """Only what was never sent may be asked of another host: a gateway that answers with this word has the request."""
-    answered = httpx.MockTransport(
-        lambda request: httpx.Response(403, json={"code": "untrusted", "message": "No."})
+    answered = httpx2.MockTransport(
+        lambda request: httpx2.Response(403, json={"code": "untrusted", "message": "No."})
     )
 
     def connect(host: str, url: str, token: str, timeout: float) -> RemoteClient:

@@ -63,8 +63,13 @@ class GatewayDaemon:
     def stats_path(self) -> Path:
         return self._run / "stats"
 
+    @property
+    def socket(self) -> Path:
+        """Of its API."""
+        return self._run / "gateway.sock"
+
     def client(self) -> GatewayClient:
-        return GatewayClient(self._run / "gateway.sock")
+        return GatewayClient(self.socket)
 
     def start(self, *, watch: Path | None = None) -> Start:
         """Returns at READY=1. `watch`: a volume's socket, to see when the new process listens there."""
@@ -139,7 +144,7 @@ class GatewayDaemon:
         """By the command, as an operator does it."""
         began, seen = time.monotonic(), self._log.stat().st_size
         done = subprocess.run(
-            [*_RINGSTONE, "--socket", str(self._run / "gateway.sock"), "gateway", "upgrade", "--json"],
+            [*_RINGSTONE, "--socket", str(self.socket), "gateway", "upgrade", "--json"],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,

@@ -43,7 +43,7 @@ def describe() -> Machine:
         distribution=platform.freedesktop_os_release().get("PRETTY_NAME", "unknown"),
         hugepages=int(POOL.read_text()) if POOL.exists() else 0,
         hugepage_bytes=PAGE_BYTES,
-        revision=_revision(),
+        revision=revision_of(Path(__file__).resolve().parent),
         versions={"ringstone": version(), "python": platform.python_version()} | _tools(),
         load_average=os.getloadavg()[0],
         at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
@@ -74,8 +74,9 @@ def _output(*command: str) -> str | None:
     return done.stdout.strip()
 
 
-def _revision() -> str | None:
-    here = str(Path(__file__).resolve().parent)
+def revision_of(directory: Path) -> str | None:
+    """Of the checkout that `directory` is in; None where it is in none."""
+    here = str(directory)
     revision = _output("git", "-C", here, "rev-parse", "--short=12", "HEAD")
     changes = _output(
         "git", "-C", here, "status", "--porcelain", "--untracked-files=no", ":/crates", ":/python"

@@ -1,6 +1,7 @@
 """`ringstone`: the command line. A file per noun; docs/cli.md has the reference and the exit codes."""
 
 import sys
+from collections.abc import Sequence
 
 from ringstone.errors import RingstoneError
 
@@ -16,7 +17,7 @@ def main() -> None:
             from ringstone.cli.gateway_start import start_gateway
 
             start_gateway(flags)
-        else:
+        elif not _listed(sys.argv[1:]):
             from ringstone.cli.app import app
 
             # The name also where Python runs the package: usage and completion depend on it.
@@ -29,3 +30,19 @@ def main() -> None:
         else:
             print(f"ringstone: {error.message}", file=sys.stderr)
         sys.exit(error.exit_code)
+
+
+def _listed(arguments: Sequence[str]) -> bool:
+    """Whether that was all; otherwise nothing was printed, and it is left to the real command."""
+    from ringstone.cli.quick_list import list_flags
+
+    flags = list_flags(arguments)
+    if flags is None:
+        return False
+    from ringstone.cli.list_start import list_volumes
+
+    try:
+        return list_volumes(flags)
+    except KeyboardInterrupt:
+        # As Typer has it.
+        sys.exit(130)

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ringstone.bench import commands as waiting
 from ringstone.bench import compare as figures
 from ringstone.bench import rbd as ceph
 from ringstone.bench import resilience as recovery
@@ -264,6 +265,36 @@ def rbd(
         else:
             cluster = ceph.Cluster(conf, user, pool)
         ceph.rbd(cluster, setting, results, depths=depth or ceph.DEPTHS, against=against)
+    _write(results, output, as_json=cli.json)
+
+
+@app.command("commands")
+def commands(
+    context: typer.Context,
+    against: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also measure another build of Ringstone: its program, or a directory as of `pip install --target`."
+        ),
+    ] = None,
+    name: Annotated[str, typer.Option(help="Part of the result's file name.")] = "commands",
+    output: Annotated[Path, typer.Option(help="Directory for the table and the raw figures.")] = Path(
+        "bench/results"
+    ),
+    rounds: RoundCount = 20,
+    server_core: ServerCore = 0,
+    client_core: ClientCore = 1,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure how long a person waits for a command, with a gateway that answers."""
+    cli = context_of(context, json_output)
+    _check_name(name)
+    other = waiting.other_build(against) if against is not None else None
+    plan = f"{rounds} rounds, in each of which every build runs the command once"
+    results = Results(name=name, command=waiting.COMMAND, plan=plan, machine=describe())
+    cores = Cores(server_core, client_core)
+    with prepared(cores=cores, plan=Plan(rounds), progress=_progress(cli.json)) as setting:
+        waiting.commands(setting, results, other)
     _write(results, output, as_json=cli.json)
 
 

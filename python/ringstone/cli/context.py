@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from ringstone.cli.tables import add_row as add_row
+from ringstone.cli.tables import print_table as print_table
 from ringstone.errors import RingstoneError
 from ringstone.gateway.paths import DEFAULT_SOCKET
 from ringstone.units import parse_size
@@ -16,12 +18,11 @@ from ringstone.units import parse_size
 # Every command reads this file, `ringstone gateway` too: what only others need is imported where it is used.
 if TYPE_CHECKING:
     from pydantic import BaseModel
-    from rich.console import RenderableType
-    from rich.table import Table
 
     from ringstone.client import ApiClient
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON; errors too.")]
+IntervalOption = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two readings.")]
 
 # Completion must not keep a person waiting.
 _COMPLETION_SECONDS = 1.0
@@ -92,23 +93,6 @@ def print_json(value: "BaseModel | Sequence[BaseModel] | dict[str, Any]", *, com
     else:
         plain = [item.model_dump(mode="json") for item in value]
     print(json.dumps(plain, indent=None if compact else 2), flush=True)
-
-
-def print_table(table: "RenderableType") -> None:
-    """To a terminal in its width; to a file or pipe as wide as it takes, so that nothing is cut off."""
-    from rich.console import Console
-
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=400)
-    console.print(table)
-
-
-def add_row(table: "Table", *cells: str) -> None:
-    """Add `cells` as they are: a path may hold what Rich would take for markup."""
-    from rich.text import Text
-
-    table.add_row(*(Text(cell) for cell in cells))
 
 
 def size_argument(text: str | int) -> int:

@@ -4,15 +4,11 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import count as counting
-from typing import Annotated
 
-import typer
 from rich.console import Console, RenderableType
 from rich.live import Live
 
 from ringstone.stats import Snapshot
-
-IntervalOption = Annotated[float, typer.Option(min=0.1, max=3600, help="Seconds between two readings.")]
 
 
 def watch(

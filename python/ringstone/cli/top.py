@@ -7,8 +7,8 @@ import typer
 from rich.console import Group
 from rich.table import Table
 
-from ringstone.cli.context import JsonOption, context_of, print_json
-from ringstone.cli.live import IntervalOption, show_live, until_interrupted, watch
+from ringstone.cli.context import IntervalOption, JsonOption, context_of, print_json
+from ringstone.cli.live import show_live, until_interrupted, watch
 from ringstone.cli.volume_stats import rates_json
 from ringstone.rates import ReactorRates, VolumeRates, reactor_rates, volume_rates
 from ringstone.units import format_latency, format_rate

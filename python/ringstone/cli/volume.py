@@ -4,11 +4,10 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
 from ringstone import models
-from ringstone.cli import volume_stats
 from ringstone.cli.context import (
+    IntervalOption,
     JsonOption,
     VolumeName,
     add_row,
@@ -22,7 +21,26 @@ from ringstone.cli.context import (
 from ringstone.units import format_size
 
 app = typer.Typer(help="Disks: make, grow, attach and watch them.", no_args_is_help=True)
-app.command("stats")(volume_stats.stats)
+
+
+@app.command("stats")
+def stats(
+    context: typer.Context,
+    name: VolumeName,
+    watching: Annotated[bool, typer.Option("--watch", help="Show rates anew at each interval.")] = False,
+    interval: IntervalOption = 1.0,
+    count: Annotated[
+        int | None, typer.Option(min=1, help="With --watch: stop after so many intervals.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show what a volume has done since it was attached, or with --watch what it does now.
+
+    With --json --watch each interval is one line.
+    """
+    from ringstone.cli.volume_stats import show_stats
+
+    show_stats(context_of(context, json_output), name, interval if watching else None, count)
 
 
 @app.command("create")
@@ -66,24 +84,9 @@ def list_(
     if cli.json:
         print_json(volumes)
         return
-    table = Table("volume", "pool", box=None, header_style="bold")
-    for column in ("size", "allocated", "block"):
-        table.add_column(column, justify="right")
-    for column in ("state", "attached", "host"):
-        table.add_column(column)
-    for volume in volumes:
-        add_row(
-            table,
-            volume.name,
-            volume.pool,
-            format_size(volume.size),
-            "-" if volume.allocated is None else format_size(volume.allocated),
-            str(volume.block_size),
-            volume.state,
-            volume.attachment.state if volume.attachment else "no",
-            volume.attachment.host if volume.attachment else "-",
-        )
-    print_table(table)
+    from ringstone.cli.volume_table import volume_table
+
+    print_table(volume_table(volume.model_dump() for volume in volumes))
 
 
 @app.command("show")
@@ -95,6 +98,8 @@ def show(context: typer.Context, name: VolumeName, json_output: JsonOption = Fal
     if cli.json:
         print_json(volume)
         return
+    from rich.table import Table
+
     table = Table(box=None, show_header=False)
     rows = {
         "volume": volume.name,

@@ -1,13 +1,12 @@
-"""`ringstone volume stats`"""
+"""What `ringstone volume stats` shows."""
 
 from dataclasses import asdict
-from typing import Annotated, Any
+from typing import Any
 
-import typer
 from rich.table import Table
 
-from ringstone.cli.context import JsonOption, VolumeName, context_of, print_json, print_table
-from ringstone.cli.live import IntervalOption, show_live, until_interrupted, watch
+from ringstone.cli.context import CliContext, print_json, print_table
+from ringstone.cli.live import show_live, until_interrupted, watch
 from ringstone.rates import VolumeRates, VolumeTotals, totals, volume_rates
 from ringstone.stats import Histogram
 from ringstone.units import format_latency, format_rate, format_size
@@ -15,23 +14,10 @@ from ringstone.units import format_latency, format_rate, format_size
 _SHARES = {"p50": 0.50, "p99": 0.99, "p99.9": 0.999}
 
 
-def stats(
-    context: typer.Context,
-    name: VolumeName,
-    watching: Annotated[bool, typer.Option("--watch", help="Show rates anew at each interval.")] = False,
-    interval: IntervalOption = 1.0,
-    count: Annotated[
-        int | None, typer.Option(min=1, help="With --watch: stop after so many intervals.")
-    ] = None,
-    json_output: JsonOption = False,
-) -> None:
-    """Show what a volume has done since it was attached, or with --watch what it does now.
-
-    With --json --watch each interval is one line.
-    """
-    cli = context_of(context, json_output)
+def show_stats(cli: CliContext, name: str, interval: float | None, count: int | None) -> None:
+    """Of volume `name`: what it has done, or every `interval` seconds, `count` times or without end, what it does."""
     with cli.client() as client, until_interrupted():
-        if not watching:
+        if interval is None:
             sums = totals(client.stats(volume=name), name)
             if cli.json:
                 print_json(_totals_json(sums))

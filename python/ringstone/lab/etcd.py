@@ -10,7 +10,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from ringstone.errors import FailedError, NoDeviceError, UnreachableError
 
@@ -207,7 +207,7 @@ class EtcdCluster:
                     continue
                 try:
                     status = client.post(f"{self.endpoint(n)}/v3/maintenance/status", json={}).json()
-                except httpx.HTTPError:
+                except httpx2.HTTPError:
                     continue
                 if status.get("leader") == status["header"]["member_id"]:
                     return n
@@ -222,15 +222,15 @@ class EtcdCluster:
                 if not self.pids():
                     raise
 
-    def client(self) -> httpx.Client:
+    def client(self) -> httpx2.Client:
         """For calls of the members' own."""
         if self._certificates is None:
-            return httpx.Client(timeout=2, trust_env=False)
+            return httpx2.Client(timeout=2, trust_env=False)
         import ssl
 
         context = ssl.create_default_context(cafile=self._certificates["ca"])
         context.load_cert_chain(self._certificates["cert"], self._certificates["key"])
-        return httpx.Client(timeout=2, trust_env=False, verify=context)
+        return httpx2.Client(timeout=2, trust_env=False, verify=context)
 
     def stop(self) -> None:
         """All that this started. Idempotent."""

@@ -25,8 +25,8 @@ def run_manager(config: ManagerConfig) -> None:
     """Errors of ringstone.errors before the API is up."""
     set_up_logging(config.log_level)
     # One line for each call to a gateway is for debugging only.
-    logging.getLogger("httpx").setLevel(logging.WARNING if config.log_level != "debug" else logging.DEBUG)
-    logging.getLogger("httpcore").setLevel(logging.WARNING)
+    logging.getLogger("httpx2").setLevel(logging.WARNING if config.log_level != "debug" else logging.DEBUG)
+    logging.getLogger("httpcore2").setLevel(logging.WARNING)
     config.listening.check()
     config.gateway_tokens.check()
     connect = connector(config.gateway_ca)

@@ -4,7 +4,7 @@ any: a URL says where to knock, and only the certificate says who opens."""
 import re
 from pathlib import Path
 
-import httpx
+import httpx2
 
 from ringstone.errors import UntrustedError
 from ringstone.gateway.checks import NAME_PATTERN
@@ -16,9 +16,9 @@ def check_url(host: str, url: str, *, ca: Path | None) -> None:
     with one they all have certificates, and without only this machine's own gateways may be without."""
     check_host(host)
     try:
-        parts = httpx.URL(url)
-    except httpx.InvalidURL:
-        parts = httpx.URL("")
+        parts = httpx2.URL(url)
+    except httpx2.InvalidURL:
+        parts = httpx2.URL("")
     if parts.scheme not in ("http", "https") or not parts.host or parts.userinfo:
         raise UntrustedError(
             f"The gateway of host {host!r} announces {url!r}, which is no URL of a gateway. Correct advertise in its "

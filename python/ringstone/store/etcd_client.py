@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import httpx
+import httpx2
 
 from ringstone.errors import InvalidError, StateError, UnreachableError
 from ringstone.private import read_private
@@ -81,8 +81,8 @@ class EtcdClient:
         self._token: str | None = None
         self._cluster: str | None = None
         # No retries in the transport: whether a call may be repeated is decided here. No proxy of the environment.
-        self._http = httpx.Client(
-            verify=_tls(settings), trust_env=False, limits=httpx.Limits(max_keepalive_connections=8)
+        self._http = httpx2.Client(
+            verify=_tls(settings), trust_env=False, limits=httpx2.Limits(max_keepalive_connections=8)
         )
 
     def close(self) -> None:
@@ -159,12 +159,12 @@ class EtcdClient:
         return {"Authorization": token}
 
     def _post(self, endpoint: str, path: str, body: Json, headers: dict[str, str]) -> Json:
-        timeout = httpx.Timeout(self.settings.attempt_s)
+        timeout = httpx2.Timeout(self.settings.attempt_s)
         try:
             response = self._http.post(endpoint + path, json=body, headers=headers, timeout=timeout)
-        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.PoolTimeout) as error:
             raise _NotSent(f"{endpoint}: {error or type(error).__name__}") from error
-        except httpx.HTTPError as error:
+        except httpx2.HTTPError as error:
             raise AnswerLost(f"{endpoint}: {error or type(error).__name__}") from error
         if response.content.startswith(_NAMED):
             raise StateError(
@@ -172,7 +172,7 @@ class EtcdClient:
                 "one without, such as with -subj /O=Ringstone, and name it in `etcd_cert` and `etcd_key`."
             )
         answer = _object(endpoint, response.content)
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != httpx2.codes.OK:
             raise _refusal(endpoint, answer)
         # Calls that stream put their one answer into an object.
         if isinstance(answer.get("result"), dict):
@@ -191,21 +191,21 @@ class EtcdClient:
             )
 
     @contextmanager
-    def stream(self, path: str, body: Json, quiet_s: float) -> Iterator[httpx.Response]:
-        """The answers of a call that goes on, on the current member; httpx.ReadTimeout when none comes for `quiet_s`
+    def stream(self, path: str, body: Json, quiet_s: float) -> Iterator[httpx2.Response]:
+        """The answers of a call that goes on, on the current member; httpx2.ReadTimeout when none comes for `quiet_s`
         seconds."""
         endpoint = self.endpoint()
-        timeout = httpx.Timeout(self.settings.attempt_s, read=quiet_s)
+        timeout = httpx2.Timeout(self.settings.attempt_s, read=quiet_s)
         try:
             headers = self._headers(endpoint)
             with self._http.stream(
                 "POST", endpoint + path, json=body, headers=headers, timeout=timeout
             ) as response:
-                if response.status_code != httpx.codes.OK:
+                if response.status_code != httpx2.codes.OK:
                     self._token = None
                     raise AnswerLost(f"{endpoint}: {response.read().decode(errors='replace')}")
                 yield response
-        except (httpx.HTTPError, httpx.StreamError, _NotSent, AnswerLost) as error:
+        except (httpx2.HTTPError, httpx2.StreamError, _NotSent, AnswerLost) as error:
             self.next_endpoint(endpoint)
             raise AnswerLost(f"{endpoint}: {error or type(error).__name__}") from error
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Generic
 from urllib.parse import unquote
 
-import httpx
+import httpx2
 
 from ringstone.errors import RingstoneError
 from ringstone.store.etcd_client import AnswerLost, EtcdClient, Json, Refused, decode, encode
@@ -79,7 +79,7 @@ class EtcdWatch(Generic[R]):
                             known[change.key] = change.record
                         yield change
             except AnswerLost as error:
-                if not isinstance(error.__cause__, httpx.ReadTimeout):
+                if not isinstance(error.__cause__, httpx2.ReadTimeout):
                     self._pause()
             except (RingstoneError, Refused):
                 return
@@ -109,7 +109,7 @@ class EtcdWatch(Generic[R]):
                 with self._lock:
                     self._connection = None
 
-    def _hold(self, response: httpx.Response) -> bool:
+    def _hold(self, response: httpx2.Response) -> bool:
         """So that close() can end the wait; False when it has been called."""
         with self._lock:
             self._connection = response.extensions["network_stream"].get_extra_info("socket")
