@@ -16,6 +16,7 @@ from ringstone.hypervisor import disks
 from ringstone.hypervisor.disks import MovedDisks, SharedDisks
 from ringstone.hypervisor.migration import MigrationError, migrate_vm
 from ringstone.hypervisor.qmp import QmpEvent, QmpSession
+from ringstone.hypervisor.versions import QemuVersion
 
 URI = "unix:/move.sock"
 
@@ -38,9 +39,12 @@ class QemuStandIn:
     gone: bool = False
     refuses: set[str] = field(default_factory=set)
     on_end: Callable[[], None] = lambda: None
-    version: tuple[int, int] = (7, 2)
+    release: tuple[int, int] = (7, 2)
     kvm: bool = True
     memory: tuple[int, ...] = (256 << 20,)
+
+    def version(self) -> QemuVersion:
+        return QemuVersion(*self.release)
 
     def execute(self, command: str, arguments: Mapping[str, object] | None = None) -> object:
         if self.gone:
@@ -49,8 +53,6 @@ class QemuStandIn:
             return {"status": self.state}
         if command == "query-migrate":
             return {"status": self.migration, "error-desc": "out of luck"}
-        if command == "query-version":
-            return {"qemu": {"major": self.version[0], "minor": self.version[1], "micro": 22}}
         if command == "query-kvm":
             return {"present": True, "enabled": self.kvm}
         if command == "query-memory-size-summary":
@@ -260,7 +262,7 @@ def test_a_guest_whose_qemu_would_lose_its_memory_is_left_alone(
     version: tuple[int, int], memory: tuple[int, ...]
 ) -> None:
     host = Host()
-    host.source.kvm, host.source.version, host.source.memory = False, version, memory
+    host.source.kvm, host.source.release, host.source.memory = False, version, memory
     failure = host.failure()
     assert f"QEMU {version[0]}.{version[1]} loses memory of an emulated guest" in failure
     assert "QEMU 9.0 or newer, or with 8 KiB more" in failure
@@ -273,7 +275,7 @@ def test_a_guest_whose_qemu_would_lose_its_memory_is_left_alone(
 )
 def test_a_guest_whose_memory_is_followed_moves(kvm: bool, version: tuple[int, int], memory: int) -> None:
     host = Host()
-    host.source.kvm, host.source.version, host.source.memory = kvm, version, (memory,)
+    host.source.kvm, host.source.release, host.source.memory = kvm, version, (memory,)
     assert host.migrate() == []
 
 
