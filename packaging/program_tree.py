@@ -133,7 +133,7 @@ def make_program(tree: Path, wheel: Path, suite: Suite, date: datetime) -> Path:
 
     home = tree / HOME
     (home / "bin").mkdir()
-    (home / "bin/python").symlink_to("/usr/bin/python3")
+    (home / "bin/python").symlink_to("../../../bin/python3")
     (home / "pyvenv.cfg").write_text(
         f"home = /usr/bin\ninclude-system-site-packages = false\nversion = {suite.python[0]}.{suite.python[1]}\n"
     )

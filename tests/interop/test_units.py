@@ -85,7 +85,11 @@ def serve(system: Installed) -> str:
 
 def test_systemd_understands_every_line(system: Installed) -> None:
     """It ignores a setting that it does not know, and the service runs without."""
-    assert system.guest.run(f"systemd-analyze verify {GATEWAY} {MANAGER} 2>&1", timeout_s=60).stdout == ""
+    # There are no manual pages in this guest.
+    assert (
+        system.guest.run(f"systemd-analyze verify --man=no {GATEWAY} {MANAGER} 2>&1", timeout_s=60).stdout
+        == ""
+    )
 
 
 @pytest.mark.parametrize("unit", [GATEWAY, MANAGER])
