@@ -19,7 +19,7 @@ export V
 
 STEP := scripts/step
 RUST_SOURCES := Cargo.toml Cargo.lock crates
-SHELL_SCRIPTS := .ci/run $(filter-out %.txt %.py,$(wildcard scripts/*))
+SHELL_SCRIPTS := .ci/run $(filter-out %.txt %.py,$(wildcard scripts/*)) $(wildcard packaging/debian/*/p*)
 
 # Recipes shared by a target of its own and by `test`, which runs them one after another: reactors poll, and a test that
 # shares its cores with a compiler measures the compiler.
@@ -76,6 +76,10 @@ qemus: packages ## Debian's versions of QEMU and the guest's kernel beside the i
 older-release: rust python-env ## An older state of this project, for tests that upgrade from it; takes the whole history
 	@$(STEP) older-release --inputs scripts/older-release --outputs .cache/older-release/site -- scripts/older-release
 
+.PHONY: package
+package: engine ## The wheel and Debian packages in dist/, for SUITE=bookworm or trixie (this machine's)
+	@$(STEP) package --say -- $(VENV)/bin/python packaging/make_packages.py $(addprefix --suite ,$(SUITE)) $(PACKAGE_ARGS)
+
 .PHONY: lint rustfmt clippy ruff mypy shellcheck
 lint: rustfmt clippy ruff mypy shellcheck ## rustfmt, clippy, ruff, mypy, shellcheck; warnings are errors
 rustfmt: rust
@@ -116,5 +120,5 @@ lock: python-env ## Lock anew what pyproject.toml asks for
 
 .PHONY: clean
 clean: ## Remove all that was built, downloaded or logged; .venv too
-	@rm -rf target fuzz/artifacts fuzz/corpus .cache .venv python/ringstone/_engine.abi3.so demo-report.html
+	@rm -rf dist target fuzz/artifacts fuzz/corpus .cache .venv python/ringstone/_engine.abi3.so demo-report.html
 	@find python tests -name __pycache__ -type d -prune -exec rm -rf {} +

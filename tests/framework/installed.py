@@ -1,5 +1,5 @@
 """Ringstone as an administrator installs it, in a guest with systemd: a virtual environment at /opt/ringstone, the
-units of deploy/, and a command line that is on the path."""
+units of deploy/, and a command line that is on the path. tests.framework.packages installs it from Debian packages."""
 
 import json
 import shlex
@@ -24,7 +24,7 @@ PLACE = "/opt/ringstone"
 GATEWAY = "ringstone-gateway.service"
 MANAGER = "ringstone-manager.service"
 # What the guest's Debian has; compiled modules fit no other version.
-_SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
+SUITES = {(3, 11): "bookworm", (3, 13): "trixie"}
 _IMAGE_BYTES = 256 << 20
 # An emulated CPU imports Python modules slowly.
 _COMMAND_SECONDS = 180.0
@@ -57,10 +57,11 @@ print(load.report.model_dump_json())
 
 
 class Installed:
-    """A guest in which both units are there and not started. `guest` runs everything else."""
+    """A guest in which both units are there. `guest` runs everything else; `python`: what Ringstone runs with there."""
 
-    def __init__(self, guest: Guest) -> None:
+    def __init__(self, guest: Guest, python: str = f"{PLACE}/bin/python") -> None:
         self.guest = guest
+        self.python = python
         self._load: Command | None = None
 
     def install(self) -> None:
@@ -100,7 +101,7 @@ class Installed:
     def serve(self, pools: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
         """A volume in each of `pools` (what is asked for of each, by name), attached; the sockets by pool. One process
         does all of it, as an emulated CPU takes seconds to start a command."""
-        said = self.shell(f"{PLACE}/bin/python - {shlex.quote(json.dumps(pools))} <<'END'\n{_SERVE}\nEND")
+        said = self.shell(f"{self.python} - {shlex.quote(json.dumps(pools))} <<'END'\n{_SERVE}\nEND")
         sockets: dict[str, str] = json.loads(said)
         return sockets
 
@@ -108,7 +109,7 @@ class Installed:
         """A job of the independent client's, which compares every answer with a model of the volume."""
         job = {"mode": "verify", "socket": socket, "operations": 300, "queues": 1, **more}
         line = json.dumps({"call": "load", "config": job})
-        said = self.shell(f"echo '{line}' | {PLACE}/bin/python -m ringstone.bench.client")
+        said = self.shell(f"echo '{line}' | {self.python} -m ringstone.bench.client")
         answer: dict[str, Any] = json.loads(said.splitlines()[-1])
         assert "report" in answer, answer
         report: dict[str, Any] = answer["report"]
@@ -118,7 +119,7 @@ class Installed:
         """The independent client with a pattern in every block; returns when each queue has completed a request."""
         assert self._load is None, "one load at a time"
         self.shell("rm -f /run/load.* && mkfifo /run/load.release")
-        script = f"{PLACE}/bin/python - {socket} <<'END'\n{_LOAD}\nEND\ntouch /run/load.ended"
+        script = f"{self.python} - {socket} <<'END'\n{_LOAD}\nEND\ntouch /run/load.ended"
         self._load = self.guest.start(f"({script})")
         self.shell("until [ -e /run/load.ready -o -e /run/load.ended ]; do sleep 0.1; done")
 
@@ -131,33 +132,57 @@ class Installed:
         assert ended.stdout, ended.stderr
         return PatternReport.model_validate_json(ended.stdout)
 
+    @contextmanager
+    def loaded(self, socket: str) -> Iterator[list[PatternReport]]:
+        """A load that knows every block, from its first answers to the end of the `with` block; then its report."""
+        self.start_load(socket)
+        reports: list[PatternReport] = []
+        try:
+            yield reports
+        finally:
+            reports.append(self.end_load())
+
     def journal(self, unit: str = GATEWAY, *options: str) -> str:
         """What the unit's processes have said, by a line each."""
         return self.shell(f"journalctl --no-pager --output cat --unit {unit} {' '.join(options)}")
 
 
+def sound(report: PatternReport) -> None:
+    """The load found every block as it should be, and each request was answered once."""
+    assert report.passed, report.findings
+    assert report.errors == report.lost == report.doubled == report.stuck == 0
+    assert report.blocks_checked == report.blocks_written > 0
+
+
 @contextmanager
 def installed(folder: Path, *, disks: Sequence[tuple[Path, str]] = ()) -> Iterator[Installed]:
-    """A booted guest with Ringstone installed; `disks` are raw files with their serial numbers."""
-    root = ensure_debian_root(_SUITES[sys.version_info[:2]])
-    image = ensure_guest_image()
+    """A booted guest with Ringstone installed and no unit started; `disks` are raw files with their serial numbers."""
     product = folder / "ringstone.ext4"
     _product(folder / "product", product)
-    devices = [*root.devices(), *disk_args(product, "ringstone", read_only=True)]
+    devices = disk_args(product, "ringstone", read_only=True)
     for path, serial in disks:
         devices += disk_args(path, serial)
+    with booted(SUITES[sys.version_info[:2]], folder / "guest", devices) as guest:
+        system = Installed(guest)
+        system.install()
+        yield system
+
+
+@contextmanager
+def booted(suite: str, folder: Path, devices: Sequence[str]) -> Iterator[Guest]:
+    """A guest with that Debian and systemd, and `devices` beside its disk."""
+    root = ensure_debian_root(suite)
+    image = ensure_guest_image()
     config = QemuConfig(
         image,
         choose_accelerator(image).name,
-        folder / "guest",
-        devices=devices,
+        folder,
+        devices=[*root.devices(), *devices],
         memory_bytes=1 << 30,
         kernel_arguments=KERNEL_ARGUMENTS,
     )
     with Guest(config, boot_timeout_s=_BOOT_SECONDS) as guest:
-        system = Installed(guest)
-        system.install()
-        yield system
+        yield guest
 
 
 def _product(folder: Path, image: Path) -> None:
