@@ -266,3 +266,33 @@ def test_a_guest_that_the_destination_cannot_take_goes_on_at_the_source(
         assert (now.state, now.shared, now.frontends) == ("running", False, 1)
         assert source.running()
         guest.shutdown()
+
+
+def test_a_qemu_that_replaces_itself_keeps_its_disk(config: QemuConfig, tmp_path: Path) -> None:
+    """CPR: QEMU hands the guest's memory to a new program in the same process, which connects to the gateway anew."""
+    monitor, state = tmp_path / "qmp.sock", tmp_path / "state"
+    with GatewayProcess() as gateway:
+        attachment = gateway.start().serve("v", kind="file", size=64 * MIB, queues=2)
+        config = replace(
+            config,
+            disks=[Disk(attachment.socket, "v", queues=2)],
+            devices=["-qmp", f"unix:{monitor},server=on,wait=off"],
+            program=program("11.1"),
+            machine="pc-q35-11.1,aux-ram-share=on",
+        )
+        with Guest(config) as guest:
+            job = FioJob("stay", "randwrite", engine="io_uring", depth=16, size=16 * MIB, verify="write")
+            working = guest.start(fio_command(job))
+            gateway.wait_for(
+                "the guest to write", lambda client: client.stats(volume="v").of_volume("v")[0].writes > 50
+            )
+            # The same words again, in the root where this QEMU runs already.
+            words = Path(f"/proc/{guest.qemu.pid}/cmdline").read_text().split("\0")[1:-1]
+            anew = ["/usr/bin/qemu-system-x86_64", *words, "-incoming", f"file:{state}"]
+            with QmpSession.open(monitor) as qmp:
+                qmp.execute("migrate-set-parameters", {"mode": "cpr-exec", "cpr-exec-command": anew})
+                qmp.execute("migrate", {"uri": f"file:{state}"})
+            assert parse_fio(working.wait(timeout_s=120).stdout).errors == 0
+            assert "-incoming" in Path(f"/proc/{guest.qemu.pid}/cmdline").read_text().split("\0")
+            assert gateway.log().count("volume v: frontend connected") == 2
+            assert guest.output("dmesg | grep -i 'I/O error' || true") == ""
