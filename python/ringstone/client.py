@@ -164,6 +164,9 @@ class ApiClient(ABC):
         take_over: bool = False,
         incoming: bool = False,
         host: str | None = None,
+        socket_owner: str | None = None,
+        socket_group: str | None = None,
+        socket_mode: str | None = None,
     ) -> models.Attachment:
         """Defaults as models.AttachmentCreate."""
         request = models.AttachmentCreate(
@@ -175,6 +178,9 @@ class ApiClient(ABC):
             take_over=take_over,
             incoming=incoming,
             host=host,
+            socket_owner=socket_owner,
+            socket_group=socket_group,
+            socket_mode=socket_mode,
         )
         return self.create_attachment(request)
 
