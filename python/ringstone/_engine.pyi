@@ -140,9 +140,19 @@ class Engine:
     def resize_volume(self, name: str, size: int) -> None:
         """Grow (the file must already be long enough). A running guest is told by a config-change message."""
     def volumes(self) -> list[VolumeInfo]: ...
-    def attach(self, name: str, socket_path: str, *, queues: int = 1) -> None:
-        """Listen on `socket_path` (made anew, mode 0600; a stale socket is replaced, a live one is an error `exists`)
-        and serve the volume there to one frontend at a time. `queues` 1..64 is the most the frontend may use."""
+    def attach(
+        self,
+        name: str,
+        socket_path: str,
+        *,
+        queues: int = 1,
+        owner: int | None = None,
+        group: int | None = None,
+        mode: int = 0o600,
+    ) -> None:
+        """Listen on `socket_path` (made anew; a stale socket is replaced, a live one is an error `exists`) and serve
+        the volume there to one frontend at a time. `queues` 1..64 is the most the frontend may use. Nobody can connect
+        before the file has `owner`, `group` (ids; None is this process's) and `mode`."""
     def detach(self, name: str, *, force: bool = False) -> None:
         """Stop listening, drain, close. Error busy while a frontend is connected, unless `force`."""
     def attachments(self) -> list[AttachmentInfo]: ...

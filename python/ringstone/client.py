@@ -138,6 +138,9 @@ class ApiClient:
         take_over: bool = False,
         incoming: bool = False,
         host: str | None = None,
+        socket_owner: str | None = None,
+        socket_group: str | None = None,
+        socket_mode: str | None = None,
     ) -> models.Attachment:
         """Defaults as models.AttachmentCreate."""
         request = models.AttachmentCreate(
@@ -149,6 +152,9 @@ class ApiClient:
             take_over=take_over,
             incoming=incoming,
             host=host,
+            socket_owner=socket_owner,
+            socket_group=socket_group,
+            socket_mode=socket_mode,
         )
         return self.create_attachment(request)
 

@@ -121,7 +121,9 @@ class AttachmentCreate(_Request):
     frontend may use; the default is one per reactor, at most 4. `ha`: another host may take the volume over when this
     one is dead. `take_over`: also from a host that has it attached, which is shut out first. `failover_epoch`: only
     while that is the volume's epoch and its owner's host is dead. `incoming`: only listen, for a guest that is to move
-    here from another host; `take_over` serves it after that. `host`: where; a gateway takes only its own name."""
+    here from another host; `take_over` serves it after that. `host`: where; a gateway takes only its own name.
+    `socket_owner`, `socket_group`, `socket_mode`: who may connect to the socket, names or numbers of the host and octal
+    digits; by default what its gateway's configuration says."""
 
     volume: str
     socket: str | None = None
@@ -132,6 +134,9 @@ class AttachmentCreate(_Request):
     failover_epoch: int | None = Field(default=None, ge=1)
     incoming: bool = False
     host: str | None = None
+    socket_owner: str | None = None
+    socket_group: str | None = None
+    socket_mode: str | None = None
 
 
 class Sharing(_Request):
@@ -155,13 +160,19 @@ class Attachment(_Answer):
     """`state`: listening (no frontend), connected (negotiating), running, needs_reset (stopped after a
     malformed ring: the guest must reset the device), failed (not served; `reason` says why), elsewhere (another
     host's), incoming (another host's, whose guest is to move here) or, told by a manager, unreachable (its host does
-    not answer). `shared`: a second frontend may connect, for a migration; `frontends` are connected."""
+    not answer). `shared`: a second frontend may connect, for a migration; `frontends` are connected. `socket_owner`,
+    `socket_group` and `socket_mode` are what was asked for; `socket_rights` is what came of it with its gateway's
+    configuration, such as "libvirt-qemu:kvm 0660"."""
 
     volume: str
     host: str = "localhost"
     epoch: int = 0
     ha: bool = False
     socket: str
+    socket_owner: str | None = None
+    socket_group: str | None = None
+    socket_mode: str | None = None
+    socket_rights: str | None = None
     queues: int
     read_only: bool
     state: str

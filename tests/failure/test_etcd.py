@@ -388,15 +388,36 @@ def test_a_host_is_dead_when_its_lease_has_run_out(lone_etcd: EtcdCluster) -> No
             other.announce(replace(HOST, id="another"), 60)
 
 
+def test_a_newer_layout_is_begun_by_what_needs_it_and_by_nothing_else(
+    lone_etcd: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cluster is upgraded one host after the other: the hosts to come must be able to write until then."""
+    with opened(lone_etcd) as store, opened(lone_etcd, store.prefix) as other:
+        filled(store)
+        held = store.attachment("v")
+        assert held is not None
+        read = partial(etcdctl, lone_etcd, "get", "--print-value-only")
+        assert read(f"{store.prefix}schema").strip() == "1"
+        assert "socket_owner" not in read(f"{store.prefix}attachments/v")
+        store.set_attachment(replace(held, socket_owner="qemu"))
+        assert read(f"{store.prefix}schema").strip() == "2"
+        # Both go on, and a release before does not.
+        for one in (store, other):
+            one.set_attachment(replace(held, socket_owner=None))
+        monkeypatch.setattr("ringstone.store.etcd.SCHEMA_VERSION", 1)
+        with pytest.raises(StateError, match="has schema 2, and this Ringstone knows up to 1"):
+            EtcdStore.check(settings_of(lone_etcd, store.prefix))
+
+
 def test_what_cannot_be_used_is_refused(lone_etcd: EtcdCluster) -> None:
     with opened(lone_etcd) as store:
         newer = store.prefix
-        etcdctl(lone_etcd, "put", f"{newer}schema", "2")
+        etcdctl(lone_etcd, "put", f"{newer}schema", "3")
         for use in (EtcdStore, EtcdStore.check):
-            with pytest.raises(StateError, match="has schema 2, and this Ringstone knows up to 1"):
+            with pytest.raises(StateError, match="has schema 3, and this Ringstone knows up to 2"):
                 use(settings_of(lone_etcd, newer))
         # One that ran already writes no more either.
-        with pytest.raises(StateError, match="has schema 2"):
+        with pytest.raises(StateError, match="has schema 3"):
             store.add_pool(POOL)
         etcdctl(lone_etcd, "put", "/foreign/key", "value")
         with pytest.raises(StateError, match="are not Ringstone's"):

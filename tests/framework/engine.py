@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from ringstone.errors import BusyError, ExistsError, NotFoundError, RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineQueue, EngineVolume
+from ringstone.gateway.rights import OUR_OWN, SocketIds
 from ringstone.store.records import JsonValue
 
 
@@ -19,6 +20,7 @@ class FakeEngine:
     failures: dict[str, RingstoneError] = field(default_factory=dict)
     calls: list[str] = field(default_factory=list)
     backends: dict[str, dict[str, JsonValue]] = field(default_factory=dict)
+    rights: dict[str, SocketIds] = field(default_factory=dict)
     serials: dict[str, str] = field(default_factory=dict)
     cores: list[int] = field(default_factory=lambda: [1])
     before: Callable[[str], None] = lambda call: None
@@ -75,8 +77,9 @@ class FakeEngine:
     def volumes(self) -> list[EngineVolume]:
         return list(self._volumes.values())
 
-    def attach(self, name: str, socket_path: str, *, queues: int) -> None:
+    def attach(self, name: str, socket_path: str, *, queues: int, rights: SocketIds = OUR_OWN) -> None:
         self._enter("attach", name)
+        self.rights[name] = rights
         if name in self._attachments:
             raise ExistsError(f"Volume {name!r} is attached.")
         self._volumes[name] = replace(self._volumes[name], attached=True)

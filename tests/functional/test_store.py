@@ -31,6 +31,7 @@ POOL = PoolRecord("p", "file", "/pool", 1 << 30, 1, {"direct": "auto"}, host="al
 VOLUME = VolumeRecord("v", "0f0e0d0c-0b0a-4908-8706-050403020100", "p", 1 << 20, 512, VolumeState.READY, 2)
 ATTACHMENT = AttachmentRecord("v", "/run/v.sock", 4, True, 3, host="alpha", ha=True)
 OWNED = replace(ATTACHMENT, epoch=1)
+GIVEN = replace(OWNED, socket_owner="libvirt-qemu", socket_group="kvm", socket_mode="0660")
 HOST = HostRecord("alpha", "11111111-2222-4333-8444-555555555555", ("10.0.0.1",), "1.0", (2, 3), 4, 5, 6)
 TTL = 60
 
@@ -50,6 +51,13 @@ def filled(store: Store) -> None:
     store.add_pool(POOL)
     store.add_volume(VOLUME)
     store.claim(ATTACHMENT)
+
+
+def test_an_attachment_knows_whose_its_socket_is_and_forgets_it(store: Store) -> None:
+    filled(store)
+    for record in (GIVEN, OWNED):
+        store.set_attachment(record)
+        assert (store.attachment("v"), store.attachments()) == (record, [record])
 
 
 def test_what_was_put_in_comes_out(store: Store) -> None:

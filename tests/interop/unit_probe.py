@@ -59,8 +59,22 @@ def change_mode(mode: int) -> None:
 
 
 def give_away() -> None:
+    """By fchownat(2), as sockets are; chown(2) is for nobody."""
     with tempfile.NamedTemporaryFile() as file:
-        os.chown(file.name, 65534, 65534)
+        folder = os.open("/", os.O_PATH)
+        try:
+            os.chown(file.name, 65534, 65534, dir_fd=folder)
+        finally:
+            os.close(folder)
+
+
+def give_away_of_the_hosts() -> None:
+    """Whose it is already: nothing is changed where it is allowed."""
+    folder = os.open("/etc", os.O_PATH)
+    try:
+        os.chown("hostname", 0, 0, dir_fd=folder)
+    finally:
+        os.close(folder)
 
 
 def load_module() -> None:
@@ -94,6 +108,7 @@ def write_code() -> None:
 ACTS: dict[str, Callable[[], object]] = {
     "change the clock": lambda: time.clock_settime(time.CLOCK_REALTIME, time.time()),
     "change the host's name": lambda: socket.sethostname(socket.gethostname()),
+    "give a file below /etc to another user": give_away_of_the_hosts,
     "give a file to another user": give_away,
     "listen to the network's packets": lambda: socket.socket(socket.AF_PACKET, socket.SOCK_RAW).close(),
     "load a kernel module": load_module,

@@ -37,6 +37,7 @@ EVERYTHING = [
         "--tls-cert=c.pem",
     ),
     *("--tls-key", "k.pem", "--token-file", "token", "--advertise", "https://a:1", "--insecure"),
+    *("--socket-owner", "libvirt-qemu", "--socket-group=kvm", "--socket-mode", "0660"),
 ]
 
 

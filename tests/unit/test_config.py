@@ -10,6 +10,7 @@ import pytest
 from ringstone.errors import InvalidError, NoDeviceError
 from ringstone.gateway import config as module
 from ringstone.gateway.config import GatewayConfig, load_config, parse_cores
+from ringstone.gateway.rights import SocketRights
 from ringstone.store.settings import EtcdSettings
 
 LAST = max(os.sched_getaffinity(0))
@@ -124,6 +125,8 @@ def test_a_file_sets_everything_and_flags_override_it(tmp_path: Path) -> None:
         5,
         socket_dirs=(Path("/a"), Path("/b/c")),
     )
+    given = load(tmp_path, text + 'socket_owner = "libvirt-qemu"\nsocket_group = "kvm"', socket_mode="0660")
+    assert given.socket_rights == SocketRights("libvirt-qemu", "kvm", "0660")
     assert load(tmp_path, text, socket_dirs="/d, /e").socket_dirs == (Path("/d"), Path("/e"))
     config = load(tmp_path, text, idle_us=0, socket="/y.sock", state_dir=None, cores=str(LAST))
     assert (config.idle_us, config.socket, config.state_dir) == (0, Path("/y.sock"), Path("/s"))
@@ -147,6 +150,7 @@ def test_the_shipped_example_is_valid() -> None:
         ('[gateway]\nidle_us = "1"\n', "idle_us"),
         ("[gateway]\nidle_us = -1\n", "idle_us"),
         ("[gateway]\nidle_us = true\n", "idle_us is True"),
+        ("[gateway]\nsocket_mode = 0o660\n", 'socket_mode is 432, not a string such as "0660"'),
         ('[gateway]\nsocket_dirs = ["a"]\n', "socket_dirs is 'a', not an absolute path"),
         ("[gateway]\nsocket_dirs = 1\n", "socket_dirs is 1, not a list of directories"),
         ("[gateway]\nbacking_wait_s = 0.5\n", "backing_wait_s is 0.5, not a whole number"),

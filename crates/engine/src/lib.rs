@@ -9,7 +9,7 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
-use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, Takeover, VolumeSpec};
+use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, SocketRights, Takeover, VolumeSpec};
 
 mod rbd;
 
@@ -172,9 +172,20 @@ impl Engine {
         Ok(list)
     }
 
-    #[pyo3(signature = (name, socket_path, *, queues = 1))]
-    fn attach(&self, py: Python<'_>, name: &str, socket_path: PathBuf, queues: usize) -> PyResult<()> {
-        py.detach(|| self.0.attach(name, &socket_path, queues)).map_err(|e| engine_error(py, &e))
+    #[pyo3(signature = (name, socket_path, *, queues = 1, owner = None, group = None, mode = 0o600))]
+    #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python signature")]
+    fn attach(
+        &self,
+        py: Python<'_>,
+        name: &str,
+        socket_path: PathBuf,
+        queues: usize,
+        owner: Option<u32>,
+        group: Option<u32>,
+        mode: u32,
+    ) -> PyResult<()> {
+        let rights = SocketRights { owner, group, mode };
+        py.detach(|| self.0.attach_for(name, &socket_path, queues, rights)).map_err(|e| engine_error(py, &e))
     }
 
     fn share(&self, py: Python<'_>, name: &str, shared: bool) -> PyResult<()> {

@@ -1,6 +1,5 @@
 //! One attached volume: where it listens, the frontends it serves, and which of them may write.
 
-use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::Sender;
@@ -15,6 +14,7 @@ use crate::device::BlockDevice;
 use crate::engine::{AttachmentInfo, QueueInfo};
 use crate::error::EngineError;
 use crate::frontend::{Live, RingState};
+use crate::listener::{listen, SocketRights};
 use crate::placement::Reactors;
 use crate::topology::Topology;
 
@@ -62,11 +62,15 @@ impl Attachment {
     pub fn new(
         volume: Arc<Volume>,
         path: &Path,
+        rights: SocketRights,
         queues: usize,
         page: &StatsPage,
     ) -> Result<Self, EngineError> {
-        let listener = listen(path)?;
-        Self::over(volume, path, listener, queues, page)
+        let listener = listen(path, rights)?;
+        Self::over(volume, path, listener, queues, page).inspect_err(|_| {
+            // A socket that leads to nobody is replaced by the next attempt, if it cannot be removed.
+            let _ = std::fs::remove_file(path);
+        })
     }
 
     /// An attachment on a socket that listens already.
@@ -269,42 +273,4 @@ impl Attachment {
             queues: queues.collect(),
         }
     }
-}
-
-/// Listen on `path`: a socket that nobody listens on is replaced, a live one is somebody else's.
-fn listen(path: &Path) -> Result<UnixListener, EngineError> {
-    use std::os::unix::fs::FileTypeExt;
-    let fail = |source| EngineError::Listen { path: path.to_owned(), source };
-    match std::fs::symlink_metadata(path) {
-        Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(EngineError::NotASocket { path: path.to_owned() })
-        }
-        Ok(_) if somebody_listens(path) => return Err(EngineError::SocketTaken { path: path.to_owned() }),
-        Ok(_) => std::fs::remove_file(path).map_err(fail)?,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
-        Err(error) => return Err(fail(error)),
-    }
-    private_listener(path).map_err(|errno| fail(errno.into()))
-}
-
-/// The socket's file takes the mode that the socket has when it is bound, so there is no moment at which others could
-/// connect.
-fn private_listener(path: &Path) -> nix::Result<UnixListener> {
-    use nix::sys::socket::{bind, listen, socket, AddressFamily, Backlog, SockFlag, SockType, UnixAddr};
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let listener = socket(AddressFamily::Unix, SockType::Stream, flags, None)?;
-    nix::sys::stat::fchmod(&listener, nix::sys::stat::Mode::from_bits_truncate(0o600))?;
-    bind(listener.as_raw_fd(), &UnixAddr::new(path)?)?;
-    listen(&listener, Backlog::MAXCONN)?;
-    Ok(listener.into())
-}
-
-/// Without waiting: whoever listens there may not be accepting. Only ECONNREFUSED tells that nobody does: EAGAIN is a full
-/// backlog, and EPROTOTYPE somebody's datagram socket.
-fn somebody_listens(path: &Path) -> bool {
-    use nix::sys::socket::{connect, socket, AddressFamily, SockFlag, SockType, UnixAddr};
-    let flags = SockFlag::SOCK_NONBLOCK | SockFlag::SOCK_CLOEXEC;
-    let Ok(probe) = socket(AddressFamily::Unix, SockType::Stream, flags, None) else { return true };
-    let connected = UnixAddr::new(path).and_then(|address| connect(probe.as_raw_fd(), &address));
-    connected != Err(nix::errno::Errno::ECONNREFUSED)
 }

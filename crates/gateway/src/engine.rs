@@ -21,6 +21,7 @@ use crate::descriptors;
 use crate::error::EngineError;
 use crate::events::{Event, Events, Level};
 use crate::frontend::Live;
+use crate::listener::SocketRights;
 use crate::placement::Reactors;
 use crate::topology::Topology;
 use crate::watchdog::Watchdog;
@@ -360,11 +361,26 @@ impl Engine {
         Ok(volumes)
     }
 
-    /// Serve a volume on a socket.
+    /// Serve a volume on a socket that only this process's user may connect to.
     ///
     /// # Errors
-    /// It is not open or attached already, the socket is somebody else's, or the number of queues is impossible.
+    /// Those of [`attach_for`](Self::attach_for).
     pub fn attach(&self, name: &str, path: &Path, queues: usize) -> Result<(), EngineError> {
+        self.attach_for(name, path, queues, SocketRights::default())
+    }
+
+    /// Serve a volume on a socket that has `rights` from the moment on at which it can be connected to.
+    ///
+    /// # Errors
+    /// It is not open or attached already, the socket is somebody else's or cannot be given away, or the number of queues is
+    /// impossible.
+    pub fn attach_for(
+        &self,
+        name: &str,
+        path: &Path,
+        queues: usize,
+        rights: SocketRights,
+    ) -> Result<(), EngineError> {
         if !(1..=64).contains(&queues) {
             return Err(EngineError::Queues { queues });
         }
@@ -374,7 +390,7 @@ impl Engine {
             if control.attachment_of(volume.name()).is_some() {
                 return Err(EngineError::Attached(volume.name().into()));
             }
-            let attachment = Attachment::new(volume, &path, queues, &control.page)?;
+            let attachment = Attachment::new(volume, &path, rights, queues, &control.page)?;
             control.attach(attachment).map(drop)
         })?
     }

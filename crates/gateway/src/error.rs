@@ -7,6 +7,8 @@ use ringstone_reactor::ReactorError;
 use ringstone_telemetry::TelemetryError;
 use ringstone_volume::VolumeError;
 
+use crate::listener::SocketRights;
+
 /// The kind of an error, for callers that act on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
@@ -94,6 +96,11 @@ pub enum EngineError {
     NotASocket { path: PathBuf },
     #[error("cannot listen on {path}: {source}; check that its directory exists and is writable")]
     Listen { path: PathBuf, source: io::Error },
+    #[error(
+        "cannot give the socket {path} {rights}: {source}; run the gateway as root, whose unit must leave it CAP_CHOWN \
+         and fchownat (docs/operations/confinement.md), or name no owner and no group"
+    )]
+    Give { path: PathBuf, rights: SocketRights, source: io::Error },
     #[error("the engine was stopped; start a new one")]
     Stopped,
     #[error("{what} failed: {source}")]
@@ -136,7 +143,7 @@ impl EngineError {
             Self::Stopped => Code::Stopped,
             Self::Handover(_) => Code::Io,
             Self::HandedOver(_) => Code::Gone,
-            Self::Listen { .. } | Self::System { .. } => Code::Io,
+            Self::Listen { .. } | Self::Give { .. } | Self::System { .. } => Code::Io,
             Self::Volume(error) => volume_code(error),
             Self::Reactor(ReactorError::Bind { .. }) => Code::Invalid,
             Self::Reactor(ReactorError::Uring(_)) => Code::Unsupported,

@@ -12,6 +12,7 @@
 //! | `serve.rs` | its frontends: connecting, messages, closing |
 //! | `moves.rs` | its reactors: queues that move between them, reactors that come and go |
 //! | `attachment.rs`, `frontend.rs` | one attached volume, one connected frontend |
+//! | `listener.rs` | an attachment's socket, and who may connect to it |
 //! | `placement.rs`, `topology.rs` | which reactor a queue goes to, and on which NUMA node it is |
 //! | `balancer.rs` | when a queue should move |
 //! | `handover/` | going on in another process |
@@ -32,6 +33,7 @@ mod error;
 mod events;
 mod frontend;
 mod handover;
+mod listener;
 mod moves;
 mod placement;
 mod serve;
@@ -43,4 +45,5 @@ pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, ReactorInfo,
 pub use error::{rbd_code, Code, EngineError};
 pub use events::{Event, Level};
 pub use handover::{HandedOver, TakenOver, Takeover};
+pub use listener::SocketRights;
 pub use topology::Topology;

@@ -6,6 +6,7 @@ from ringstone import models
 from ringstone.api.context import ServiceDep
 from ringstone.api.views import attachment_views
 from ringstone.errors import NotFoundError
+from ringstone.gateway.rights import SocketRights
 
 router = APIRouter(prefix="/attachments", tags=["attachments"])
 
@@ -29,6 +30,7 @@ def attach_volume(body: models.AttachmentCreate, service: ServiceDep) -> models.
         take_over=body.take_over,
         failover_epoch=body.failover_epoch,
         incoming=body.incoming,
+        rights=SocketRights(body.socket_owner, body.socket_group, body.socket_mode),
     )
     return attachment_views(service, [record])[0]
 

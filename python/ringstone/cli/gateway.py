@@ -48,6 +48,13 @@ def gateway(
             help="Where `volume attach --at` may put sockets, with commas; default only <run dir>/vhost.",
         ),
     ] = None,
+    socket_owner: Annotated[
+        str | None, typer.Option(help="User (or number) whose volumes' sockets are; default the gateway's.")
+    ] = None,
+    socket_group: Annotated[str | None, typer.Option(help="Their group; default the gateway's.")] = None,
+    socket_mode: Annotated[
+        str | None, typer.Option(help="Their mode; default 0600, or 0660 with a group.")
+    ] = None,
     log_level: Annotated[
         str | None, typer.Option(help="debug, info, warning or error; default info.")
     ] = None,
@@ -119,6 +126,9 @@ def gateway(
         "run_dir": _absolute(run_dir),
         "socket": _given_socket(context),
         "socket_dirs": socket_dirs,
+        "socket_owner": socket_owner,
+        "socket_group": socket_group,
+        "socket_mode": socket_mode,
         "log_level": log_level,
         "backing_wait_s": backing_wait_s,
         "host": host,

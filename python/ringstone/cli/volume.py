@@ -124,12 +124,13 @@ def _attachment_rows(volume: models.Volume) -> dict[str, str]:
         return {"attached": "no"}
     running = [queue for queue in attachment.queue_states if queue.running]
     reactors = sorted({queue.reactor for queue in running if queue.reactor is not None})
+    rights = attachment.socket_rights
     rows = {
         "attached": attachment.state
         if attachment.reason is None
         else f"{attachment.state}: {attachment.reason}",
         "host": f"{attachment.host}, in epoch {attachment.epoch}{', ha' if attachment.ha else ''}",
-        "socket": attachment.socket,
+        "socket": f"{attachment.socket}{f', {rights}' if rights else ''}",
         "queues": f"{len(running)} running of {attachment.queues}",
         "read-only": "yes" if attachment.read_only else "no",
         "served": volume.detail or "-",
@@ -203,6 +204,14 @@ def attach(
         bool,
         typer.Option("--incoming", help="Only listen, for a guest that is to move here from another host."),
     ] = False,
+    socket_owner: Annotated[
+        str | None,
+        typer.Option(help="User (or number) that the socket belongs to, such as libvirt-qemu."),
+    ] = None,
+    socket_group: Annotated[str | None, typer.Option(help="Group of the socket.")] = None,
+    socket_mode: Annotated[
+        str | None, typer.Option(help="Its mode; default 0600, or 0660 with a group.")
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(
@@ -224,6 +233,9 @@ def attach(
             take_over=take_over,
             incoming=incoming,
             host=host,
+            socket_owner=socket_owner,
+            socket_group=socket_group,
+            socket_mode=socket_mode,
         )
     if cli.json:
         print_json(attachment)

@@ -11,6 +11,7 @@ from typing import Any
 from ringstone.errors import InvalidError, error_of_os
 from ringstone.gateway.checks import check_name
 from ringstone.gateway.paths import DEFAULT_CONFIG, DEFAULT_RUN_DIR, DEFAULT_STATE_DIR
+from ringstone.gateway.rights import UNSAID, SocketRights
 from ringstone.listening import SETTINGS as LISTENING
 from ringstone.listening import Listening, listening_of
 from ringstone.store import LOCAL_HOST
@@ -28,7 +29,8 @@ class GatewayConfig:
     still has. `balance`: queues move between reactors by
     measured load. `allow_test_pools`: accept pools that misbehave on purpose. `host`: the name of this one among all
     that share the state. `etcd`: where the state is; None is the database. `listening`: where the control API is served
-    over TCP too. `socket_dirs`: where sockets of volumes may be, beside `vhost` in `run_dir`."""
+    over TCP too. `socket_dirs`: where sockets of volumes may be, beside `vhost` in `run_dir`; `socket_rights`: who may
+    connect to those whose attachment does not say it."""
 
     cores: tuple[int, ...]
     idle_us: int
@@ -43,6 +45,7 @@ class GatewayConfig:
     etcd: EtcdSettings | None = None
     listening: Listening | None = None
     socket_dirs: tuple[Path, ...] = ()
+    socket_rights: SocketRights = UNSAID
 
     @property
     def database(self) -> Path:
@@ -69,6 +72,9 @@ class _Settings:
     run_dir: str = str(DEFAULT_RUN_DIR)
     socket: str | None = None
     socket_dirs: list[str] | str = ""
+    socket_owner: str | None = None
+    socket_group: str | None = None
+    socket_mode: str | None = None
     log_level: str = "info"
     backing_wait_s: int = 30
     balance: bool = True
@@ -119,7 +125,8 @@ def _wrong(name: str, value: object) -> str | None:
         items = "URLs" if name == "etcd" else "directories"
         wanted = f"a list of {items}, or a string with commas between them"
         return None if texts or isinstance(value, str) else wanted
-    return None if isinstance(value, str) else "a string"
+    example = {"socket_mode": ' such as "0660"'}.get(name, "")
+    return None if isinstance(value, str) else f"a string{example}"
 
 
 def _between(value: object, least: int, most: int | None) -> bool:
@@ -205,6 +212,7 @@ def _resolved(settings: _Settings, allow_test_pools: bool) -> GatewayConfig:
         etcd=_etcd(settings),
         listening=listening_of({name: getattr(settings, name) for name in LISTENING}),
         socket_dirs=tuple(_absolute("socket_dirs", path) for path in _items(settings.socket_dirs)),
+        socket_rights=SocketRights(settings.socket_owner, settings.socket_group, settings.socket_mode),
     )
 
 

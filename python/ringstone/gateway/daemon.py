@@ -70,6 +70,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
     serves; NotFoundError when none does."""
     set_up_logging(config.log_level)
     check_socket(config.socket)
+    config.socket_rights.ids()
     started_ns = time.time_ns()
     # Before Python's threads keep off the reactors' CPUs.
     usable_cores = len(os.sched_getaffinity(0) | set(config.cores))
@@ -94,6 +95,7 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             host=config.host,
             allow_test_pools=config.allow_test_pools,
             socket_dirs=config.socket_dirs,
+            socket_rights=config.socket_rights,
         )
         membership = None
         if config.etcd is not None:

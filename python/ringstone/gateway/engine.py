@@ -10,6 +10,7 @@ from typing import Protocol, Self
 from ringstone import _engine
 from ringstone.errors import error_of_code
 from ringstone.gateway.events import Event
+from ringstone.gateway.rights import OUR_OWN, SocketIds
 from ringstone.store.records import JsonValue
 
 
@@ -78,7 +79,7 @@ class EnginePort(Protocol):
     def release_volume(self, name: str) -> None: ...
     def fence_volume(self, name: str) -> None: ...
     def volumes(self) -> list[EngineVolume]: ...
-    def attach(self, name: str, socket_path: str, *, queues: int) -> None: ...
+    def attach(self, name: str, socket_path: str, *, queues: int, rights: SocketIds = OUR_OWN) -> None: ...
     def detach(self, name: str, *, force: bool) -> None: ...
     def move_queue(self, name: str, queue: int, core: int) -> None: ...
     def reactors(self) -> dict[int, int]: ...
@@ -218,9 +219,11 @@ class Engine:
         with _translated():
             return [EngineVolume(**info) for info in self._engine.volumes()]
 
-    def attach(self, name: str, socket_path: str, *, queues: int) -> None:
+    def attach(self, name: str, socket_path: str, *, queues: int, rights: SocketIds = OUR_OWN) -> None:
         with _translated():
-            self._engine.attach(name, socket_path, queues=queues)
+            self._engine.attach(
+                name, socket_path, queues=queues, owner=rights.owner, group=rights.group, mode=rights.mode
+            )
 
     def detach(self, name: str, *, force: bool) -> None:
         with _translated():

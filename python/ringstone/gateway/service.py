@@ -9,30 +9,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ringstone.errors import (
-    BusyError,
-    ExistsError,
-    FailedError,
-    InvalidError,
-    NotFoundError,
-    RingstoneError,
-)
+from ringstone.errors import BusyError, ExistsError, FailedError, InvalidError, NotFoundError, RingstoneError
 from ringstone.gateway import checks, ownership
 from ringstone.gateway.boots import Boots
 from ringstone.gateway.engine import EngineAttachment, EnginePort, EngineVolume
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
+from ringstone.gateway.rights import UNSAID, SocketRights
 from ringstone.gateway.sockets import Sockets
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.volumes import Volumes
 from ringstone.pools import SharedPool
-from ringstone.store import (
-    LOCAL_HOST,
-    AttachmentRecord,
-    Store,
-    VolumeRecord,
-)
+from ringstone.store import LOCAL_HOST, AttachmentRecord, Store, VolumeRecord
 from ringstone.store.settings import is_away, refuse_away
 
 _MOST_DEFAULT_QUEUES = 4
@@ -61,14 +50,15 @@ class Service:
         host: str = LOCAL_HOST,
         allow_test_pools: bool = False,
         socket_dirs: Sequence[Path] = (),
+        socket_rights: SocketRights = UNSAID,
     ) -> None:
         """`host`: the name of this one; what belongs to another is left alone. `socket_dirs`: where sockets may be,
-        beside `vhost` in `run_dir`."""
+        beside `vhost` in `run_dir`; `socket_rights`: who may connect to those whose attachment does not say it."""
         self.store = store
         self.engine = engine
         self.events = events
         self.host = host
-        self._sockets = Sockets(run_dir / "vhost", socket_dirs)
+        self.sockets = Sockets(run_dir / "vhost", socket_dirs, socket_rights)
         self._default_queues = min(_MOST_DEFAULT_QUEUES, max(1, reactors))
         self._boots = Boots(state_dir / "boot")
         self.locks = NamedLocks()
@@ -115,19 +105,23 @@ class Service:
         take_over: bool = False,
         failover_epoch: int | None = None,
         incoming: bool = False,
+        rights: SocketRights = UNSAID,
     ) -> AttachmentRecord:
         """Serve a volume at `socket`. An attachment that failed earlier is replaced. With `take_over`, also one of
         another host, which is shut out first; with `failover_epoch` only while that is the volume's epoch and its
         owner's host dead. `ha`: another host may take it over when this one is dead. `incoming`: only listen, for a
-        guest that is to move here, until a call with `take_over` makes this host the owner."""
+        guest that is to move here, until a call with `take_over` makes this host the owner. `rights`: who
+        may connect."""
         checks.check_name("volume", name)
-        path = self._sockets.place(name, socket)
+        path = self.sockets.place(name, socket)
         with self.locks.hold(f"volume {name}"):
             volume = self.volumes.usable(name)
             self.pools.reach(volume.pool)
             record = AttachmentRecord(
                 name, str(path), queues or self._default_queues, read_only, time.time_ns(), self.host, ha=ha
             )
+            record = rights.on(record)
+            self.sockets.ids(record)
             if incoming:
                 return self._expect(volume, record)
             if name in self._incoming:
@@ -138,7 +132,9 @@ class Service:
                     # Nobody has owned it since it was released.
                     self._serve(volume, held)
                     return held
-                record = replace(record, socket=expected.socket, queues=expected.queues, read_only=False)
+                record = replace(
+                    expected, created_ns=record.created_ns, host=self.host, ha=ha, read_only=False
+                )
             with undoing(self.events, volume=name) as undo_later:
                 record, take_back = self._record_attachment(record, take_over, failover_epoch)
                 undo_later("the attachment's row", take_back)
@@ -197,11 +193,12 @@ class Service:
             raise ExistsError(f"Volume {volume.name!r} waits for its guest already.")
         record = replace(record, epoch=held.epoch, queues=held.queues)
         pool.check_backing(volume)
-        self._sockets.prepare(Path(record.socket))
+        rights = self.sockets.ids(record)
+        self.sockets.prepare(Path(record.socket))
         self.volumes.open(volume, pool.incoming_backend(volume), read_only=False)
         with undoing(self.events, volume=volume.name) as undo_later:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
-            self.engine.attach(volume.name, record.socket, queues=record.queues)
+            self.engine.attach(volume.name, record.socket, queues=record.queues, rights=rights)
         self._incoming[volume.name] = record
         self.events.say(
             "info", f"Waits for its guest from host {held.host}, at {record.socket}.", volume=volume.name
@@ -261,7 +258,8 @@ class Service:
         pool.check_backing(volume)
         if volume.name in self._incoming and isinstance(pool, SharedPool):
             return self._own_incoming(volume, record, pool)
-        self._sockets.prepare(Path(record.socket))
+        rights = self.sockets.ids(record)
+        self.sockets.prepare(Path(record.socket))
         owned = isinstance(pool, SharedPool) and not record.read_only
         backend = (
             ownership.owned_backend(self.store, pool, volume, record)
@@ -273,7 +271,7 @@ class Service:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
             if isinstance(pool, SharedPool) and owned:
                 ownership.note_owner(self.store, pool, record)
-            self.engine.attach(volume.name, record.socket, queues=record.queues)
+            self.engine.attach(volume.name, record.socket, queues=record.queues, rights=rights)
             self._epochs[volume.name] = record.epoch
             self._shut_out.discard(volume.name)
 

@@ -1,4 +1,4 @@
-"""Where the sockets of volumes may be."""
+"""Where the sockets of volumes may be, and who may connect to them."""
 
 import errno
 import os
@@ -7,15 +7,28 @@ from pathlib import Path
 
 from ringstone.errors import InvalidError, error_of_os, unit_remedy
 from ringstone.gateway import checks
+from ringstone.gateway.rights import UNSAID, SocketIds, SocketRights
+from ringstone.store.records import AttachmentRecord
 
 
 class Sockets:
     """Whoever may attach a volume chooses where its socket is, and the gateway may be root: so the directories are the
-    operator's choice, `socket_dirs` of the configuration, and the usual one."""
+    operator's choice, `socket_dirs` of the configuration, and the usual one. `rights`: who may connect, as far as an
+    attachment does not say it."""
 
-    def __init__(self, usual: Path, others: Sequence[Path]) -> None:
+    def __init__(self, usual: Path, others: Sequence[Path], rights: SocketRights = UNSAID) -> None:
         self._usual = usual
         self._others = tuple(others)
+        self._rights = rights
+
+    def rights(self, record: AttachmentRecord) -> SocketRights:
+        """Who may connect to the socket of an attachment on this host."""
+        return SocketRights.of(record).over(self._rights)
+
+    def ids(self, record: AttachmentRecord) -> SocketIds:
+        """Looked up anew for each socket that is made; InvalidError when this host does not know the names (any
+        more)."""
+        return self.rights(record).ids()
 
     def place(self, volume: str, wanted: str | None) -> Path:
         """The socket's path: the usual one, or what is `wanted`. InvalidError where that may not be. A restart and a
@@ -46,6 +59,9 @@ class Sockets:
                 raise InvalidError(f"The directory of the socket {path} is not writable. {remedy}")
             return
         try:
-            self._usual.mkdir(mode=0o755, parents=True, exist_ok=True)
+            if not self._usual.exists():
+                self._usual.mkdir(mode=0o755, parents=True, exist_ok=True)
+                # Whatever the umask leaves: others are kept out by the sockets' own rights.
+                self._usual.chmod(0o755)
         except OSError as error:
             raise error_of_os(error, f"making {self._usual}", "Check the run directory.") from error

@@ -133,7 +133,13 @@ class MovedDisks(Disks):
                     "there."
                 )
             request = models.AttachmentCreate(
-                volume=volume, host=self._host, queues=before.queues, incoming=True
+                volume=volume,
+                host=self._host,
+                queues=before.queues,
+                incoming=True,
+                socket_owner=before.socket_owner,
+                socket_group=before.socket_group,
+                socket_mode=before.socket_mode,
             )
             self._manager.create_attachment(request)
             self._before[volume] = before

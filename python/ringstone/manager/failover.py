@@ -193,4 +193,7 @@ def request_of(held: AttachmentRecord) -> models.AttachmentCreate:
         ha=True,
         take_over=True,
         failover_epoch=held.epoch,
+        socket_owner=held.socket_owner,
+        socket_group=held.socket_group,
+        socket_mode=held.socket_mode,
     )

@@ -15,8 +15,23 @@ _FROM_JSON: dict[str, Callable[[Any], Any]] = {
 }
 
 
+# Those that came after the first layout.
+_LATER = frozenset({"socket_owner", "socket_group", "socket_mode"})
+
+
+def is_later(record: Any) -> bool:
+    """Whether a release that has the first layout could not read it."""
+    return any(getattr(record, name, None) is not None for name in _LATER)
+
+
 def to_plain(record: Any) -> dict[str, JsonValue]:
-    """The record's fields, as JSON has them."""
+    """The record's fields, as JSON has them, without later ones that say nothing: a release before reads it then."""
+    values = all_fields(record)
+    return {name: value for name, value in values.items() if name not in _LATER or value is not None}
+
+
+def all_fields(record: Any) -> dict[str, JsonValue]:
+    """As JSON has them."""
     values = {field.name: getattr(record, field.name) for field in fields(record)}
     return {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from ringstone.errors import BusyError, RingstoneError, StateError, UnreachableError
-from ringstone.store.codec import from_json, to_json
+from ringstone.store.codec import from_json, is_later, to_json
 from ringstone.store.etcd_client import AnswerLost, EtcdClient, Json, Refused, encode
 from ringstone.store.etcd_transaction import Committer, Conflict, Snapshot, no_space, unexpected
 from ringstone.store.etcd_watch import EtcdWatch
@@ -27,8 +27,9 @@ log = logging.getLogger("ringstone.gateway")
 
 T = TypeVar("T")
 
-SCHEMA_VERSION = 1
-"""Of the layout. A release that changes it raises the number, and older ones then refuse to write."""
+SCHEMA_VERSION = 2
+"""Of the layout. Whoever writes what needs a newer one raises the number, and older releases then refuse to write."""
+_FIRST_VERSION = 1
 
 # Of those who contend, one succeeds in each round.
 _MOST_RUNS = 100
@@ -87,7 +88,7 @@ class EtcdStore(Rules):
                     f"etcd at {self._client.settings.where} has keys below {self.prefix} but no schema: they are not "
                     "Ringstone's. Choose another `etcd_prefix`."
                 )
-            seen.put(key, str(SCHEMA_VERSION))
+            seen.put(key, str(_FIRST_VERSION))
             # Another gateway may be the first as well.
             with contextlib.suppress(Conflict):
                 self._commit(seen, [])
@@ -190,7 +191,15 @@ class EtcdStore(Rules):
         if isinstance(record, AttachmentRecord):
             self._free_socket(snapshot, key)
             snapshot.put(self._socket_key(record.host, record.socket), record.volume)
+        if is_later(record):
+            self._raise_schema(snapshot)
         snapshot.put(key, to_json(record))
+
+    def _raise_schema(self, snapshot: Snapshot) -> None:
+        """In the same commit, so that no release before meets what it cannot read unawares."""
+        key = f"{self.prefix}schema"
+        if int(snapshot.get(key) or 0) < SCHEMA_VERSION:
+            snapshot.put(key, str(SCHEMA_VERSION))
 
     def _delete(self, kind: Kind[R], key: str) -> None:
         snapshot = self._writable()

@@ -77,6 +77,11 @@ MIGRATIONS: tuple[tuple[str, ...], ...] = (
         "DROP TABLE attachments",
         "ALTER TABLE attachments_2 RENAME TO attachments",
     ),
+    (
+        "ALTER TABLE attachments ADD COLUMN socket_owner TEXT",
+        "ALTER TABLE attachments ADD COLUMN socket_group TEXT",
+        "ALTER TABLE attachments ADD COLUMN socket_mode TEXT",
+    ),
 )
 
 SCHEMA_VERSION = len(MIGRATIONS)

@@ -85,7 +85,8 @@ class VolumeRecord:
 class AttachmentRecord:
     """A volume served at `socket` of `host`, its owner since `epoch`; one per volume. `ha`: another host may take it
     over by itself when this one is dead. `client`: what a successor must fence in the storage, in the pool type's own
-    words; empty until the volume has been opened, and where nothing can be fenced."""
+    words; empty until the volume has been opened, and where nothing can be fenced. `socket_owner`, `socket_group` and
+    `socket_mode` (octal digits): who may connect; None is what the host's gateway has for all."""
 
     volume: str
     socket: str
@@ -96,6 +97,9 @@ class AttachmentRecord:
     epoch: int = 0
     ha: bool = False
     client: dict[str, JsonValue] = field(default_factory=dict)
+    socket_owner: str | None = None
+    socket_group: str | None = None
+    socket_mode: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

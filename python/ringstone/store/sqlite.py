@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ringstone.errors import ExistsError, StateError
-from ringstone.store.codec import from_plain, to_plain
+from ringstone.store.codec import all_fields, from_plain
 from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
 from ringstone.store.records import HOSTS, AliveRecord, Change, HostRecord, Kind, R, differences
 from ringstone.store.rules import Rules
@@ -252,7 +252,7 @@ class SqliteWatch(Generic[R]):
 
 
 def _row(record: Any) -> dict[str, object]:
-    values: dict[str, Any] = to_plain(record)
+    values: dict[str, Any] = all_fields(record)
     return {
         name: json.dumps(value) if name in _JSON else int(value) if name in _BOOLEAN else value
         for name, value in values.items()
