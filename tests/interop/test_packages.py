@@ -74,7 +74,8 @@ def test_a_manager_starts_once_it_is_configured_and_with_each_upgrade(tmp_path: 
 
         system.shell("systemd-run --unit=etcd-test --property=Type=notify etcd --data-dir /run/etcd")
         token = "/etc/ringstone/manager-token"
-        system.shell(f"umask 077 && mkdir -p /etc/ringstone && head -c 32 /dev/urandom | base64 >{token}")
+        tokens = "/etc/ringstone/gateway-tokens"
+        system.shell(f"umask 077 && mkdir -p {tokens} && head -c 32 /dev/urandom | base64 >{token}")
         system.shell(f"printf %s {shlex.quote(settings)} >/etc/ringstone/manager.toml")
         system.shell(f"systemctl start {MANAGER}")
         first = system.property("MainPID", MANAGER)
@@ -87,7 +88,7 @@ def test_a_manager_starts_once_it_is_configured_and_with_each_upgrade(tmp_path: 
 
         system.dpkg("--purge ringstone-manager ringstone")
         system.shell("systemctl stop etcd-test")
-        assert system.files() - before == {"/etc/ringstone", token}
+        assert system.files() - before == {"/etc/ringstone", token, tokens}
 
 
 def what_a_first_installation_leaves_runs(system: Packaged) -> None:
