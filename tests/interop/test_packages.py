@@ -2,7 +2,6 @@
 
 import os
 import shlex
-import sys
 from pathlib import Path
 
 import pytest
@@ -25,18 +24,8 @@ CONFINED = {
 }
 
 
-# The Debian for every run: the one with this machine's Python.
-OWN = SUITES.get(sys.version_info[:2], "trixie")
-
-
-def suites() -> list[object]:
-    """Each Debian that there are packages for."""
-    return [
-        suite if suite == OWN else pytest.param(suite, marks=pytest.mark.soak) for suite in SUITES.values()
-    ]
-
-
-@pytest.mark.parametrize("suite", suites())
+@pytest.mark.soak
+@pytest.mark.parametrize("suite", SUITES.values())
 def test_packages_install_upgrade_under_load_and_leave_only_data(suite: str, tmp_path: Path) -> None:
     if os.geteuid() != 0:
         pytest.skip("Making a Debian root file system takes root.")
