@@ -2,6 +2,7 @@
 
 import os
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,10 @@ CONFINED = {
     "ProtectSystem": "strict",
     "RestrictNamespaces": "yes",
 }
+
+
+# The Debian with this machine's Python.
+OWN = SUITES.get(sys.version_info[:2], "trixie")
 
 
 @pytest.mark.soak
