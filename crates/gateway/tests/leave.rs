@@ -198,12 +198,13 @@ fn requests_that_have_not_reached_the_drive_are_left_undone() {
 fn a_disabled_vring_finishes_what_it_has_unless_it_is_told_otherwise() {
     let host = Host::new();
     let socket = host.volume("vol", SLOW, 1 << 20, 1);
-    for without in [0, F_SKIP_DRAIN, F_INFLIGHT | F_SKIP_DRAIN] {
+    let cases = [(0, true), (0, false), (F_SKIP_DRAIN, false), (F_INFLIGHT | F_SKIP_DRAIN, false)];
+    for (without, stop) in cases {
         let (mut driver, region) = start(&socket, SIZE, without);
         let heads: BTreeSet<u32> = offer_all(&mut driver, (DATA, 512)).into_iter().collect();
         wait_for("all to be taken", || region.undone().len() == heads.len());
         assert!(driver.frontend.ack(SET_VRING_ENABLE, &pair(0, 0), &[]));
-        if without == 0 {
+        if stop {
             assert_eq!(driver.stop_vring(), heads.len() as u32);
             assert_eq!(region.undone(), BTreeSet::new());
         } else {

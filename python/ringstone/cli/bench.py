@@ -12,6 +12,7 @@ from rich.table import Table
 
 from ringstone.bench import commands as waiting
 from ringstone.bench import compare as figures
+from ringstone.bench import hypervisors as qemus
 from ringstone.bench import rbd as ceph
 from ringstone.bench import resilience as recovery
 from ringstone.bench import rest, single, suite
@@ -295,6 +296,36 @@ def commands(
     cores = Cores(server_core, client_core)
     with prepared(cores=cores, plan=Plan(rounds), progress=_progress(cli.json)) as setting:
         waiting.commands(setting, results, other)
+    _write(results, output, as_json=cli.json)
+
+
+@app.command("hypervisors")
+def hypervisors(
+    context: typer.Context,
+    programs: Annotated[
+        list[Path],
+        typer.Option("--qemu", help="A QEMU to measure; at least two, in the order to compare them in."),
+    ],
+    name: Annotated[str, typer.Option(help="Part of the result's file name.")] = "hypervisors",
+    output: Annotated[Path, typer.Option(help="Directory for the table and the raw figures.")] = Path(
+        "bench/results"
+    ),
+    size: Size = "256M",  # type: ignore[assignment]  # typer parses defaults too
+    seconds: Seconds = 2.0,
+    rounds: RoundCount = 5,
+    server_core: ServerCore = 0,
+    client_core: ClientCore = 1,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure the same guest on a volume under several versions of QEMU."""
+    cli = context_of(context, json_output)
+    _check_name(name)
+    contenders = qemus.hypervisors_of(programs)
+    plan = f"{rounds} rounds of {seconds:g} s in each guest in turn"
+    results = Results(name=name, command=qemus.COMMAND, plan=plan, machine=describe())
+    cores = Cores(server_core, client_core)
+    with prepared(cores=cores, plan=Plan(rounds), progress=_progress(cli.json), size=size) as setting:
+        qemus.hypervisors(setting, results, contenders, seconds)
     _write(results, output, as_json=cli.json)
 
 
