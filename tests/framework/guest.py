@@ -36,9 +36,11 @@ class GuestHost:
         packed: bool = True,
         more: Sequence[str] = (),
         program: Path | None = None,
+        kernel_arguments: str = "",
     ) -> Iterator[Guest]:
         """A guest with the attached `volumes` as disks vda, vdb and so on; QEMU is gone at the end. `more`: further
-        arguments of QEMU's; `program`: another one than the installed one."""
+        arguments of QEMU's; `program`: another one than the installed one; `kernel_arguments`: those of virtio_blk
+        too, as virtio_blk.NAME=VALUE."""
         disks = []
         with gateway.client() as client:
             for volume in volumes:
@@ -46,7 +48,14 @@ class GuestHost:
                 disks.append(Disk(attachment.socket, volume, attachment.queues, packed=packed))
         folder = gateway.root / f"guest-{next(self._numbers)}"
         config = QemuConfig(
-            self.image, self.accelerator.name, folder, disks, more, cpus=cpus, program=program
+            self.image,
+            self.accelerator.name,
+            folder,
+            disks,
+            more,
+            cpus=cpus,
+            program=program,
+            kernel_arguments=kernel_arguments,
         )
         with Guest(config) as guest:
             yield guest

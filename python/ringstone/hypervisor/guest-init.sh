@@ -1,7 +1,9 @@
 #!/bin/sh
-# The first process of the guest image: loads the virtio modules and waits for the virtio-serial port, unless the kernel's
-# command line names another port (ringstone.agent=/dev/ttyS1). Then it becomes the agent (guest-agent.sh), or, where the kernel's command line names a disk by its serial number (ringstone.root=SERIAL),
-# hands over to the init of the system on that disk, and the agent is a service of that system's systemd.
+# The first process of the guest image: loads the virtio modules, virtio_blk with what the kernel's command line says of it
+# (virtio_blk.NAME=VALUE), and waits for the virtio-serial port, unless that names another port (ringstone.agent=/dev/ttyS1).
+# Then it becomes the agent (guest-agent.sh), or, where the command line names a disk by its serial number
+# (ringstone.root=SERIAL), hands over to the init of the system on that disk, and the agent is a service of that system's
+# systemd.
 
 export PATH=/bin:/sbin:/usr/bin:/usr/sbin HOME=/root TERM=dumb
 mount -t proc proc /proc
@@ -10,14 +12,12 @@ mount -t devtmpfs devtmpfs /dev
 mount -t tmpfs -o mode=755 tmpfs /run
 ulimit -n 65536
 
-while read -r module; do
-    insmod "/modules/$module" || echo "ringstone-guest: cannot load $module"
-done </modules/order
-
 port=
 root=
+parameters=
 for word in $(cat /proc/cmdline); do
     case $word in
+        virtio_blk.*) parameters="$parameters ${word#virtio_blk.}" ;;
         ringstone.root=*) root=${word#ringstone.root=} ;;
         ringstone.agent=*)
             port=${word#ringstone.agent=}
@@ -25,6 +25,13 @@ for word in $(cat /proc/cmdline); do
             ;;
     esac
 done
+
+while read -r module; do
+    given=
+    [ "$module" != virtio_blk.ko ] || given=$parameters
+    # shellcheck disable=SC2086 # several of them
+    insmod "/modules/$module" $given || echo "ringstone-guest: cannot load $module"
+done </modules/order
 
 # The port's name arrives a moment after the driver is loaded, and busybox has nothing that waits for a uevent.
 tries=0
