@@ -10,6 +10,9 @@ import shutil
 import socket
 import subprocess
 import uuid
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,7 +20,7 @@ from xml.etree import ElementTree as xml
 
 from ringstone.hypervisor.guest import Guest
 from ringstone.hypervisor.guest_image import GuestImage
-from ringstone.hypervisor.qemu import AGENT_PORT, HOTPLUG_SLOTS
+from ringstone.hypervisor.qemu import AGENT_PORT, HOTPLUG_SLOTS, QemuError
 from tests.framework.guest import wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -52,7 +55,15 @@ set -e
 root=$1 folder=$2 host=$3
 hostname "$host"
 mount --bind "$root" "$root"
-mount --rbind /dev "$root/dev"
+# Without /dev/kvm: where it is there and of no use, libvirt asks QEMU for its abilities anew at each step.
+mount -t tmpfs -o mode=755 none "$root/dev"
+for device in null zero full random urandom tty; do
+    cp -a "/dev/$device" "$root/dev/"
+done
+mkdir "$root/dev/pts" "$root/dev/shm"
+mount -t devpts -o newinstance,ptmxmode=666,gid=5,mode=620 none "$root/dev/pts"
+ln -s pts/ptmx "$root/dev/ptmx"
+ln -s /proc/self/fd "$root/dev/fd"
 mount -t proc proc "$root/proc"
 mount -t sysfs sysfs "$root/sys"
 mount -t tmpfs -o mode=755 none "$root/run"
@@ -60,7 +71,7 @@ mount --rbind /tmp "$root/tmp"
 cp -a "$root/etc" "$root/run/etc"
 cp -a "$folder/etc/." "$root/run/etc/"
 mount --bind "$root/run/etc" "$root/etc"
-# What libvirt has found out of its QEMU, some 10 s of work, stays in /var/cache for the next one.
+# What libvirt has found out of its QEMU stays in /var/cache for the next one.
 for place in lib log; do
     mkdir -p "$root/var/$place"
     mount -t tmpfs -o mode=755 none "$root/var/$place"
@@ -182,6 +193,17 @@ class Libvirtd:
 
     # domains
 
+    def qemu_log(self, name: str = "guest") -> str:
+        """What the domain's QEMU has said, which is in memory of the namespaces."""
+        path = self._inside(f"/var/log/libvirt/qemu/{name}.log")
+        return path.read_text(errors="replace") if path.exists() else ""
+
+    def _inside(self, path: str) -> Path:
+        """What is in its root, as this process sees it."""
+        unshare = self._process.pid
+        init = Path(f"/proc/{unshare}/task/{unshare}/children").read_text().split()[0]
+        return Path(f"/proc/{init}/root{path}")
+
     def domain(self, printed: str, *, name: str = "guest") -> str:
         """What `ringstone libvirt-xml` has printed, with what an operator adds: here a kernel to boot, free slots for
         disks, a log of the console, and the agent's channel."""
@@ -201,14 +223,17 @@ class Libvirtd:
         assert serial is not None
         xml.SubElement(serial, "log", file=str(self.guests / f"{name}.console"), append="on")
         channel = xml.SubElement(devices, "channel", type="unix")
-        xml.SubElement(channel, "source", mode="bind", path=str(self.agent_path(name)))
         xml.SubElement(channel, "target", type="virtio", name=AGENT_PORT)
         path = self.folder / f"{name}.xml"
         path.write_text(xml.tostring(root, encoding="unicode"))
         return str(path)
 
-    def agent_path(self, name: str) -> Path:
-        return self.guests / f"{name}.agent"
+    def agent_path(self) -> Path | None:
+        """The agent's socket of the only domain, where libvirt has put it (9.0 below /var), also while the guest is
+        still on its way here."""
+        places = ("/run/libvirt/qemu/channel", "/var/lib/libvirt/qemu/channel/target")
+        found = [path for place in places for path in self._inside(place).glob(f"*/{AGENT_PORT}")]
+        return found[0] if found else None
 
     def console(self, name: str = "guest") -> str:
         path = self.guests / f"{name}.console"
@@ -226,15 +251,17 @@ class DomainQemu:
     def __init__(self, libvirtd: Libvirtd, name: str) -> None:
         self._libvirtd = libvirtd
         self.name = name
+        wait_until(lambda: libvirtd.agent_path() is not None, "the agent's channel is there")
         self.agent = socket.socket(socket.AF_UNIX)
-        self.agent.connect(str(libvirtd.agent_path(name)))
+        self.agent.connect(str(libvirtd.agent_path()))
 
     def describe(self, problem: str) -> str:
         tail = "\n".join(self._libvirtd.console(self.name).splitlines()[-25:])
         return f"{problem}.\n{self._libvirtd.log()}\n--- the console's last lines:\n{tail}"
 
-    def running(self) -> bool:
-        return self._libvirtd.virsh("domstate", self.name, check=False) == "running"
+    def wait(self, timeout_s: float) -> int:
+        """QEMU's end is libvirt's to wait for."""
+        raise QemuError(self.describe(f"The guest's channel has ended within {timeout_s} s"))
 
     def stop(self) -> None:
         self.agent.close()
@@ -254,8 +281,17 @@ class DomainGuest(Guest):
             self.qemu.stop()
             raise
 
-    def goes_on_in(self, libvirtd: Libvirtd) -> None:
-        """After a migration, or a restore: its agent answers there."""
+    @contextmanager
+    def going_on_in(self, libvirtd: Libvirtd) -> Iterator[None]:
+        """While what is done in the `with` block moves the guest there, or starts it again: its agent answers there
+        afterwards. It is heard from the first moment on, as it ends the guest when nobody listens."""
         former = self.qemu
-        self.moved_to(DomainQemu(libvirtd, former.name))  # type: ignore[attr-defined, arg-type]
+        name = former.name  # type: ignore[attr-defined]
+        with ThreadPoolExecutor(1) as beside:
+            coming = beside.submit(DomainQemu, libvirtd, name)
+            try:
+                yield
+            finally:
+                arrived = coming.result()
+        self.moved_to(arrived)  # type: ignore[arg-type]
         former.agent.close()
