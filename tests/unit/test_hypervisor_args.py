@@ -10,7 +10,7 @@ from xml.etree import ElementTree as xml
 import pytest
 
 from ringstone.errors import InvalidError
-from ringstone.hypervisor.args import Disk, device_id, libvirt_xml, memory_args, qemu_args
+from ringstone.hypervisor.args import Disk, device_id, libvirt_disk_xml, libvirt_xml, memory_args, qemu_args
 from ringstone.hypervisor.versions import QemuVersion
 
 GIB = 1 << 30
@@ -121,6 +121,28 @@ def test_the_domain_has_what_a_vhost_user_disk_needs(hugepages: bool) -> None:
         "reconnect": {"enabled": "yes", "timeout": "1"},
         "target": {"dev": "vda", "bus": "virtio"},
     }
+
+
+def test_a_domain_is_of_the_type_that_is_asked_for_and_hears_of_a_shutdown() -> None:
+    """It had no ACPI, so that `virsh shutdown` did nothing."""
+    for kind in ("kvm", "qemu"):
+        domain = xml.fromstring(
+            libvirt_xml("/a.sock", volume="a", queues=1, memory_bytes=GIB, hugepages=False, domain_type=kind)
+        )
+        assert domain.attrib == {"type": kind}
+        assert domain.find("features/acpi") is not None
+
+
+def test_a_disk_alone_is_the_domains() -> None:
+    disk = xml.fromstring(libvirt_disk_xml("/a.sock", queues=3, packed=False, target="vdc"))
+    assert disk.tag == "disk"
+    assert disk.find("target").attrib == {"dev": "vdc", "bus": "virtio"}  # type: ignore[union-attr]
+    whole = libvirt_xml(
+        "/a.sock", volume="a", queues=3, memory_bytes=GIB, hugepages=False, packed=False, target="vdc"
+    )
+    inside = xml.fromstring(whole).find("devices/disk")
+    assert inside is not None
+    assert [one.attrib for one in inside.iter()] == [one.attrib for one in disk.iter()]
 
 
 @pytest.mark.skipif(

@@ -26,6 +26,11 @@ PackedOption = Annotated[
 ]
 
 
+class DomainType(StrEnum):
+    KVM = "kvm"
+    QEMU = "qemu"
+
+
 class ArgsFormat(StrEnum):
     SHELL = "shell"
     JSON = "json"
@@ -112,19 +117,31 @@ def libvirt_xml(
     memory: MemoryOption = 1 << 30,
     hugepages: HugepagesOption = False,
     packed: PackedOption = True,
+    domain_type: Annotated[
+        DomainType, typer.Option("--domain-type", help="kvm, or qemu for a guest that is emulated.")
+    ] = DomainType.KVM,
+    disk: Annotated[
+        bool, typer.Option("--disk", help="Only the disk, for `virsh attach-device` or another domain.")
+    ] = False,
+    target: Annotated[str, typer.Option(help="The disk's name in the domain, vdb for a second one.")] = "vda",
     json_output: JsonOption = False,
 ) -> None:
     """Print the libvirt domain XML that gives a VM this volume: shared memory and the disk."""
     cli = context_of(context, json_output)
     attachment = _attachment(cli, name)
-    xml = args.libvirt_xml(
-        attachment.socket,
-        volume=name,
-        queues=attachment.queues,
-        memory_bytes=memory,
-        hugepages=hugepages,
-        packed=packed,
-    )
+    if disk:
+        xml = args.libvirt_disk_xml(attachment.socket, queues=attachment.queues, packed=packed, target=target)
+    else:
+        xml = args.libvirt_xml(
+            attachment.socket,
+            volume=name,
+            queues=attachment.queues,
+            memory_bytes=memory,
+            hugepages=hugepages,
+            packed=packed,
+            target=target,
+            domain_type=domain_type,
+        )
     if cli.json:
         print_json({"xml": xml})
     else:

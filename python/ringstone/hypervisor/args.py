@@ -143,6 +143,13 @@ def libvirt_disk(
     return disk
 
 
+def libvirt_disk_xml(socket: str, *, queues: int, packed: bool = True, target: str = "vda") -> str:
+    """The `<disk>` alone, for a domain that has shared memory."""
+    disk = libvirt_disk(socket, queues=queues, packed=packed, target=target)
+    xml.indent(disk)
+    return xml.tostring(disk, encoding="unicode")
+
+
 def libvirt_xml(
     socket: str,
     *,
@@ -154,16 +161,17 @@ def libvirt_xml(
     vcpus: int = 2,
     target: str = "vda",
     reconnect_s: int = 1,
+    domain_type: str = "kvm",
 ) -> str:
     """A `<domain>` that starts as it is and boots from the volume, to be completed with networks and
-    consoles.
+    consoles. `domain_type`: kvm, or qemu for a guest that is emulated.
 
     In an existing domain take over `<memoryBacking>` and the `<disk>`; the guest's memory must be shared, or
     libvirt refuses the disk.
     """
     if memory_bytes <= 0 or memory_bytes % (2 * MIB):
         raise ValueError(f"Guest memory of {memory_bytes} bytes is not a multiple of 2 MiB; give it as such.")
-    domain = xml.Element("domain", type="kvm")
+    domain = xml.Element("domain", type=domain_type)
     xml.SubElement(domain, "name").text = volume
     xml.SubElement(domain, "memory", unit="KiB").text = str(memory_bytes // 1024)
     backing = xml.SubElement(domain, "memoryBacking")
@@ -174,6 +182,10 @@ def libvirt_xml(
     xml.SubElement(domain, "vcpu").text = str(vcpus)
     system = xml.SubElement(domain, "os")
     xml.SubElement(system, "type", arch="x86_64", machine="q35").text = "hvm"
+    # Without ACPI a guest hears of no shutdown, and some do not start.
+    features = xml.SubElement(domain, "features")
+    xml.SubElement(features, "acpi")
+    xml.SubElement(features, "apic")
     devices = xml.SubElement(domain, "devices")
     devices.append(libvirt_disk(socket, queues=queues, packed=packed, target=target, reconnect_s=reconnect_s))
     serial = xml.SubElement(devices, "serial", type="pty")
