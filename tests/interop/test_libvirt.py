@@ -242,6 +242,7 @@ def test_a_domain_is_saved_and_goes_on_where_it_was(gateway: GatewayProcess, lib
         sound(working(guest), guest)
 
 
+@pytest.mark.soak
 def test_a_domain_moves_to_another_libvirt_and_back(
     suite: str, gateway: GatewayProcess, libvirtd: Start
 ) -> None:
