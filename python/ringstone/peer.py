@@ -6,6 +6,7 @@ ringstone.client is for who wants records. A server on the network is in ringsto
 
 import json
 import socket
+import time
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from http.client import HTTPConnection, HTTPException, RemoteDisconnected
@@ -13,12 +14,15 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
-from ringstone.errors import RingstoneError, UnreachableError, UntrustedError, error_of_code
+from ringstone.errors import RingstoneError, StoppedError, UnreachableError, UntrustedError, error_of_code
 
 # Long enough for a detach that drains a slow drive.
 DEFAULT_TIMEOUT = 60.0
 
 _ROOT = "/v1"
+# For as long the process before may still answer in an upgrade, on a busy host.
+_REPLACED_SECONDS = 2.0
+_PAUSE_SECONDS = 0.02
 
 
 class NoAnswer(Exception):
@@ -129,6 +133,25 @@ class GatewayPeer(Peer):
     def __init__(self, socket: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
         super().__init__(f"the gateway at {socket}", timeout)
         self.socket = socket
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        query: Mapping[str, Any] | None = None,
+    ) -> bytes:
+        """As Peer has it. A process that has just been replaced says that it has stopped, and its successor is at the
+        same socket: what only reads is asked again."""
+        deadline = time.monotonic() + _REPLACED_SECONDS
+        while True:
+            try:
+                return super().ask(method, path, body=body, query=query)
+            except StoppedError:
+                if method != "GET" or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
 
     def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, Any]

@@ -15,12 +15,13 @@ def answer(status: int, content: bytes) -> bytes:
 
 
 class Canned:
-    """`reply` goes to each connection behind its request, once `held`, if there is one, is set. `asked` are the
-    requests."""
+    """`reply` goes to each connection behind its request, once `held`, if there is one, is set; those of `first` go
+    before it, one each. `asked` are the requests."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.reply = answer(200, b"[]")
+        self.first: list[bytes] = []
         self.held: threading.Event | None = None
         self.asked: list[bytes] = []
         self._socket = socket.socket(socket.AF_UNIX)
@@ -50,7 +51,7 @@ class Canned:
                 if self.held is not None:
                     self.held.wait()
                 try:
-                    connection.sendall(self.reply)
+                    connection.sendall(self.first.pop(0) if self.first else self.reply)
                 except BrokenPipeError:
                     # Whoever asked has given up.
                     continue

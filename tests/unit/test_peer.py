@@ -10,7 +10,7 @@ import pytest
 
 from ringstone import models
 from ringstone.client import GatewayClient
-from ringstone.errors import NotFoundError, RingstoneError, UnreachableError
+from ringstone.errors import NotFoundError, RingstoneError, StoppedError, UnreachableError
 from tests.framework.canned import Canned, answer
 
 REFUSED = json.dumps({"code": "not_found", "message": "There is no pool 'p'.", "more": 1}).encode()
@@ -40,6 +40,18 @@ def test_a_refusal_is_the_error_that_its_code_names(canned: Canned) -> None:
     with GatewayClient(canned.path) as client, pytest.raises(NotFoundError) as told:
         client.pool("p")
     assert told.value.message == "There is no pool 'p'."
+
+
+def test_a_process_that_was_replaced_is_not_the_last_word(canned: Canned) -> None:
+    """It answers for a moment more, at the socket that is its successor's too."""
+    stopped = answer(503, json.dumps({"code": "stopped", "message": "the engine was stopped"}).encode())
+    canned.first = [stopped, stopped]
+    with GatewayClient(canned.path) as client:
+        assert client.volumes() == []
+        canned.first = [stopped]
+        with pytest.raises(StoppedError):
+            client.delete_pool("p")
+    assert len(canned.asked) == 4
 
 
 def test_the_body_of_an_error_is_that_of_the_api() -> None:
