@@ -61,8 +61,23 @@ class Peer(ABC):
         query: Mapping[str, Any] | None = None,
     ) -> bytes:
         """The answer of a success. Whatever else was answered is raised as an error of ringstone.errors;
-        UnreachableError or UntrustedError when nothing was. What is None in `query` is left out."""
+        UnreachableError or UntrustedError when nothing was. What is None in `query` is left out.
+
+        A process that has just been replaced says that it has stopped, and its successor is at the same address: what
+        only reads is asked again."""
         asked = {name: value for name, value in (query or {}).items() if value is not None}
+        deadline = time.monotonic() + _REPLACED_SECONDS
+        while True:
+            try:
+                return self._ask_once(method, path, body, asked)
+            except StoppedError:
+                if method != "GET" or time.monotonic() > deadline:
+                    raise
+            time.sleep(_PAUSE_SECONDS)
+
+    def _ask_once(
+        self, method: str, path: str, body: Mapping[str, Any] | None, asked: Mapping[str, Any]
+    ) -> bytes:
         try:
             status, content = self._exchange(method, path, body, asked)
         except NotSent as error:
@@ -133,25 +148,6 @@ class GatewayPeer(Peer):
     def __init__(self, socket: Path, timeout: float = DEFAULT_TIMEOUT) -> None:
         super().__init__(f"the gateway at {socket}", timeout)
         self.socket = socket
-
-    def ask(
-        self,
-        method: str,
-        path: str,
-        *,
-        body: Mapping[str, Any] | None = None,
-        query: Mapping[str, Any] | None = None,
-    ) -> bytes:
-        """As Peer has it. A process that has just been replaced says that it has stopped, and its successor is at the
-        same socket: what only reads is asked again."""
-        deadline = time.monotonic() + _REPLACED_SECONDS
-        while True:
-            try:
-                return super().ask(method, path, body=body, query=query)
-            except StoppedError:
-                if method != "GET" or time.monotonic() > deadline:
-                    raise
-            time.sleep(_PAUSE_SECONDS)
 
     def _exchange(
         self, method: str, path: str, body: Mapping[str, Any] | None, query: Mapping[str, Any]

@@ -8,16 +8,17 @@ import pytest
 
 from tests.framework.gateway import GatewayProcess
 from tests.framework.guest import backing_of
-from tests.framework.qemus import CACHE
+from tests.framework.qemus import CACHE, program
 
 MIB = 1 << 20
 SIZE = 32 * MIB
-# scripts/qemus unpacks these: QEMU 10.0 with libblkio 1.5.
-SUITE = "trixie"
+# scripts/qemus unpacks the tools with this version, and libblkio 1.5.
+QEMU, SUITE = "10.0", "trixie"
 
 
 def tool(*command: str) -> str:
     """Output of one of that suite's programs."""
+    program(QEMU)
     in_root = str(CACHE.parent / "scripts/in-root")
     done = subprocess.run([in_root, SUITE, *command], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -98,3 +98,8 @@ def test_license_expressions_are_read() -> None:
     assert allowed("(MIT OR GPL-3.0-only) AND BSD-3-Clause")
     assert not allowed("(MIT OR Apache-2.0) AND GPL-3.0-only")
     assert not allowed("none said")
+
+
+def test_cargo_deny_allows_nothing_more() -> None:
+    listed = set(tomllib.loads((ROOT / "deny.toml").read_text())["licenses"]["allow"])
+    assert listed <= ALLOWED

@@ -270,7 +270,7 @@ impl Control {
         for (index, entries) in started.unnoted {
             let message = format!(
                 "vring {index} has {entries} entries, for which the frontend's in-flight region has no room: requests in \
-                 flight are lost if this gateway is killed, so give the disk a smaller queue-size"
+                 flight are lost if this gateway is killed; a smaller queue-size, or a region for all queues, mends that"
             );
             self.events.log(Level::Warning, name, message);
         }

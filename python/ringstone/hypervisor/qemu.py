@@ -84,15 +84,14 @@ class Qemu:
         if program is None:
             wanted = config.program or QEMU
             raise QemuError(f"The program {wanted} is missing; install Debian's package qemu-system-x86.")
+        version = QemuVersion.of_program(program)
+        disks = [argument for disk in config.disks for argument in disk.args(version)]
         config.folder.mkdir(parents=True, exist_ok=True)
         self.agent, agent_peer = socket.socketpair()
         qmp, qmp_peer = socket.socketpair()
         with agent_peer, qmp_peer, self.output_log.open("wb") as output:
-            version = QemuVersion.of_program(program)
-            command = [
-                program,
-                *_arguments(config, version, self.console_log, agent_peer.fileno(), qmp_peer.fileno()),
-            ]
+            descriptors = (agent_peer.fileno(), qmp_peer.fileno())
+            command = [program, *_arguments(config, version, disks, self.console_log, *descriptors)]
             self._process = subprocess.Popen(
                 # A QEMU that outlived a killed parent would keep the guest's memory and the volume's socket.
                 ["setpriv", "--pdeathsig", "KILL", "--", *command],
@@ -170,7 +169,12 @@ class Qemu:
 
 
 def _arguments(
-    config: QemuConfig, version: QemuVersion, console_log: Path, agent_fd: int, qmp_fd: int
+    config: QemuConfig,
+    version: QemuVersion,
+    disks: Sequence[str],
+    console_log: Path,
+    agent_fd: int,
+    qmp_fd: int,
 ) -> list[str]:
     accelerator = config.accelerator
     threads = ",thread=multi" if accelerator == "tcg" else ""
@@ -199,7 +203,7 @@ def _arguments(
         *("-chardev", f"socket,id=agent,fd={agent_fd}"),
         *_agent_port(config),
         *hotplug,
-        *(argument for disk in config.disks for argument in disk.args(version)),
+        *disks,
         *config.devices,
         *(("-incoming", config.incoming) if config.incoming else ()),
     ]
