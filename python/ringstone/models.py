@@ -1,6 +1,6 @@
 """What crosses the control API, checked on both sides. Sizes are bytes, times are UTC.
 
-Inside the gateway the same nouns are the plain records of ringstone.store.
+Inside the gateway the same nouns are the plain records of ringstone.state.
 """
 
 from datetime import datetime

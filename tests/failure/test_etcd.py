@@ -22,7 +22,7 @@ from ringstone.errors import (
     UnreachableError,
 )
 from ringstone.lab.etcd import EtcdCluster, free_ports
-from ringstone.store import (
+from ringstone.state import (
     ALIVE,
     ATTACHMENTS,
     AttachmentRecord,
@@ -32,9 +32,9 @@ from ringstone.store import (
     VolumeRecord,
     VolumeState,
 )
-from ringstone.store.etcd import EtcdStore
-from ringstone.store.etcd_transaction import Snapshot
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.etcd import EtcdStore
+from ringstone.state.etcd_transaction import Snapshot
+from ringstone.state.settings import EtcdSettings
 from tests.framework.etcd import Proxy, settings_of, store_of
 from tests.framework.etcd import etcd as etcd
 from tests.framework.etcd import lone_etcd as lone_etcd
@@ -404,7 +404,7 @@ def test_a_newer_layout_is_begun_by_what_needs_it_and_by_nothing_else(
         # Both go on, and a release before does not.
         for one in (store, other):
             one.set_attachment(replace(held, socket_owner=None))
-        monkeypatch.setattr("ringstone.store.etcd.SCHEMA_VERSION", 1)
+        monkeypatch.setattr("ringstone.state.etcd.SCHEMA_VERSION", 1)
         with pytest.raises(StateError, match="has schema 2, and this Ringstone knows up to 1"):
             EtcdStore.check(settings_of(lone_etcd, store.prefix))
 

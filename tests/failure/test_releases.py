@@ -19,7 +19,7 @@ NEWER = ROOT / "python"
 
 # What a release says about itself.
 SAYS = """
-from ringstone.store.migrations import MIGRATIONS
+from ringstone.state.migrations import MIGRATIONS
 from ringstone.version import version
 print(version(), len(MIGRATIONS))
 """

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from ringstone.errors import BusyError, ExistsError, NotFoundError, RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineQueue, EngineVolume
 from ringstone.gateway.rights import OUR_OWN, SocketIds
-from ringstone.store.records import JsonValue
+from ringstone.state.records import JsonValue
 
 
 @dataclass

@@ -13,8 +13,8 @@ from urllib.parse import urlsplit
 import pytest
 
 from ringstone.lab.etcd import EtcdCluster
-from ringstone.store.etcd import EtcdStore
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.etcd import EtcdStore
+from ringstone.state.settings import EtcdSettings
 
 
 @pytest.fixture(scope="session")

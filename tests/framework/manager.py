@@ -27,9 +27,9 @@ from ringstone.manager.hosts import Connect, Hosts
 from ringstone.manager.operations import Operations
 from ringstone.manager.tokens import GatewayTokens
 from ringstone.remote_peer import RemotePeer
+from ringstone.state import ALIVE, HostRecord, PoolRecord, SqliteStore
+from ringstone.state.records import Kind, R
 from ringstone.stats import StatsPage
-from ringstone.store import ALIVE, HostRecord, PoolRecord, SqliteStore
-from ringstone.store.records import Kind, R
 from tests.framework import stats_vector
 from tests.framework.engine import FakeEngine
 

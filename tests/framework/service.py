@@ -10,7 +10,7 @@ import pytest
 
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.service import Service
-from ringstone.store import PoolRecord, SqliteStore
+from ringstone.state import PoolRecord, SqliteStore
 from tests.framework.engine import FakeEngine
 
 

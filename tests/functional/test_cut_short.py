@@ -19,7 +19,7 @@ from ringstone.pools.device import DevicePool
 from ringstone.pools.file import FilePool
 from ringstone.pools.memory import MemoryPool
 from ringstone.pools.rbd import RbdPool
-from ringstone.store import PoolRecord, SqliteStore, VolumeState
+from ringstone.state import PoolRecord, SqliteStore, VolumeState
 from tests.framework.devices import loop_device
 from tests.framework.engine import FakeEngine
 from tests.framework.service import Host

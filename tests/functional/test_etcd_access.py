@@ -17,9 +17,9 @@ from ringstone.errors import StateError, UnreachableError
 from ringstone.lab.credentials import Certificate, Credentials
 from ringstone.lab.etcd import EtcdCluster
 from ringstone.lab.etcd_access import USER, EtcdAccess
-from ringstone.store import HostRecord
-from ringstone.store.etcd import EtcdStore
-from ringstone.store.settings import EtcdSettings
+from ringstone.state import HostRecord
+from ringstone.state.etcd import EtcdStore
+from ringstone.state.settings import EtcdSettings
 
 CLUSTER_PAGE = Path(__file__).resolve().parents[2] / "docs/operations/cluster.md"
 HOST = HostRecord("a", "id of a", ("https://10.9.9.9:7480",), "1.0", (1,), 0, 1, 1)

@@ -17,6 +17,7 @@ from ringstone.lab.ceph import CephCluster, CephCommandError
 from ringstone.lab.lab import Lab
 from ringstone.lab.process import LabError, run
 from tests.framework.gateway import RINGSTONE
+from tests.framework.guest import wait_until
 
 BLOCK = bytes(range(256)) * 4096
 _EVENT_SECONDS = 60
@@ -155,10 +156,25 @@ def test_etcd_loses_a_member_and_gets_it_back(lab: Lab) -> None:
             run(etcdctl(lab, "endpoint", "health"))
     finally:
         lab.network.heal("etcd0")
+    wait_for_members(lab)
     run(etcdctl(lab, "put", "kept", "value"))
     lab.etcd.kill(0)
     lab.etcd.restart(0)
+    wait_for_members(lab)
     assert run(etcdctl(lab, "get", "kept", "--print-value-only")).strip() == "value"
+
+
+def wait_for_members(lab: Lab) -> None:
+    """Until each of them answers: one that was away comes back with a later term and costs an election."""
+
+    def healthy() -> bool:
+        try:
+            run(etcdctl(lab, "endpoint", "health"))
+        except LabError:
+            return False
+        return True
+
+    wait_until(healthy, "all members of etcd answer")
 
 
 def etcdctl(lab: Lab, *arguments: str) -> list[str]:

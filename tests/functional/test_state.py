@@ -10,7 +10,7 @@ import pytest
 
 from ringstone.errors import ExistsError, InvalidError
 from ringstone.lab.etcd import EtcdCluster
-from ringstone.store import (
+from ringstone.state import (
     AttachmentRecord,
     HostRecord,
     PoolRecord,
@@ -18,8 +18,8 @@ from ringstone.store import (
     VolumeRecord,
     VolumeState,
 )
-from ringstone.store.etcd import EtcdStore
-from ringstone.store.transfer import export_state, import_state
+from ringstone.state.etcd import EtcdStore
+from ringstone.state.transfer import export_state, import_state
 from tests.framework.etcd import lone_etcd as lone_etcd
 from tests.framework.etcd import settings_of, store_of
 from tests.framework.gateway import GatewayProcess
@@ -172,9 +172,9 @@ def test_a_gateway_with_a_database_imports_nothing_of_etcd() -> None:
     names = [
         "httpx2",
         "ssl",
-        "ringstone.store.etcd",
-        "ringstone.store.etcd_client",
-        "ringstone.store.transfer",
+        "ringstone.state.etcd",
+        "ringstone.state.etcd_client",
+        "ringstone.state.transfer",
     ]
     program = f"import sys, ringstone.gateway.daemon; print([n for n in {names!r} if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)

@@ -11,7 +11,7 @@ from ringstone.errors import InvalidError, NoDeviceError
 from ringstone.gateway import config as module
 from ringstone.gateway.config import GatewayConfig, load_config, parse_cores
 from ringstone.gateway.rights import SocketRights
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.settings import EtcdSettings
 
 LAST = max(os.sched_getaffinity(0))
 

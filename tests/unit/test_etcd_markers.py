@@ -5,8 +5,8 @@ from typing import Any, cast
 
 import pytest
 
-from ringstone.store.etcd_client import EtcdClient, decode, encode
-from ringstone.store.etcd_transaction import Committer, Snapshot
+from ringstone.state.etcd_client import EtcdClient, decode, encode
+from ringstone.state.etcd_transaction import Committer, Snapshot
 
 PREFIX = "/p/transactions/"
 DAY_S = 86_400.0

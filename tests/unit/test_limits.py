@@ -16,8 +16,8 @@ from ringstone.api.limits import BODY_BYTES, Limits
 from ringstone.gateway.config import GatewayConfig
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.service import Service
+from ringstone.state import PoolRecord, SqliteStore
 from ringstone.stats import StatsPage
-from ringstone.store import PoolRecord, SqliteStore
 from tests.framework import stats_vector
 from tests.framework.engine import FakeEngine
 from tests.framework.manager import ready

@@ -12,8 +12,8 @@ from ringstone.lab.credentials import Credentials
 from ringstone.listening import TOKEN_GRACE_SECONDS, Tokens, listening_of, read_tokens
 from ringstone.manager import config as module
 from ringstone.manager.config import load_config
-from ringstone.store.etcd_client import EtcdClient
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.etcd_client import EtcdClient
+from ringstone.state.settings import EtcdSettings
 
 GOOD = {"token_file": "/token", "tls_cert": "/cert", "tls_key": "/key"}
 

@@ -8,7 +8,7 @@ import pytest
 from ringstone.errors import BusyError, ExistsError, StorageError, UnreachableError
 from ringstone.manager.failover import Failover, request_of
 from ringstone.manager.operations import Operations
-from ringstone.store import AttachmentRecord
+from ringstone.state import AttachmentRecord
 from tests.framework.manager import Cluster, cluster, refused
 
 __all__ = ["cluster"]

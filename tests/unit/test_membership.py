@@ -12,7 +12,7 @@ from ringstone.errors import ExistsError, StateError, StorageError
 from ringstone.gateway.events import Event
 from ringstone.gateway.identity import host_id
 from ringstone.gateway.membership import Membership
-from ringstone.store import ATTACHMENTS, Change
+from ringstone.state import ATTACHMENTS, Change
 from tests.framework.manager import Cluster, cluster
 
 __all__ = ["cluster"]

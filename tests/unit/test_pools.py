@@ -25,7 +25,7 @@ from ringstone.errors import (
 from ringstone.pools import host, open_pool
 from ringstone.pools.device import DevicePool
 from ringstone.pools.memory import default_path
-from ringstone.store import PoolRecord, VolumeRecord, VolumeState
+from ringstone.state import PoolRecord, VolumeRecord, VolumeState
 
 MIB = 1 << 20
 

@@ -12,7 +12,7 @@ from ringstone.errors import InvalidError
 from ringstone.gateway.rights import OUR_OWN, SocketIds, SocketRights
 from ringstone.gateway.sockets import Sockets
 from ringstone.manager.failover import request_of
-from ringstone.store import AttachmentRecord
+from ringstone.state import AttachmentRecord
 from tests.framework.service import Host
 from tests.framework.service import host as host
 

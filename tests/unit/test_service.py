@@ -21,7 +21,7 @@ from ringstone.errors import (
     StorageError,
     UnreachableError,
 )
-from ringstone.store import AttachmentRecord, PoolRecord, VolumeState
+from ringstone.state import AttachmentRecord, PoolRecord, VolumeState
 from tests.framework.service import Host
 from tests.framework.service import host as host
 

@@ -12,8 +12,8 @@ from ringstone.api.views import pool_view, volume_views
 from ringstone.errors import UnreachableError
 from ringstone.gateway.handover import Upgrade
 from ringstone.gateway.service import Service
-from ringstone.store import Store
-from ringstone.store.settings import is_away
+from ringstone.state import Store
+from ringstone.state.settings import is_away
 from ringstone.units import utc
 from ringstone.version import version
 

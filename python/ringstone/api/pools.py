@@ -8,8 +8,8 @@ from ringstone import models
 from ringstone.api.context import ServiceDep
 from ringstone.api.views import pool_view
 from ringstone.errors import InvalidError
-from ringstone.store import PoolRecord
-from ringstone.store.records import JsonValue
+from ringstone.state import PoolRecord
+from ringstone.state.records import JsonValue
 
 router = APIRouter(prefix="/pools", tags=["pools"])
 

@@ -5,7 +5,7 @@ from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
 from ringstone.pools import Usage, open_pool
-from ringstone.store import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
+from ringstone.state import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
 from ringstone.units import utc
 
 

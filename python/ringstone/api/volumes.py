@@ -6,7 +6,7 @@ from ringstone import models
 from ringstone.api.context import ServiceDep
 from ringstone.api.views import volume_views
 from ringstone.gateway.service import Service
-from ringstone.store import VolumeRecord
+from ringstone.state import VolumeRecord
 
 router = APIRouter(prefix="/volumes", tags=["volumes"])
 

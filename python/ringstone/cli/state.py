@@ -32,7 +32,7 @@ def export_(
     import json
 
     from ringstone.errors import NoDeviceError, error_of_os
-    from ringstone.store.transfer import export_state
+    from ringstone.state.transfer import export_state
 
     settings = _config(config, state_dir, etcd, etcd_prefix, host)
     if settings.etcd is None and not settings.database.exists():
@@ -64,7 +64,7 @@ def import_(
 
     from ringstone.errors import error_of_os
     from ringstone.gateway.daemon import sole_gateway
-    from ringstone.store.transfer import import_state
+    from ringstone.state.transfer import import_state
 
     settings = _config(config, state_dir, etcd, etcd_prefix, host)
     with ExitStack() as stack:
@@ -79,7 +79,7 @@ def import_(
         if settings.etcd is None:
             count = import_state(store, text, settings.host, lone=True)
         else:
-            from ringstone.store.etcd_transaction import MOST_CHANGES
+            from ringstone.state.etcd_transaction import MOST_CHANGES
 
             # An attachment is two keys.
             count = import_state(store, text, settings.host, lone=False, batch=MOST_CHANGES // 2)
@@ -98,6 +98,6 @@ def _config(
 
 
 def _open(config: Any) -> Any:
-    from ringstone.store.settings import open_store
+    from ringstone.state.settings import open_store
 
     return open_store(config.database, config.host, config.etcd)

@@ -14,8 +14,8 @@ from ringstone.gateway.paths import DEFAULT_CONFIG, DEFAULT_RUN_DIR, DEFAULT_STA
 from ringstone.gateway.rights import UNSAID, SocketRights
 from ringstone.listening import SETTINGS as LISTENING
 from ringstone.listening import Listening, listening_of
-from ringstone.store import LOCAL_HOST
-from ringstone.store.settings import DEFAULT_PREFIX, EtcdSettings
+from ringstone.state import LOCAL_HOST
+from ringstone.state.settings import DEFAULT_PREFIX, EtcdSettings
 
 LOG_LEVELS = ("debug", "info", "warning", "error")
 _MOST_IDLE_US = 10_000_000

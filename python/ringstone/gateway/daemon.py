@@ -42,9 +42,9 @@ from ringstone.gateway.notify import watchdog_address
 from ringstone.gateway.rejoin import rejoin
 from ringstone.gateway.service import Service
 from ringstone.gateway.starts import Starts, hold_back
+from ringstone.state import Store
+from ringstone.state.settings import check_store, is_away, open_store
 from ringstone.stopping import hold_stop_signals
-from ringstone.store import Store
-from ringstone.store.settings import check_store, is_away, open_store
 
 log = logging.getLogger("ringstone.gateway")
 

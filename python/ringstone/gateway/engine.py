@@ -11,7 +11,7 @@ from ringstone import _engine
 from ringstone.errors import error_of_code
 from ringstone.gateway.events import Event
 from ringstone.gateway.rights import OUR_OWN, SocketIds
-from ringstone.store.records import JsonValue
+from ringstone.state.records import JsonValue
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ringstone.errors import StateError, error_of_os
 from ringstone.gateway.config import GatewayConfig
-from ringstone.store import HostRecord
+from ringstone.state import HostRecord
 from ringstone.version import version
 
 

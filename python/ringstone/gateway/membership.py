@@ -13,8 +13,8 @@ from time import time_ns
 
 from ringstone.errors import RingstoneError
 from ringstone.gateway.service import Service
-from ringstone.store import AttachmentRecord, HostRecord
-from ringstone.store.records import ATTACHMENTS, LEASE_SECONDS
+from ringstone.state import AttachmentRecord, HostRecord
+from ringstone.state.records import ATTACHMENTS, LEASE_SECONDS
 
 log = logging.getLogger("ringstone.gateway")
 

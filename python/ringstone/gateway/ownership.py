@@ -11,8 +11,8 @@ from collections.abc import Iterable
 
 from ringstone.errors import BusyError, ExistsError
 from ringstone.pools import SharedPool
-from ringstone.store import AttachmentRecord, Store, VolumeRecord
-from ringstone.store.records import JsonValue
+from ringstone.state import AttachmentRecord, Store, VolumeRecord
+from ringstone.state.records import JsonValue
 
 # How long an owner that lives may take to let go by itself. Shutting it out costs its host every other volume that
 # shares its connection.

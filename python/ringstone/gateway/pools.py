@@ -12,8 +12,8 @@ from ringstone.gateway.undo import undoing
 from ringstone.gateway.unfinished import Unfinished
 from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, open_pool
 from ringstone.pools.memory import default_path
-from ringstone.store import PoolRecord, Store
-from ringstone.store.records import POOLS
+from ringstone.state import PoolRecord, Store
+from ringstone.state.records import POOLS
 
 
 class Pools:

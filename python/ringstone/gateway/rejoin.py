@@ -4,13 +4,13 @@ from ringstone.errors import RingstoneError
 from ringstone.gateway import ownership
 from ringstone.gateway.service import Service
 from ringstone.pools import SharedPool
-from ringstone.store import AttachmentRecord
+from ringstone.state import AttachmentRecord
 
 
 def rejoin(service: Service) -> None:
     """Go on with etcd: let go of what has another owner by now, say whom a successor must fence, and serve what was not
     known. UnreachableError while etcd is away."""
-    from ringstone.store.remembered import RememberingStore
+    from ringstone.state.remembered import RememberingStore
 
     store = service.store
     assert isinstance(store, RememberingStore)

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 from ringstone.errors import InvalidError
-from ringstone.store.records import AttachmentRecord
+from ringstone.state.records import AttachmentRecord
 
 PRIVATE = 0o600
 """Of a socket that is nobody's in particular."""

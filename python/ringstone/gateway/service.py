@@ -21,8 +21,8 @@ from ringstone.gateway.sockets import Sockets
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.volumes import Volumes
 from ringstone.pools import SharedPool
-from ringstone.store import LOCAL_HOST, AttachmentRecord, Store, VolumeRecord
-from ringstone.store.settings import is_away, refuse_away
+from ringstone.state import LOCAL_HOST, AttachmentRecord, Store, VolumeRecord
+from ringstone.state.settings import is_away, refuse_away
 
 _MOST_DEFAULT_QUEUES = 4
 # Less than a successor waits for an answer (20 s).

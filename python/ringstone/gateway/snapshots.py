@@ -9,7 +9,7 @@ from ringstone.gateway import checks
 from ringstone.gateway.service import Service
 from ringstone.gateway.undo import undoing
 from ringstone.pools import Pool, Snapshot, SnapshotPool
-from ringstone.store import VolumeRecord, VolumeState
+from ringstone.state import VolumeRecord, VolumeState
 
 
 class Snapshots:

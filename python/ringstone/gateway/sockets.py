@@ -8,7 +8,7 @@ from pathlib import Path
 from ringstone.errors import InvalidError, error_of_os, unit_remedy
 from ringstone.gateway import checks
 from ringstone.gateway.rights import UNSAID, SocketIds, SocketRights
-from ringstone.store.records import AttachmentRecord
+from ringstone.state.records import AttachmentRecord
 
 
 class Sockets:

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Generic
 
 from ringstone.errors import StateError, error_of_os
-from ringstone.store.codec import from_json, to_json
-from ringstone.store.records import Kind, R
+from ringstone.state.codec import from_json, to_json
+from ringstone.state.records import Kind, R
 
 
 class Unfinished(Generic[R]):

@@ -21,8 +21,8 @@ from ringstone.gateway.pools import Pools
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.unfinished import Unfinished
 from ringstone.pools import Pool, SharedPool, SnapshotPool, open_pool
-from ringstone.store import Store, VolumeRecord, VolumeState
-from ringstone.store.records import VOLUMES, JsonValue
+from ringstone.state import Store, VolumeRecord, VolumeState
+from ringstone.state.records import VOLUMES, JsonValue
 from ringstone.units import format_size
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from ringstone.lab.credentials import Certificate, Credentials
 from ringstone.lab.etcd import EtcdCluster
 from ringstone.lab.process import LabError
-from ringstone.store.settings import DEFAULT_PREFIX
+from ringstone.state.settings import DEFAULT_PREFIX
 
 USER = "ringstone"
 

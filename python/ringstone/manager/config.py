@@ -10,7 +10,7 @@ from ringstone.errors import InvalidError, error_of_os
 from ringstone.listening import SETTINGS as LISTENING
 from ringstone.listening import Listening, listening_of
 from ringstone.manager.tokens import GatewayTokens
-from ringstone.store.settings import DEFAULT_PREFIX, EtcdSettings
+from ringstone.state.settings import DEFAULT_PREFIX, EtcdSettings
 
 DEFAULT_CONFIG = Path("/etc/ringstone/manager.toml")
 DEFAULT_LISTEN = "127.0.0.1:7481"

@@ -17,7 +17,7 @@ from pathlib import PurePath
 from ringstone import models
 from ringstone.errors import BusyError, ExistsError, RingstoneError, UnreachableError
 from ringstone.manager.operations import Operations
-from ringstone.store import ALIVE, AttachmentRecord
+from ringstone.state import ALIVE, AttachmentRecord
 
 log = logging.getLogger("ringstone.manager")
 

@@ -19,7 +19,7 @@ from ringstone.errors import (
 )
 from ringstone.manager.tokens import GatewayTokens
 from ringstone.manager.trust import check_url
-from ringstone.store import HostRecord, Store
+from ringstone.state import HostRecord, Store
 
 T = TypeVar("T")
 

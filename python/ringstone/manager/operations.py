@@ -11,7 +11,7 @@ from ringstone.errors import InvalidError, NotFoundError, UnreachableError, Untr
 from ringstone.gateway.events import EventLog
 from ringstone.manager.hosts import Hosts
 from ringstone.pools import SHARED_TYPES
-from ringstone.store import PoolRecord, Store
+from ringstone.state import PoolRecord, Store
 
 T = TypeVar("T")
 

@@ -14,8 +14,8 @@ from ringstone.manager.config import ManagerConfig
 from ringstone.manager.failover import Failover
 from ringstone.manager.hosts import Hosts, connector
 from ringstone.manager.operations import Operations
+from ringstone.state.etcd import EtcdStore
 from ringstone.stopping import hold_stop_signals, stopped_by_signals
-from ringstone.store.etcd import EtcdStore
 from ringstone.version import version
 
 log = logging.getLogger("ringstone.manager")

@@ -8,8 +8,8 @@ from time import time_ns
 from ringstone import models
 from ringstone.errors import NotFoundError, RingstoneError
 from ringstone.manager.operations import Operations
-from ringstone.store import AttachmentRecord, HostRecord, PoolRecord, VolumeRecord
-from ringstone.store.records import LEASE_SECONDS
+from ringstone.state import AttachmentRecord, HostRecord, PoolRecord, VolumeRecord
+from ringstone.state.records import LEASE_SECONDS
 from ringstone.units import utc
 
 # Seconds by which clocks may differ, beside what an announcement is old.

@@ -10,7 +10,7 @@ from ringstone.pools.faulty import FaultyPool
 from ringstone.pools.file import FilePool
 from ringstone.pools.memory import MemoryPool
 from ringstone.pools.null import NullPool
-from ringstone.store.records import PoolRecord
+from ringstone.state.records import PoolRecord
 
 __all__ = [
     "PUBLIC_TYPES",

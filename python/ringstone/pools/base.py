@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from ringstone.errors import NoSpaceError
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
 
 

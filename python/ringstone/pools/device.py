@@ -20,7 +20,7 @@ from ringstone.errors import (
 )
 from ringstone.pools import occupancy
 from ringstone.pools.base import Usage, admit_to_capacity
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
 
 # linux/fs.h. BLKZEROOUT(start, length): the drive zeroes by itself where it can, else the kernel writes zeroes.

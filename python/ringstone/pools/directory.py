@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 
 from ringstone.errors import ExistsError, FailedError, NoDeviceError, error_of_os, unit_remedy
-from ringstone.store.records import PoolRecord, VolumeRecord
+from ringstone.state.records import PoolRecord, VolumeRecord
 
 _CHECK_PATH = "Check the path, its permissions and its filesystem."
 

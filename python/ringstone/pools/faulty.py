@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from ringstone.errors import InvalidError
 from ringstone.pools.base import Pool, Usage
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 
 FAULTS = ("seed", "error_per_million", "delay_us", "torn_per_million", "lost_per_million")
 

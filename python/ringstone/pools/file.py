@@ -7,7 +7,7 @@ from pathlib import Path
 from ringstone.errors import InvalidError, NoSpaceError, error_of_os
 from ringstone.pools.base import Usage, admit_to_capacity
 from ringstone.pools.directory import Directory
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
 
 

@@ -8,7 +8,7 @@ from ringstone.errors import FailedError, InvalidError, NoDeviceError, NoSpaceEr
 from ringstone.pools.base import Usage, admit_to_capacity
 from ringstone.pools.directory import Directory
 from ringstone.pools.host import available_memory, filesystem_type, huge_pages, hugetlbfs_mounts
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
 
 _TMPFS = Path("/dev/shm")

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from ringstone.pools.base import Usage, admit_to_capacity
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 
 
 class NullPool:

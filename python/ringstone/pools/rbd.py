@@ -10,7 +10,7 @@ from pathlib import Path
 from ringstone.errors import ExistsError, FailedError, InvalidError, NoDeviceError
 from ringstone.pools.base import Snapshot, Usage, admit_to_capacity
 from ringstone.pools.librbd import ImageInfo, Images
-from ringstone.store.records import JsonValue, PoolRecord, VolumeRecord
+from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 
 DEFAULT_CONF = "/etc/ceph/ceph.conf"
 DEFAULT_USER = "client.admin"

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TypeVar
 
 from ringstone.errors import BusyError, ExistsError, FencedError, NotFoundError
-from ringstone.store.records import (
+from ringstone.state.records import (
     ALIVE,
     ATTACHMENTS,
     HOSTS,
@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 
 class Rules(ABC):
-    """All of ringstone.store.Store but what depends on where records are kept."""
+    """All of ringstone.state.Store but what depends on where records are kept."""
 
     @abstractmethod
     def transact(self, step: Callable[[], T]) -> T: ...

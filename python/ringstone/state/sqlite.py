@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from ringstone.errors import ExistsError, StateError
-from ringstone.store.codec import all_fields, from_plain
-from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
-from ringstone.store.records import HOSTS, AliveRecord, Change, HostRecord, Kind, R, differences
-from ringstone.store.rules import Rules
+from ringstone.state.codec import all_fields, from_plain
+from ringstone.state.migrations import MIGRATIONS, SCHEMA_VERSION
+from ringstone.state.records import HOSTS, AliveRecord, Change, HostRecord, Kind, R, differences
+from ringstone.state.rules import Rules
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -36,7 +36,7 @@ def _refuse_newer(path: Path, schema: int) -> None:
 
 
 class SqliteStore(Rules):
-    """Implements ringstone.store.Store. One connection, used by one thread at a time under a lock."""
+    """Implements ringstone.state.Store. One connection, used by one thread at a time under a lock."""
 
     def __init__(self, path: Path) -> None:
         """Open or make the database at `path` and bring it to this version's schema; StateError when it

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from ringstone.errors import BusyError, ExistsError, FencedError, NotFoundError
-from ringstone.store import (
+from ringstone.state import (
     ALIVE,
     ATTACHMENTS,
     HOSTS,

@@ -15,13 +15,13 @@ from typing import TypeVar
 from urllib.parse import quote
 
 from ringstone.errors import BusyError, RingstoneError, StateError, UnreachableError
-from ringstone.store.codec import from_json, is_later, to_json
-from ringstone.store.etcd_client import AnswerLost, EtcdClient, Json, Refused, encode
-from ringstone.store.etcd_transaction import Committer, Conflict, Snapshot, no_space, unexpected
-from ringstone.store.etcd_watch import EtcdWatch
-from ringstone.store.records import ALIVE, ATTACHMENTS, AliveRecord, AttachmentRecord, HostRecord, Kind, R
-from ringstone.store.rules import Rules
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.codec import from_json, is_later, to_json
+from ringstone.state.etcd_client import AnswerLost, EtcdClient, Json, Refused, encode
+from ringstone.state.etcd_transaction import Committer, Conflict, Snapshot, no_space, unexpected
+from ringstone.state.etcd_watch import EtcdWatch
+from ringstone.state.records import ALIVE, ATTACHMENTS, AliveRecord, AttachmentRecord, HostRecord, Kind, R
+from ringstone.state.rules import Rules
+from ringstone.state.settings import EtcdSettings
 
 log = logging.getLogger("ringstone.gateway")
 
@@ -38,7 +38,7 @@ _LONGEST_PAUSE_SECONDS = 0.2
 
 
 class EtcdStore(Rules):
-    """Implements ringstone.store.Store."""
+    """Implements ringstone.state.Store."""
 
     def __init__(self, settings: EtcdSettings, *, connect: bool = True) -> None:
         """`connect`: see connect(), without which nothing is changed."""

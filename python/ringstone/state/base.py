@@ -4,7 +4,7 @@ ringstone.errors."""
 from collections.abc import Callable, Iterator
 from typing import Protocol, TypeVar
 
-from ringstone.store.records import (
+from ringstone.state.records import (
     AttachmentRecord,
     Change,
     Claim,

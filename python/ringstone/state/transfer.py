@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any
 
 from ringstone.errors import ExistsError, InvalidError, RingstoneError
-from ringstone.store.codec import from_plain, to_plain
-from ringstone.store.records import (
+from ringstone.state.codec import from_plain, to_plain
+from ringstone.state.records import (
     ATTACHMENTS,
     HOSTS,
     LOCAL_HOST,
@@ -21,7 +21,7 @@ from ringstone.store.records import (
     Kind,
     PoolRecord,
 )
-from ringstone.store.rules import Rules
+from ringstone.state.rules import Rules
 
 FORMAT = "ringstone-state"
 VERSION = 1

@@ -18,7 +18,7 @@ import httpx2
 
 from ringstone.errors import InvalidError, StateError, UnreachableError
 from ringstone.private import read_private
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.settings import EtcdSettings
 
 Json = dict[str, Any]
 

@@ -1,8 +1,8 @@
 """What exists: hosts, pools, volumes and attachments, kept over restarts. What keeps it in etcd is imported only where
 it is used."""
 
-from ringstone.store.base import Store, Watch
-from ringstone.store.records import (
+from ringstone.state.base import Store, Watch
+from ringstone.state.records import (
     ALIVE,
     ATTACHMENTS,
     HOSTS,
@@ -18,7 +18,7 @@ from ringstone.store.records import (
     VolumeRecord,
     VolumeState,
 )
-from ringstone.store.sqlite import SqliteStore
+from ringstone.state.sqlite import SqliteStore
 
 __all__ = [
     "ALIVE",

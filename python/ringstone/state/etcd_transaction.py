@@ -18,7 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from ringstone.errors import InvalidError, NoSpaceError, UnreachableError
-from ringstone.store.etcd_client import AnswerLost, EtcdClient, Json, Refused, decode, encode
+from ringstone.state.etcd_client import AnswerLost, EtcdClient, Json, Refused, decode, encode
 
 _PAGE = 500
 # etcd's --max-txn-ops: 128 comparisons and 128 operations by default.

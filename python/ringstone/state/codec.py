@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields
 from typing import Any
 
-from ringstone.store.records import JsonValue, Kind, R, VolumeState
+from ringstone.state.records import JsonValue, Kind, R, VolumeState
 
 # Fields whose type JSON does not have.
 _FROM_JSON: dict[str, Callable[[Any], Any]] = {

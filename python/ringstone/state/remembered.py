@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from ringstone.errors import RingstoneError, StateError, UnreachableError, error_of_os
-from ringstone.store.base import Watch
-from ringstone.store.codec import from_plain, to_plain
-from ringstone.store.etcd import EtcdStore
-from ringstone.store.records import (
+from ringstone.state.base import Watch
+from ringstone.state.codec import from_plain, to_plain
+from ringstone.state.etcd import EtcdStore
+from ringstone.state.records import (
     ATTACHMENTS,
     POOLS,
     VOLUMES,
@@ -26,8 +26,8 @@ from ringstone.store.records import (
     Kind,
     R,
 )
-from ringstone.store.rules import Rules
-from ringstone.store.settings import EtcdSettings
+from ringstone.state.rules import Rules
+from ringstone.state.settings import EtcdSettings
 
 T = TypeVar("T")
 
@@ -99,7 +99,7 @@ def _quickly(settings: EtcdSettings) -> EtcdSettings:
 
 
 class RememberingStore(Rules):
-    """Implements ringstone.store.Store: that of etcd, whose changes are remembered as far as they are about what `host`
+    """Implements ringstone.state.Store: that of etcd, whose changes are remembered as far as they are about what `host`
     owns. While `away` it is what was remembered, of which nothing can be changed but whom a successor must fence."""
 
     def __init__(self, settings: EtcdSettings, path: Path, host: str) -> None:

@@ -1,5 +1,5 @@
 """The SQLite store by itself: its file, its schema, and what a crash or an older version leaves. What every store does
-is in tests/functional/test_store.py."""
+is in tests/functional/test_state_kinds.py."""
 
 import sqlite3
 import threading
@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from ringstone.errors import StateError
-from ringstone.store import AttachmentRecord, PoolRecord, SqliteStore, VolumeRecord, VolumeState
-from ringstone.store import sqlite as sqlite_store
-from ringstone.store.migrations import MIGRATIONS, SCHEMA_VERSION
+from ringstone.state import AttachmentRecord, PoolRecord, SqliteStore, VolumeRecord, VolumeState
+from ringstone.state import sqlite as sqlite_store
+from ringstone.state.migrations import MIGRATIONS, SCHEMA_VERSION
 
 POOL = PoolRecord("p", "file", "/pool", 1 << 30, 1, {"direct": "auto"})
 VOLUME = VolumeRecord("v", "0f0e0d0c-0b0a-4908-8706-050403020100", "p", 1 << 20, 512, VolumeState.READY, 2)
@@ -140,11 +140,11 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
     filled(first)
     first.close()
     steps = (
-        *__import__("ringstone.store.migrations", fromlist=["MIGRATIONS"]).MIGRATIONS,
+        *__import__("ringstone.state.migrations", fromlist=["MIGRATIONS"]).MIGRATIONS,
         ("ALTER TABLE pools ADD COLUMN colour TEXT NOT NULL DEFAULT 'blue'",),
     )
-    monkeypatch.setattr("ringstone.store.sqlite.MIGRATIONS", steps)
-    monkeypatch.setattr("ringstone.store.sqlite.SCHEMA_VERSION", len(steps))
+    monkeypatch.setattr("ringstone.state.sqlite.MIGRATIONS", steps)
+    monkeypatch.setattr("ringstone.state.sqlite.SCHEMA_VERSION", len(steps))
     for _ in range(2):
         store = SqliteStore(path)
         assert store.volumes() == [OWNED]
@@ -155,8 +155,8 @@ def test_migrations_run_once_and_in_order(path: Path, monkeypatch: pytest.Monkey
 def test_an_interrupted_migration_leaves_the_old_schema(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     SqliteStore(path).close()
     broken = ("CREATE TABLE half (x INTEGER)", "THIS IS NO SQL")
-    monkeypatch.setattr("ringstone.store.sqlite.MIGRATIONS", (*MIGRATIONS, broken))
-    monkeypatch.setattr("ringstone.store.sqlite.SCHEMA_VERSION", SCHEMA_VERSION + 1)
+    monkeypatch.setattr("ringstone.state.sqlite.MIGRATIONS", (*MIGRATIONS, broken))
+    monkeypatch.setattr("ringstone.state.sqlite.SCHEMA_VERSION", SCHEMA_VERSION + 1)
     with pytest.raises(StateError):
         SqliteStore(path)
     reader = sqlite3.connect(path)

@@ -7,8 +7,8 @@ from urllib.parse import urlsplit
 
 from ringstone.errors import InvalidError
 from ringstone.loopback import is_loopback
-from ringstone.store.base import Store
-from ringstone.store.sqlite import SqliteStore
+from ringstone.state.base import Store
+from ringstone.state.sqlite import SqliteStore
 
 DEFAULT_PREFIX = "/ringstone/"
 
@@ -74,11 +74,11 @@ def open_store(database: Path, host: str, etcd: EtcdSettings | None, *, memory: 
     """The store in etcd, or without it the database at `database`, all of which is then `host`'s. `memory`: the file
     in which `host` keeps what it owns, for starts without etcd."""
     if etcd is not None and memory is not None:
-        from ringstone.store.remembered import RememberingStore
+        from ringstone.state.remembered import RememberingStore
 
         return RememberingStore(etcd, memory, host)
     if etcd is not None:
-        from ringstone.store.etcd import EtcdStore
+        from ringstone.state.etcd import EtcdStore
 
         return EtcdStore(etcd)
     store = SqliteStore(database)
@@ -107,6 +107,6 @@ def check_store(database: Path, etcd: EtcdSettings | None) -> None:
     if etcd is None:
         SqliteStore.check(database)
         return
-    from ringstone.store.etcd import EtcdStore
+    from ringstone.state.etcd import EtcdStore
 
     EtcdStore.check(etcd)

@@ -17,9 +17,9 @@ from urllib.parse import unquote
 import httpx2
 
 from ringstone.errors import RingstoneError
-from ringstone.store.etcd_client import AnswerLost, EtcdClient, Json, Refused, decode, encode
-from ringstone.store.etcd_transaction import Conflict, Snapshot, range_end
-from ringstone.store.records import Change, Kind, R, differences
+from ringstone.state.etcd_client import AnswerLost, EtcdClient, Json, Refused, decode, encode
+from ringstone.state.etcd_transaction import Conflict, Snapshot, range_end
+from ringstone.state.records import Change, Kind, R, differences
 
 # A member that is cut off from the others, or stopped, says nothing either; so the next one is asked now and then.
 _QUIET_SECONDS = 10.0
@@ -27,7 +27,7 @@ _LONGEST_PAUSE_SECONDS = 1.0
 
 
 class EtcdWatch(Generic[R]):
-    """Implements ringstone.store.Watch."""
+    """Implements ringstone.state.Watch."""
 
     def __init__(
         self, client: EtcdClient, prefix: str, kind: Kind[R], decoded: Callable[[Kind[R], str], R]
