@@ -1,0 +1,135 @@
+//! A page of the table: what some slots hold.
+
+use super::bytes::{Block, Reader, Writer};
+use crate::geometry::ENTRIES_PER_PAGE;
+
+const MAGIC: u32 = 0x4750_5352;
+const HEADER: usize = 64;
+const ENTRY: usize = 16;
+
+/// What a slot is used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Kind {
+    #[default]
+    Free = 0,
+    /// The slot's extent holds the granules in `mask` of extent `vextent` of the layer.
+    Data = 1,
+    /// The granules in `mask` of `count` extents from `vextent` on read as zeroes, whatever older layers say.
+    Zero = 2,
+}
+
+/// What one slot holds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Entry {
+    pub layer: u32,
+    pub vextent: u32,
+    pub count: u32,
+    pub mask: u16,
+    pub kind: Kind,
+}
+
+impl Entry {
+    pub fn data(layer: u32, vextent: u32, mask: u16) -> Self {
+        Self { layer, vextent, count: 1, mask, kind: Kind::Data }
+    }
+
+    pub fn zero(layer: u32, vextent: u32, count: u32, mask: u16) -> Self {
+        Self { layer, vextent, count, mask, kind: Kind::Zero }
+    }
+
+    pub fn encode(&self, out: &mut Writer) {
+        out.u32(self.layer);
+        out.u32(self.vextent);
+        out.u32(self.count);
+        out.u16(self.mask);
+        out.u16(self.kind as u16);
+    }
+
+    /// None where the bytes end or the kind is not known.
+    pub fn decode(from: &mut Reader) -> Option<Self> {
+        let (layer, vextent, count, mask) = (from.u32()?, from.u32()?, from.u32()?, from.u16()?);
+        let kind = match from.u16()? {
+            0 => Kind::Free,
+            1 => Kind::Data,
+            2 => Kind::Zero,
+            _ => return None,
+        };
+        Some(Self { layer, vextent, count, mask, kind })
+    }
+}
+
+/// See the module.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    pub number: u32,
+    pub generation: u64,
+    pub entries: Vec<Entry>,
+}
+
+impl Page {
+    pub fn encode(uuid: &[u8; 16], number: u32, generation: u64, entries: &[Entry], block: &mut Block) {
+        debug_assert!(entries.len() <= ENTRIES_PER_PAGE as usize);
+        let mut out = Writer(Vec::with_capacity(4096));
+        out.u32(MAGIC);
+        out.u32(0);
+        out.0.extend_from_slice(uuid);
+        out.u64(generation);
+        out.u32(number);
+        out.u32(entries.len() as u32);
+        out.0.resize(HEADER, 0);
+        entries.iter().for_each(|entry| entry.encode(&mut out));
+        block.0.fill(0);
+        block.0[..out.0.len()].copy_from_slice(&out.0);
+        let crc = crc32c::crc32c(&block.0);
+        block.0[4..8].copy_from_slice(&crc.to_le_bytes());
+    }
+
+    /// None if it is no sound page of this store with this number.
+    pub fn decode(uuid: &[u8; 16], number: u32, block: &[u8; 4096]) -> Option<Self> {
+        let mut from = Reader(block);
+        let magic = from.u32()?;
+        let crc = from.u32()?;
+        if magic != MAGIC || from.bytes16()? != *uuid || checksum(block) != crc {
+            return None;
+        }
+        let generation = from.u64()?;
+        if from.u32()? != number {
+            return None;
+        }
+        let count = from.u32()? as usize;
+        if count > ENTRIES_PER_PAGE as usize {
+            return None;
+        }
+        let mut from = Reader(&block[HEADER..HEADER + count * ENTRY]);
+        let entries = (0..count).map(|_| Entry::decode(&mut from)).collect::<Option<_>>()?;
+        Some(Self { number, generation, entries })
+    }
+}
+
+/// Of a block whose own checksum is in bytes 4 to 8.
+pub(super) fn checksum(block: &[u8; 4096]) -> u32 {
+    let crc = crc32c::crc32c(&block[..4]);
+    crc32c::crc32c_append(crc32c::crc32c_append(crc, &[0; 4]), &block[8..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_comes_back_as_it_went_and_nowhere_else() {
+        let uuid = *b"0123456789abcdef";
+        let entries: Vec<Entry> = (0..ENTRIES_PER_PAGE)
+            .map(|n| if n % 3 == 0 { Entry::zero(n, 7, 9, 3) } else { Entry::data(1, n, 0xffff) })
+            .collect();
+        let mut block = Block::default();
+        Page::encode(&uuid, 5, 11, &entries, &mut block);
+        let page = Page::decode(&uuid, 5, &block.0).unwrap();
+        assert_eq!((page.generation, &page.entries), (11, &entries));
+        assert_eq!(Page::decode(&uuid, 6, &block.0), None);
+        assert_eq!(Page::decode(&[0; 16], 5, &block.0), None);
+        block.0[4095] ^= 1;
+        assert_eq!(Page::decode(&uuid, 5, &block.0), None);
+    }
+}

@@ -1,0 +1,152 @@
+//! Changes that count now.
+
+use super::{Commit, Edit, Keeper, MapChange, Then};
+use crate::format::{Entry, JournalBlock, Kind, Writer};
+use crate::geometry::BLOCK;
+use crate::io::{Action, Data, Io, Purpose};
+use crate::journal::Item;
+use crate::map::{Node, FROZEN};
+
+/// Something out of reach, to be used again when `epoch` has passed and what freed it, block `seq` of the journal, is durable.
+pub(super) struct Retired<T> {
+    pub epoch: u64,
+    pub seq: u64,
+    pub what: T,
+}
+
+impl Keeper {
+    /// Have the journal say what `commit` changes.
+    pub(super) fn record(&mut self, commit: Commit) {
+        let slots = commit.slots.iter().map(|(slot, entry)| {
+            let mut out = Writer::default();
+            JournalBlock::put_slot(&mut out, *slot, entry);
+            out.0
+        });
+        let changes = commit.catalog.iter().map(|change| {
+            let mut out = Writer::default();
+            JournalBlock::put_change(&mut out, change);
+            out.0
+        });
+        let records = slots.chain(changes).collect();
+        self.journal.push(Item { records, commit });
+    }
+
+    pub(super) fn write_journal(&mut self) {
+        if let (Some(errno), true) = (self.failed, self.journal.pending() > 0) {
+            return self.fail(errno);
+        }
+        while let Some(out) = self.journal.next_block() {
+            self.out.push_back(Io {
+                action: Action::Write { durable: out.durable },
+                offset: self.layout().journal_block(out.seq),
+                len: BLOCK,
+                data: Data::Own(out.block),
+                purpose: Purpose::Journal(out.seq),
+            });
+        }
+    }
+
+    /// The record of `commit` is written, in block `seq`.
+    pub(super) fn apply(&mut self, seq: u64, commit: Commit) {
+        for (slot, entry) in &commit.slots {
+            self.slots.set(&self.superblock.layout, *slot, *entry);
+            if entry.kind != Kind::Free {
+                self.note_for_reap(entry);
+            }
+        }
+        for change in commit.catalog {
+            self.catalog.apply(change);
+        }
+        for change in &commit.maps {
+            self.edit_map(change);
+        }
+        let epoch = self.epochs.now();
+        let freed = commit.slots.iter().filter(|(_, entry)| entry.kind == Kind::Free);
+        self.retired_slots.extend(freed.map(|(slot, _)| Retired { epoch, seq, what: *slot }));
+        if self.retired_slots.len() as u64 > self.allocator.free() / 4 {
+            // They are of use only when the journal says that what freed them is durable.
+            self.flushing.wait_once();
+        }
+        match commit.then {
+            Then::Nothing => {}
+            Then::Operation(id) => self.committed(id),
+            Then::Command => self.command_committed(),
+            Then::Reap => self.reap_committed(),
+            Then::Flatten => self.flatten_committed(),
+            Then::Marked(waiters) => {
+                waiters.into_iter().for_each(|waiter| self.answer_waiter(waiter, Ok(())))
+            }
+        }
+    }
+
+    fn edit_map(&mut self, change: &MapChange) {
+        let Some(open) = self.open.get_mut(&change.volume) else { return };
+        let mut parts = open.map.parts(change.vextent);
+        match change.edit {
+            Edit::Put { slot, mask } => {
+                // While writes are held the map's own tag is none; the layer's is kept beside it.
+                parts.put(crate::map::Part::new(slot, mask, open.tag));
+            }
+            Edit::Remove { mask } => parts.remove(mask),
+            Edit::Retag { slot, layer } => {
+                let live =
+                    self.catalog.volumes.get(&change.volume).is_some_and(|volume| volume.live == layer);
+                parts.retag(slot, if live { open.tag } else { FROZEN });
+            }
+        }
+        if let Some(node) = open.map.publish(&mut open.names, change.vextent, &parts) {
+            self.retire_node(change.volume, node);
+        }
+    }
+
+    fn retire_node(&mut self, volume: u32, node: Node) {
+        let epoch = self.epochs.now();
+        self.retired_nodes.push_back(Retired { epoch, seq: 0, what: (volume, node) });
+    }
+
+    /// Extents that are free but for what may still touch them.
+    pub(super) fn retired_extents(&self) -> u64 {
+        self.retired_slots.iter().filter(|retired| self.layout().place(retired.what).is_some()).count() as u64
+    }
+
+    /// Use again what nobody can touch any more.
+    pub(super) fn recycle(&mut self) {
+        let waits = |epoch| !self.epochs.passed(epoch);
+        let newest = self
+            .retired_slots
+            .back()
+            .map(|one| one.epoch)
+            .max(self.retired_nodes.back().map(|one| one.epoch));
+        if newest.is_some_and(waits) {
+            self.epochs.advance();
+        }
+        while self.retired_nodes.front().is_some_and(|retired| self.epochs.passed(retired.epoch)) {
+            let Some(Retired { what: (volume, node), .. }) = self.retired_nodes.pop_front() else { break };
+            if let Some(open) = self.open.get_mut(&volume) {
+                open.names.give(node);
+            }
+        }
+        let marked = self.journal.marked();
+        let mut freed = false;
+        while self.retired_slots.front().is_some_and(|one| one.seq < marked && self.epochs.passed(one.epoch))
+        {
+            let Some(retired) = self.retired_slots.pop_front() else { break };
+            self.allocator.give(retired.what);
+            freed = true;
+        }
+        if freed {
+            let starved = std::mem::take(&mut self.starved);
+            self.requests.extend(starved.into_iter().map(|(request, _)| request));
+        }
+        self.give_up_waiting();
+    }
+
+    /// The entry of `slot` without the granules in `mask`.
+    pub(super) fn without(&self, slot: u32, mask: u16) -> Entry {
+        let entry = self.slots.get(slot);
+        match entry.mask & !mask {
+            0 => Entry::default(),
+            rest => Entry { mask: rest, ..entry },
+        }
+    }
+}

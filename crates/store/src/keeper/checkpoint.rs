@@ -1,0 +1,202 @@
+//! The table, the catalog and the superblock: what the journal said, where it is not needed any more.
+//!
+//! Pages that changed are written to their other copy while requests go on, so a page may say more than the journal did when the
+//! checkpoint began. That is no harm: records are absolute, so replay from there makes the same of it. Before the superblock says
+//! that the copies count, a flush makes them durable, with the data that they speak of.
+
+use super::Keeper;
+use crate::format::{zeroed, Page};
+use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
+use crate::io::{Action, Data, Io, Purpose};
+
+/// Pages written at one time.
+const UNDER_WAY: usize = 16;
+/// Nanoseconds until one that failed is tried again.
+const AGAIN_NS: u64 = 1_000_000_000;
+
+pub(super) struct Checkpoint {
+    generation: u64,
+    layout: Layout,
+    /// Replay begins here.
+    from: u64,
+    covered: u64,
+    waiting: Vec<u32>,
+    under_way: usize,
+    /// Pages and the copy that they were written to.
+    written: Vec<(u32, u8)>,
+    stage: Stage,
+    catalog_copy: u8,
+    catalog_bytes: u32,
+    catalog_crc: u32,
+    failed: bool,
+}
+
+#[derive(PartialEq, Eq)]
+enum Stage {
+    Pages,
+    Catalog,
+    Flush,
+    Superblock,
+}
+
+impl Keeper {
+    pub(super) fn run_checkpoint(&mut self) {
+        if self.checkpoint.is_none() {
+            let (used, all) = self.journal.used();
+            let is_due = used > all / 2 || !self.throttled.is_empty() || self.wants_checkpoint();
+            if !is_due || self.failed.is_some() || self.now < self.checkpoint_after {
+                return;
+            }
+            self.begin_checkpoint();
+        }
+        self.write_pages();
+    }
+
+    fn begin_checkpoint(&mut self) {
+        self.highest_generation += 1;
+        self.checkpoint = Some(Checkpoint {
+            generation: self.highest_generation,
+            layout: self.layout().clone(),
+            from: self.journal.committed(),
+            covered: 0,
+            waiting: self.slots.take_dirty(),
+            under_way: 0,
+            written: Vec::new(),
+            stage: Stage::Pages,
+            catalog_copy: 1 - self.superblock.catalog_copy,
+            catalog_bytes: 0,
+            catalog_crc: 0,
+            failed: false,
+        });
+    }
+
+    fn write_pages(&mut self) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        while checkpoint.stage == Stage::Pages && checkpoint.under_way < UNDER_WAY && !checkpoint.failed {
+            let Some(page) = checkpoint.waiting.pop() else { break };
+            let (zone, in_zone, first) = checkpoint.layout.page(page);
+            let copy = 1 - self.slots.copy(page);
+            let mut block = zeroed(1);
+            let entries = self.slots.page(first, zone.first + zone.slots());
+            Page::encode(&self.superblock.uuid, page, checkpoint.generation, entries, &mut block[0]);
+            checkpoint.under_way += 1;
+            self.out.push_back(Io {
+                action: Action::Write { durable: false },
+                offset: zone.page_at(in_zone, copy),
+                len: BLOCK,
+                data: Data::Own(block),
+                purpose: Purpose::Page { page, copy },
+            });
+        }
+        if checkpoint.stage == Stage::Pages && checkpoint.under_way == 0 {
+            match checkpoint.failed {
+                true => self.end_checkpoint(false),
+                false => self.write_catalog(),
+            }
+        }
+    }
+
+    fn write_catalog(&mut self) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        checkpoint.stage = Stage::Catalog;
+        let bytes = self.catalog.encode();
+        checkpoint.catalog_bytes = bytes.len() as u32;
+        checkpoint.catalog_crc = crc32c::crc32c(&bytes);
+        let mut blocks = zeroed(bytes.len().div_ceil(BLOCK as usize).max(1));
+        for (block, chunk) in blocks.iter_mut().zip(bytes.chunks(BLOCK as usize)) {
+            block.0[..chunk.len()].copy_from_slice(chunk);
+        }
+        let offset = checkpoint.layout.catalog_copy(checkpoint.catalog_copy);
+        self.out.push_back(Io {
+            action: Action::Write { durable: false },
+            offset,
+            len: blocks.len() as u64 * BLOCK,
+            data: Data::Own(blocks),
+            purpose: Purpose::Catalog,
+        });
+    }
+
+    /// Something that the checkpoint asked for is done.
+    pub(super) fn checkpointed(&mut self, purpose: Purpose, result: Result<(), i32>) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        if let Err(errno) = result {
+            let error = std::io::Error::from_raw_os_error(errno);
+            self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
+            checkpoint.failed = true;
+        }
+        match purpose {
+            Purpose::Page { page, copy } => {
+                checkpoint.under_way -= 1;
+                // Written or not: the copy is to be overwritten before it may count.
+                checkpoint.written.push((page, copy));
+                self.write_pages();
+            }
+            _ if checkpoint.failed => self.end_checkpoint(false),
+            Purpose::Catalog => {
+                checkpoint.stage = Stage::Flush;
+                // Pages may hold what records before this one say, and the flush covers their data.
+                checkpoint.covered = self.journal.committed();
+                self.out.push_back(Io {
+                    action: Action::Flush,
+                    offset: 0,
+                    len: 0,
+                    data: Data::None,
+                    purpose: Purpose::CheckpointFlush,
+                });
+            }
+            Purpose::CheckpointFlush => self.write_superblock(),
+            _ => self.end_checkpoint(true),
+        }
+    }
+
+    fn write_superblock(&mut self) {
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        checkpoint.stage = Stage::Superblock;
+        let mut next = self.superblock.clone();
+        next.generation += 1;
+        next.table_generation = checkpoint.generation;
+        next.replay_from = checkpoint.from;
+        next.replay_incarnation = self.journal.incarnation();
+        next.covered = checkpoint.covered;
+        next.catalog_copy = checkpoint.catalog_copy;
+        next.catalog_bytes = checkpoint.catalog_bytes;
+        next.catalog_crc = checkpoint.catalog_crc;
+        next.layout = checkpoint.layout.clone();
+        let mut block = zeroed(1);
+        block[0] = next.encode();
+        self.out.push_back(Io {
+            action: Action::Write { durable: true },
+            offset: SUPERBLOCKS[(next.generation % 2) as usize],
+            len: BLOCK,
+            data: Data::Own(block),
+            purpose: Purpose::Superblock,
+        });
+    }
+
+    fn end_checkpoint(&mut self, succeeded: bool) {
+        let Some(checkpoint) = self.checkpoint.take() else { return };
+        if !succeeded {
+            let pages = checkpoint.written.iter().map(|(page, _)| *page).chain(checkpoint.waiting);
+            pages.for_each(|page| self.slots.set_dirty(page));
+            self.checkpoint_after = self.now + AGAIN_NS;
+            return;
+        }
+        for (page, copy) in &checkpoint.written {
+            self.slots.set_copy(*page, *copy);
+        }
+        let superblock = &mut self.superblock;
+        superblock.generation += 1;
+        superblock.table_generation = checkpoint.generation;
+        superblock.replay_from = checkpoint.from;
+        superblock.replay_incarnation = self.journal.incarnation();
+        superblock.covered = checkpoint.covered;
+        superblock.catalog_copy = checkpoint.catalog_copy;
+        superblock.catalog_bytes = checkpoint.catalog_bytes;
+        superblock.catalog_crc = checkpoint.catalog_crc;
+        self.journal.release(checkpoint.from, checkpoint.covered);
+        self.update_unmarked();
+        let throttled = std::mem::take(&mut self.throttled);
+        self.requests.extend(throttled);
+        self.command_checkpointed(checkpoint.layout.zones.len());
+    }
+}

@@ -1,0 +1,539 @@
+//! What an operator asks. One command is carried out after another; each counts as a whole, and is durable when it is answered.
+
+use std::sync::Arc;
+
+use super::flushing::Waiter;
+use super::{Commit, Keeper, Then};
+use crate::catalog::{Change, Layer, Snapshot, Volume, NAME_MAX};
+use crate::error::StoreError;
+use crate::map::{Map, TAG_MAX};
+
+use super::figures::{Figures, VolumeInfo};
+
+/// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
+const HOLD_NS: u64 = 10_000_000_000;
+
+/// `created_s`: seconds since 1970.
+#[derive(Clone, Debug)]
+pub enum Command {
+    Create {
+        name: String,
+        size: u64,
+        created_s: u64,
+    },
+    /// It must not be open, and have no snapshots.
+    Delete {
+        name: String,
+    },
+    Resize {
+        name: String,
+        size: u64,
+    },
+    /// Of all these volumes at one point.
+    Snapshot {
+        volumes: Vec<String>,
+        name: String,
+        created_s: u64,
+    },
+    DeleteSnapshot {
+        volume: String,
+        name: String,
+    },
+    /// It must not be open.
+    Revert {
+        volume: String,
+        name: String,
+    },
+    /// Of a snapshot, or of the volume as it is now.
+    Clone {
+        volume: String,
+        snapshot: Option<String>,
+        name: String,
+        created_s: u64,
+    },
+    /// Copy what it reads from others. Answered when that is done.
+    Flatten {
+        volume: String,
+    },
+    Open {
+        name: String,
+    },
+    /// As often as it was opened.
+    Close {
+        volume: u32,
+    },
+    List,
+    Figures,
+    /// What differs between two snapshots; `None`: nothing, and the volume as it is now.
+    Diff {
+        volume: String,
+        from: Option<String>,
+        to: Option<String>,
+    },
+    /// The drive has this many bytes now.
+    Grow {
+        size: u64,
+    },
+    /// Write a checkpoint, and take nothing any more.
+    Shutdown,
+}
+
+#[derive(Clone)]
+pub enum Answer {
+    Done,
+    Opened {
+        volume: u32,
+        map: Arc<Map>,
+        size: u64,
+    },
+    Volumes(Vec<VolumeInfo>),
+    Figures(Figures),
+    /// Bytes: from, length.
+    Ranges(Vec<(u64, u64)>),
+}
+
+/// Where a command is.
+pub(super) enum Running {
+    /// Until requests of these volumes have ended, or the time is up.
+    Holding {
+        volumes: Vec<u32>,
+        epoch: u64,
+        until: u64,
+        changes: Vec<Change>,
+    },
+    Recording {
+        held: Vec<u32>,
+    },
+    Flushing,
+    /// Until a checkpoint has written this many zones.
+    Growing {
+        zones: usize,
+    },
+    Closing,
+}
+
+impl Keeper {
+    pub(super) fn run_commands(&mut self) {
+        loop {
+            match self.running.take() {
+                Some((number, Running::Holding { volumes, epoch, until, changes })) => {
+                    self.go_on_holding(number, volumes, epoch, until, changes);
+                    if matches!(self.running, Some((_, Running::Holding { .. }))) {
+                        return;
+                    }
+                }
+                Some(running) => {
+                    self.running = Some(running);
+                    return;
+                }
+                None => {
+                    let Some((number, command)) = self.commands.pop_front() else { return };
+                    let started = match (self.closing, self.failed) {
+                        (true, _) => Err(StoreError::Closed),
+                        (false, Some(errno)) if command.changes() => {
+                            Err(StoreError::Failed(std::io::Error::from_raw_os_error(errno)))
+                        }
+                        _ => self.start(number, command),
+                    };
+                    match started {
+                        Ok(None) => {}
+                        Ok(Some(answer)) => self.answers.push_back((number, Ok(answer))),
+                        Err(error) => self.answers.push_back((number, Err(error))),
+                    }
+                }
+            }
+        }
+    }
+
+    /// None: it is under way.
+    fn start(&mut self, number: u64, command: Command) -> Result<Option<Answer>, StoreError> {
+        match command {
+            Command::Create { name, size, created_s } => {
+                self.check_new(&name)?;
+                self.check_size(size)?;
+                let layer = Layer { id: self.catalog.take_id(), parent: 0 };
+                let id = self.catalog.take_id();
+                let volume = Volume { id, name, size, live: layer.id, origin: 0, created_s };
+                self.change(number, vec![Change::Layer(layer), Change::Volume(volume)])
+            }
+            Command::Delete { name } => {
+                let volume = self.closed(&name)?;
+                let snapshots: Vec<&str> =
+                    self.catalog.snapshots_of(volume.id).map(|one| one.name.as_str()).collect();
+                if !snapshots.is_empty() {
+                    return Err(StoreError::HasSnapshots { volume: name, snapshots: snapshots.join(", ") });
+                }
+                self.change(number, vec![Change::NoVolume(volume.id)])
+            }
+            Command::Resize { name, size } => {
+                let volume = self.volume(&name)?;
+                self.check_size(size)?;
+                if size < volume.size {
+                    return Err(StoreError::Shrink { now: volume.size, size });
+                }
+                self.change(number, vec![Change::Volume(Volume { size, ..volume })])
+            }
+            Command::Snapshot { volumes, name, created_s } => {
+                self.snapshot(number, &volumes, &name, created_s)
+            }
+            Command::DeleteSnapshot { volume, name } => {
+                let snapshot = self.snapshot_of(&volume, &name)?;
+                let clones = self.catalog.clones_of(snapshot.id);
+                if !clones.is_empty() {
+                    return Err(StoreError::HasClones { volume, snapshot: name, clones: clones.join(", ") });
+                }
+                self.change(number, vec![Change::NoSnapshot(snapshot.id)])
+            }
+            Command::Revert { volume, name } => {
+                let snapshot = self.snapshot_of(&volume, &name)?;
+                let volume = self.closed(&volume)?;
+                let layer = Layer { id: self.catalog.take_id(), parent: snapshot.layer };
+                self.change(
+                    number,
+                    vec![Change::Layer(layer), Change::Volume(Volume { live: layer.id, ..volume })],
+                )
+            }
+            Command::Clone { volume, snapshot: Some(snapshot), name, created_s } => {
+                self.check_new(&name)?;
+                let snapshot = self.snapshot_of(&volume, &snapshot)?;
+                let layer = Layer { id: self.catalog.take_id(), parent: snapshot.layer };
+                let id = self.catalog.take_id();
+                let clone =
+                    Volume { id, name, size: snapshot.size, live: layer.id, origin: snapshot.id, created_s };
+                self.change(number, vec![Change::Layer(layer), Change::Volume(clone)])
+            }
+            Command::Clone { volume, snapshot: None, name, created_s } => {
+                self.check_new(&name)?;
+                let source = self.volume(&volume)?;
+                self.may_snapshot(&source)?;
+                let (mut changes, closed) = self.next_layer(&source);
+                let layer = Layer { id: self.catalog.take_id(), parent: closed };
+                let id = self.catalog.take_id();
+                let clone = Volume { id, name, size: source.size, live: layer.id, origin: 0, created_s };
+                changes.extend([Change::Layer(layer), Change::Volume(clone)]);
+                self.hold(number, vec![source.id], changes)
+            }
+            Command::Flatten { volume } => self.flatten(number, &volume).map(|()| None),
+            Command::Open { name } => {
+                let volume = self.volume(&name)?;
+                let (id, size) = (volume.id, volume.size);
+                let map = self.open_volume(id).ok_or(StoreError::NoVolume(name))?;
+                Ok(Some(Answer::Opened { volume: id, map, size }))
+            }
+            Command::Close { volume } => {
+                self.close_volume(volume);
+                Ok(Some(Answer::Done))
+            }
+            Command::List => Ok(Some(Answer::Volumes(self.volumes()))),
+            Command::Figures => Ok(Some(Answer::Figures(self.figures()))),
+            Command::Diff { volume, from, to } => {
+                self.diff(&volume, from, to).map(|ranges| Some(Answer::Ranges(ranges)))
+            }
+            Command::Grow { size } => {
+                let grown = self.layout().grown(size)?;
+                let before = self.layout().pages();
+                self.superblock.layout = grown;
+                self.slots.grow(&self.superblock.layout);
+                (before..self.layout().pages()).for_each(|page| self.slots.set_dirty(page));
+                self.running = Some((number, Running::Growing { zones: self.layout().zones.len() }));
+                Ok(None)
+            }
+            Command::Shutdown => {
+                self.closing = true;
+                self.running = Some((number, Running::Closing));
+                Ok(None)
+            }
+        }
+    }
+
+    fn volume(&self, name: &str) -> Result<Volume, StoreError> {
+        self.catalog.volume(name).cloned().ok_or_else(|| StoreError::NoVolume(name.into()))
+    }
+
+    /// A volume that nobody has open or works on.
+    fn closed(&self, name: &str) -> Result<Volume, StoreError> {
+        let volume = self.volume(name)?;
+        self.refuse_flattening(&volume)?;
+        match self.open.contains_key(&volume.id) {
+            true => Err(StoreError::InUse(name.into())),
+            false => Ok(volume),
+        }
+    }
+
+    fn snapshot_of(&self, volume: &str, name: &str) -> Result<Snapshot, StoreError> {
+        let id = self.volume(volume)?.id;
+        let missing = || StoreError::NoSnapshot { volume: volume.into(), snapshot: name.into() };
+        self.catalog.snapshot(id, name).cloned().ok_or_else(missing)
+    }
+
+    fn check_new(&self, name: &str) -> Result<(), StoreError> {
+        check_name(name)?;
+        match self.catalog.volume(name) {
+            Some(_) => Err(StoreError::VolumeExists(name.into())),
+            None => Ok(()),
+        }
+    }
+
+    fn check_size(&self, size: u64) -> Result<(), StoreError> {
+        let most = (u64::from(u32::MAX) << self.extents().shift).min(i64::MAX as u64);
+        match (1..=most).contains(&size) {
+            true => Ok(()),
+            false => Err(StoreError::Size { size, most }),
+        }
+    }
+
+    /// Have the catalog say this, all of it at once.
+    fn change(&mut self, number: u64, changes: Vec<Change>) -> Result<Option<Answer>, StoreError> {
+        self.record_command(number, changes, Vec::new())?;
+        Ok(None)
+    }
+
+    fn record_command(
+        &mut self,
+        number: u64,
+        changes: Vec<Change>,
+        held: Vec<u32>,
+    ) -> Result<(), StoreError> {
+        // Each change is below 256 bytes.
+        let most = self.catalog.encode().len() + changes.len() * 256;
+        if most as u64 > self.layout().catalog_len {
+            return Err(StoreError::CatalogFull);
+        }
+        let mut catalog = changes;
+        catalog.push(Change::Next(self.catalog.next));
+        self.record(Commit { catalog, then: Then::Command, ..Commit::default() });
+        self.running = Some((number, Running::Recording { held }));
+        Ok(())
+    }
+
+    fn snapshot(
+        &mut self,
+        number: u64,
+        volumes: &[String],
+        name: &str,
+        created_s: u64,
+    ) -> Result<Option<Answer>, StoreError> {
+        check_name(name)?;
+        let mut sources = Vec::new();
+        for volume in volumes {
+            let source = self.volume(volume)?;
+            if self.catalog.snapshot(source.id, name).is_some() {
+                return Err(StoreError::SnapshotExists { volume: volume.clone(), snapshot: name.into() });
+            }
+            self.may_snapshot(&source)?;
+            if sources.iter().all(|other: &Volume| other.id != source.id) {
+                sources.push(source);
+            }
+        }
+        let mut changes = Vec::new();
+        for source in &sources {
+            let (next, closed) = self.next_layer(source);
+            let id = self.catalog.take_id();
+            let (volume, name, size) = (source.id, name.into(), source.size);
+            changes.push(Change::Snapshot(Snapshot { id, volume, name, layer: closed, size, created_s }));
+            changes.extend(next);
+        }
+        self.hold(number, sources.iter().map(|source| source.id).collect(), changes)
+    }
+
+    fn may_snapshot(&self, volume: &Volume) -> Result<(), StoreError> {
+        self.refuse_flattening(volume)?;
+        match self.open.get(&volume.id) {
+            // Tags begin anew when it is opened.
+            Some(open) if open.tag == TAG_MAX => Err(StoreError::InUse(volume.name.clone())),
+            _ => Ok(()),
+        }
+    }
+
+    /// The changes that close a volume's live layer, and the layer.
+    fn next_layer(&mut self, volume: &Volume) -> (Vec<Change>, u32) {
+        let layer = Layer { id: self.catalog.take_id(), parent: volume.live };
+        (vec![Change::Layer(layer), Change::Volume(Volume { live: layer.id, ..volume.clone() })], volume.live)
+    }
+
+    /// Have writes of these volumes wait, and make the changes when those under way have ended.
+    fn hold(
+        &mut self,
+        number: u64,
+        volumes: Vec<u32>,
+        changes: Vec<Change>,
+    ) -> Result<Option<Answer>, StoreError> {
+        for id in &volumes {
+            if let Some(open) = self.open.get_mut(id) {
+                open.map.hold();
+                open.parked = Some(Vec::new());
+            }
+        }
+        let epoch = self.epochs.now();
+        self.epochs.advance();
+        let until = self.now + HOLD_NS;
+        self.running = Some((number, Running::Holding { volumes, epoch, until, changes }));
+        Ok(None)
+    }
+
+    fn go_on_holding(
+        &mut self,
+        number: u64,
+        volumes: Vec<u32>,
+        epoch: u64,
+        until: u64,
+        changes: Vec<Change>,
+    ) {
+        let open = || volumes.iter().filter_map(|id| self.open.get(id));
+        let rest = open().next().is_none() || open().all(|open| open.busy == 0) && self.epochs.passed(epoch);
+        if rest {
+            if let Err(error) = self.record_command(number, changes, volumes.clone()) {
+                self.release(&volumes, false);
+                self.answers.push_back((number, Err(error)));
+            }
+            return;
+        }
+        if self.now >= until || self.failed.is_some() {
+            let names =
+                volumes.iter().filter_map(|id| self.catalog.volumes.get(id)).map(|one| one.name.clone());
+            let name = names.collect::<Vec<_>>().join(", ");
+            self.release(&volumes, false);
+            self.answers.push_back((number, Err(StoreError::Slow(name))));
+            return;
+        }
+        self.epochs.advance();
+        self.running = Some((number, Running::Holding { volumes, epoch, until, changes }));
+    }
+
+    /// Writes go on: to the next layer, or as before.
+    fn release(&mut self, volumes: &[u32], next: bool) {
+        for id in volumes {
+            let Some(open) = self.open.get_mut(id) else { continue };
+            if next {
+                open.tag += 1;
+                open.tombs.clear();
+            }
+            open.map.set_live(open.tag);
+            self.requests.extend(open.parked.take().unwrap_or_default());
+        }
+    }
+
+    pub(super) fn command_committed(&mut self) {
+        self.update_unmarked();
+        let Some((number, running)) = self.running.take() else { return };
+        if let Running::Recording { held } = running {
+            self.release(&held, true);
+        }
+        self.running = Some((number, Running::Flushing));
+        self.flushing.wait(Waiter::Command);
+    }
+
+    pub(super) fn command_flushed(&mut self, result: Result<(), i32>) {
+        let Some((number, _)) = self.running.take() else { return };
+        let failed = |errno| StoreError::Failed(std::io::Error::from_raw_os_error(errno));
+        self.answers.push_back((number, result.map(|()| Answer::Done).map_err(failed)));
+    }
+
+    pub(super) fn command_failed(&mut self, errno: i32) {
+        let Some((number, running)) = self.running.take() else { return };
+        if let Running::Recording { held } = running {
+            self.release(&held, false);
+        }
+        self.answers.push_back((number, Err(StoreError::Failed(std::io::Error::from_raw_os_error(errno)))));
+    }
+
+    /// A command waits for a checkpoint.
+    pub(super) fn wants_checkpoint(&self) -> bool {
+        match &self.running {
+            Some((_, Running::Growing { .. })) => true,
+            Some((_, Running::Closing)) => {
+                self.operations.len() == self.free_operations.len() && self.journal.is_idle()
+            }
+            _ => false,
+        }
+    }
+
+    /// A checkpoint with this many zones is written.
+    pub(super) fn command_checkpointed(&mut self, zones: usize) {
+        match self.running.take() {
+            Some((number, Running::Growing { zones: wanted })) if zones >= wanted => {
+                let layout = &self.superblock.layout;
+                self.allocator.grow(layout, |_| false);
+                self.places.learn(&layout.zones);
+                self.requests
+                    .extend(std::mem::take(&mut self.starved).into_iter().map(|(request, _)| request));
+                self.answers.push_back((number, Ok(Answer::Done)));
+            }
+            Some((number, Running::Closing)) => self.answers.push_back((number, Ok(Answer::Done))),
+            running => self.running = running,
+        }
+    }
+
+    /// Ranges of `volume` that were written or discarded in layers that only one of the two has.
+    fn diff(
+        &self,
+        volume: &str,
+        from: Option<String>,
+        to: Option<String>,
+    ) -> Result<Vec<(u64, u64)>, StoreError> {
+        let of = |name: Option<String>| match name {
+            Some(name) => self.snapshot_of(volume, &name).map(|one| (one.layer, one.size)),
+            None => self.volume(volume).map(|volume| (volume.live, volume.size)),
+        };
+        let old = from
+            .map(|name| of(Some(name)))
+            .transpose()?
+            .map_or(Vec::new(), |(layer, _)| self.catalog.chain(layer));
+        let (layer, size) = of(to)?;
+        let new = self.catalog.chain(layer);
+        let differ: std::collections::BTreeSet<u32> = old
+            .iter()
+            .filter(|one| !new.contains(one))
+            .chain(new.iter().filter(|one| !old.contains(one)))
+            .copied()
+            .collect();
+        let extents = self.extents();
+        let mut pieces: Vec<(u64, u64)> = Vec::new();
+        for (_, entry) in self.slots.iter().filter(|(_, entry)| differ.contains(&entry.layer)) {
+            let start = u64::from(entry.vextent) << extents.shift;
+            if entry.mask == extents.full() {
+                pieces.push((start, u64::from(entry.count) << extents.shift));
+                continue;
+            }
+            for n in 0..u64::from(entry.count) {
+                let granules = (0..extents.granules()).filter(|bit| entry.mask >> bit & 1 == 1);
+                let at = start + (n << extents.shift);
+                pieces
+                    .extend(granules.map(|bit| (at + u64::from(bit) * extents.granule(), extents.granule())));
+            }
+        }
+        pieces.sort_unstable();
+        let mut ranges: Vec<(u64, u64)> = Vec::new();
+        for (at, len) in pieces {
+            let end = (at + len).min(size);
+            match ranges.last_mut() {
+                _ if at >= size => {}
+                Some((start, before)) if at <= *start + *before => *before = (*before).max(end - *start),
+                _ => ranges.push((at, end - at)),
+            }
+        }
+        Ok(ranges)
+    }
+}
+
+impl Command {
+    /// It changes something on the drive.
+    fn changes(&self) -> bool {
+        !matches!(
+            self,
+            Self::Open { .. }
+                | Self::Close { .. }
+                | Self::List
+                | Self::Figures
+                | Self::Diff { .. }
+                | Self::Shutdown
+        )
+    }
+}
+
+fn check_name(name: &str) -> Result<(), StoreError> {
+    match (1..=NAME_MAX).contains(&name.len()) {
+        true => Ok(()),
+        false => Err(StoreError::Name { len: name.len(), most: NAME_MAX }),
+    }
+}

@@ -1,0 +1,158 @@
+//! Copying what a clone reads from others, while it is in use.
+
+use super::flushing::Waiter;
+use super::operations::{Merge, Operation, Stage};
+use super::requests::Piece;
+use super::{Answer, Commit, Keeper, Then};
+use crate::catalog::{Change, Layer, Volume};
+use crate::error::StoreError;
+use crate::format::zeroed;
+use crate::geometry::BLOCK;
+use crate::io::{Action, Data, Io, Purpose};
+use crate::map::FROZEN;
+
+pub(super) struct Flatten {
+    number: u64,
+    volume: u32,
+    /// The next extent to look at.
+    at: u32,
+    copying: bool,
+    /// Everything is copied; the journal is to say so.
+    ending: bool,
+}
+
+impl Keeper {
+    /// Begin to flatten `volume`. Command `number` is answered when that has ended.
+    pub(super) fn flatten(&mut self, number: u64, name: &str) -> Result<(), StoreError> {
+        let volume = self.catalog.volume(name).cloned().ok_or_else(|| StoreError::NoVolume(name.into()))?;
+        if self.flatten.is_some() {
+            return Err(StoreError::Busy {
+                volume: name.into(),
+                what: "kept waiting, as another is being flattened",
+            });
+        }
+        if volume.origin == 0 {
+            return Err(StoreError::NoParent(name.into()));
+        }
+        self.open_volume(volume.id);
+        self.flatten = Some(Flatten { number, volume: volume.id, at: 0, copying: false, ending: false });
+        Ok(())
+    }
+
+    pub(super) fn refuse_flattening(&self, volume: &Volume) -> Result<(), StoreError> {
+        match &self.flatten {
+            Some(flatten) if flatten.volume == volume.id => {
+                Err(StoreError::Busy { volume: volume.name.clone(), what: "flattened" })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The journal is about to say that it is flat: layers must not change otherwise.
+    pub(super) fn is_ending_flatten(&self) -> bool {
+        self.flatten.as_ref().is_some_and(|flatten| flatten.ending)
+    }
+
+    pub(super) fn run_flatten(&mut self) {
+        let Some(flatten) = &mut self.flatten else { return };
+        if flatten.copying
+            || flatten.ending
+            || self.closing
+            || !self.journal.has_room()
+            || self.journal.pending() > 0
+        {
+            return;
+        }
+        let Some(open) = self.open.get(&flatten.volume) else { return };
+        let map = open.map.clone();
+        while let Some(vextent) = map.next_mapped(flatten.at, u32::MAX) {
+            flatten.at = vextent;
+            let parts = map.parts(vextent);
+            let Some(part) = parts.iter().find(|part| part.tag() == FROZEN || part.tag() != open.tag) else {
+                flatten.at = vextent + 1;
+                continue;
+            };
+            if self.locks.contains_key(&(flatten.volume, vextent)) {
+                return;
+            }
+            let (volume, from, mask) = (flatten.volume, part.slot(), part.mask());
+            return self.copy(volume, vextent, from, mask);
+        }
+        if self.reap.is_some() {
+            return;
+        }
+        let Some(volume) = self.catalog.volumes.get(&flatten.volume).cloned() else { return };
+        flatten.ending = true;
+        let catalog = vec![
+            Change::Layer(Layer { id: volume.live, parent: 0 }),
+            Change::Volume(Volume { origin: 0, ..volume }),
+        ];
+        self.record(Commit { catalog, then: Then::Flatten, ..Commit::default() });
+    }
+
+    /// Copy granules that slot `from` has of an extent, as far as they lie together.
+    fn copy(&mut self, volume: u32, vextent: u32, from: u32, mask: u16) {
+        let extents = self.extents();
+        let first = mask.trailing_zeros();
+        let count = (mask >> first).trailing_ones();
+        let Some((slot, taken)) = self.slot_for(volume, vextent) else {
+            let free = self.allocator.free() * extents.bytes();
+            return self.end_flatten(Err(StoreError::Full { free }));
+        };
+        let within = u64::from(first) << extents.granule_shift;
+        let len = u64::from(count) << extents.granule_shift;
+        let piece = Piece { vextent, mask: extents.mask(within, len) };
+        let operation = Operation {
+            request: None,
+            volume,
+            bytes: len,
+            locked: vec![vextent],
+            taken,
+            commit: self.put(volume, &[piece], slot),
+            stage: Stage::Merge { merge: Merge::Copy, to: self.place(slot) + within },
+        };
+        if let Some(flatten) = &mut self.flatten {
+            flatten.copying = true;
+        }
+        let offset = self.place(from) + within;
+        self.begin(operation, |id| Io {
+            action: Action::Read,
+            offset,
+            len,
+            data: Data::Own(zeroed((len / BLOCK) as usize)),
+            purpose: Purpose::Operation(id),
+        });
+    }
+
+    /// A copy has ended.
+    pub(super) fn copied(&mut self, result: Result<(), i32>) {
+        if let Some(flatten) = &mut self.flatten {
+            flatten.copying = false;
+        }
+        if let Err(errno) = result {
+            self.flatten_failed(errno);
+        }
+    }
+
+    pub(super) fn flatten_committed(&mut self) {
+        self.flushing.wait(Waiter::Flatten);
+    }
+
+    pub(super) fn flatten_flushed(&mut self, result: Result<(), i32>) {
+        match result {
+            Ok(()) => self.end_flatten(Ok(Answer::Done)),
+            Err(errno) => self.flatten_failed(errno),
+        }
+    }
+
+    pub(super) fn flatten_failed(&mut self, errno: i32) {
+        let source = std::io::Error::from_raw_os_error(errno);
+        self.end_flatten(Err(StoreError::Drive { what: "read or written", offset: 0, source }));
+    }
+
+    fn end_flatten(&mut self, result: Result<Answer, StoreError>) {
+        let Some(flatten) = self.flatten.take() else { return };
+        self.close_volume(flatten.volume);
+        self.answers.push_back((flatten.number, result));
+    }
+}

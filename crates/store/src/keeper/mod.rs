@@ -1,0 +1,385 @@
+//! The keeper: the one that changes what is where. It does no I/O and reads no clock; see the crate's documentation.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `mod.rs` | what it has, and the order of a turn |
+//! | `requests.rs` | what guests ask: which step comes next, and what it changes |
+//! | `operations.rs` | a step from its first I/O to its answer |
+//! | `apply.rs` | changes that count now: slots, maps, places to be used again |
+//! | `flushing.rs` | what is made durable, and how the journal says so |
+//! | `checkpoint.rs` | the table, the catalog and the superblock |
+//! | `commands.rs` | what an operator asks: volumes, snapshots, clones |
+//! | `opening.rs` | the map of a volume that is opened |
+//! | `reap.rs` | layers that nobody names any more |
+//! | `flatten.rs` | copying what a clone has of others |
+
+mod apply;
+mod checkpoint;
+mod commands;
+mod figures;
+mod flatten;
+mod flushing;
+mod opening;
+mod operations;
+mod reap;
+mod requests;
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+
+pub use commands::{Answer, Command};
+pub use figures::{Figures, SnapshotInfo, VolumeInfo};
+
+use crate::allocator::Allocator;
+use crate::catalog::{Catalog, Change};
+use crate::epochs::Epochs;
+use crate::error::StoreError;
+use crate::format::{Entry, Superblock};
+use crate::geometry::{Extents, Layout};
+use crate::io::{errno, Done, Io, Request};
+use crate::journal::Journal;
+use crate::map::{Map, Node, NodeNames, Places};
+use crate::recovery::Recovered;
+use crate::slots::Slots;
+use apply::Retired;
+use checkpoint::Checkpoint;
+use commands::Running;
+use flatten::Flatten;
+use flushing::{Flushing, Waiter};
+use operations::Operation;
+use reap::Reap;
+
+/// Nanoseconds that a first write waits for room before it is answered with ENOSPC.
+pub const FULL_WAIT_NS: u64 = 30_000_000_000;
+
+/// What a carrier looks at without asking.
+#[derive(Default)]
+pub struct Shared {
+    /// Some change of a map is not known to be durable: a flush has to go through the keeper.
+    pub unmarked: AtomicBool,
+}
+
+/// What is to count all at once when its record is written.
+#[derive(Default)]
+pub(crate) struct Commit {
+    slots: Vec<(u32, Entry)>,
+    maps: Vec<MapChange>,
+    catalog: Vec<Change>,
+    then: Then,
+}
+
+#[derive(Clone, Copy)]
+struct MapChange {
+    volume: u32,
+    vextent: u32,
+    edit: Edit,
+}
+
+#[derive(Clone, Copy)]
+enum Edit {
+    /// These granules are in this slot, and the live layer's.
+    Put {
+        slot: u32,
+        mask: u16,
+    },
+    Remove {
+        mask: u16,
+    },
+    /// The slot belongs to this layer now.
+    Retag {
+        slot: u32,
+        layer: u32,
+    },
+}
+
+#[derive(Default)]
+enum Then {
+    #[default]
+    Nothing,
+    Operation(u32),
+    Command,
+    Reap,
+    Flatten,
+    Marked(Vec<Waiter>),
+}
+
+/// A volume that is served.
+struct Open {
+    map: Arc<Map>,
+    names: NodeNames,
+    /// The live layer's tag.
+    tag: u16,
+    /// Who opened it, and how often.
+    users: u32,
+    /// Tombstones of the live layer: the slot, and how many extents and which granules it speaks of.
+    tombs: BTreeMap<u32, (u32, u32, u16)>,
+    /// Steps under way.
+    busy: u32,
+    /// Writes wait here while a snapshot is made.
+    parked: Option<Vec<Request>>,
+}
+
+/// Locks of a job that is no operation.
+const JOB: u32 = u32::MAX;
+
+/// See the module.
+pub struct Keeper {
+    superblock: Superblock,
+    catalog: Catalog,
+    slots: Slots,
+    allocator: Allocator,
+    journal: Journal<Commit>,
+    epochs: Arc<Epochs>,
+    places: Arc<Places>,
+    shared: Arc<Shared>,
+    open: BTreeMap<u32, Open>,
+    operations: Vec<Option<Operation>>,
+    free_operations: Vec<u32>,
+    /// Extents that a step or a job is changing, by volume.
+    locks: HashMap<(u32, u32), u32>,
+    /// Requests that wait for whoever has a lock.
+    blocked: HashMap<u32, Vec<Request>>,
+    requests: VecDeque<Request>,
+    /// Requests that wait for the journal to have room.
+    throttled: VecDeque<Request>,
+    /// Requests that wait for a free place, and until when.
+    starved: VecDeque<(Request, u64)>,
+    flushing: Flushing,
+    checkpoint: Option<Checkpoint>,
+    /// When a checkpoint that failed is tried again.
+    checkpoint_after: u64,
+    highest_generation: u64,
+    retired_slots: VecDeque<Retired<u32>>,
+    retired_nodes: VecDeque<Retired<(u32, Node)>>,
+    commands: VecDeque<(u64, Command)>,
+    running: Option<(u64, Running)>,
+    reap: Option<Reap>,
+    flatten: Option<Flatten>,
+    out: VecDeque<Io>,
+    done: VecDeque<Done>,
+    answers: VecDeque<(u64, Result<Answer, StoreError>)>,
+    events: VecDeque<String>,
+    now: u64,
+    /// The journal could not be written, with this errno.
+    failed: Option<i32>,
+    closing: bool,
+}
+
+impl Keeper {
+    /// Of a store that [`begin`](crate::begin) has taken possession of.
+    pub(crate) fn new(recovered: Recovered, epochs: Arc<Epochs>) -> Self {
+        let Recovered { superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+        let layout = &superblock.layout;
+        let allocator = Allocator::new(layout, |slot| slots.get(slot).kind != crate::format::Kind::Free);
+        let journal = Journal::new(
+            superblock.uuid,
+            layout.journal_blocks,
+            superblock.incarnation,
+            next,
+            superblock.replay_from,
+            superblock.covered,
+        );
+        let places = Arc::new(Places::default());
+        places.learn(&layout.zones);
+        let mut events = VecDeque::new();
+        if dropped > 0 {
+            events.push_back(format!(
+                "power was lost: {dropped} blocks of the journal that no flush had made durable were dropped"
+            ));
+        }
+        let shared = Arc::new(Shared { unmarked: AtomicBool::new(next > superblock.covered) });
+        Self {
+            superblock,
+            catalog,
+            slots,
+            allocator,
+            journal,
+            epochs,
+            places,
+            shared,
+            open: BTreeMap::new(),
+            operations: Vec::new(),
+            free_operations: Vec::new(),
+            locks: HashMap::new(),
+            blocked: HashMap::new(),
+            requests: VecDeque::new(),
+            throttled: VecDeque::new(),
+            starved: VecDeque::new(),
+            flushing: Flushing::default(),
+            checkpoint: None,
+            checkpoint_after: 0,
+            highest_generation,
+            retired_slots: VecDeque::new(),
+            retired_nodes: VecDeque::new(),
+            commands: VecDeque::new(),
+            running: None,
+            reap: None,
+            flatten: None,
+            out: VecDeque::new(),
+            done: VecDeque::new(),
+            answers: VecDeque::new(),
+            events,
+            now: 0,
+            failed: None,
+            closing: false,
+        }
+    }
+
+    pub fn shared(&self) -> Arc<Shared> {
+        self.shared.clone()
+    }
+
+    pub fn uuid(&self) -> [u8; 16] {
+        self.superblock.uuid
+    }
+
+    /// Take a guest's request. The answer comes out of [`next_done`](Self::next_done).
+    pub fn submit(&mut self, request: Request) {
+        self.requests.push_back(request);
+    }
+
+    /// Take a command. The answer comes out of [`next_answer`](Self::next_answer) with its number.
+    pub fn command(&mut self, number: u64, command: Command) {
+        self.commands.push_back((number, command));
+    }
+
+    /// Go on. `now`: nanoseconds of any clock that does not go back. True if there was something to do.
+    pub fn turn(&mut self, now: u64) -> bool {
+        self.now = now;
+        let before = (self.out.len(), self.done.len(), self.answers.len());
+        self.recycle();
+        while let Some(request) = self.requests.pop_front() {
+            self.plan(request);
+        }
+        self.run_commands();
+        self.run_reap();
+        self.run_flatten();
+        self.start_flush();
+        self.run_checkpoint();
+        self.write_journal();
+        before != (self.out.len(), self.done.len(), self.answers.len())
+    }
+
+    /// The next thing to be done on the drive.
+    pub fn next_io(&mut self) -> Option<Io> {
+        self.out.pop_front()
+    }
+
+    pub fn next_done(&mut self) -> Option<Done> {
+        self.done.pop_front()
+    }
+
+    pub fn next_answer(&mut self) -> Option<(u64, Result<Answer, StoreError>)> {
+        self.answers.pop_front()
+    }
+
+    /// Something that a person should read.
+    pub fn next_event(&mut self) -> Option<String> {
+        self.events.pop_front()
+    }
+
+    /// Nothing is under way, and nothing will be unless somebody asks.
+    pub fn is_idle(&self) -> bool {
+        self.operations.len() == self.free_operations.len()
+            && self.requests.is_empty()
+            && self.throttled.is_empty()
+            && self.starved.is_empty()
+            && self.commands.is_empty()
+            && self.running.is_none()
+            && self.reap.is_none()
+            && self.flatten.is_none()
+            && self.checkpoint.is_none()
+            && self.flushing.is_idle()
+            && self.journal.is_idle()
+            && self.out.is_empty()
+    }
+
+    /// Waits for time to pass or for reactors to go on, so that somebody has to call [`turn`](Self::turn) again without an event.
+    pub fn needs_turns(&self) -> bool {
+        !self.starved.is_empty()
+            || !self.throttled.is_empty()
+            || !self.retired_slots.is_empty()
+            || !self.retired_nodes.is_empty()
+            || self.running.is_some()
+            || self.reap.is_some()
+            || self.flatten.is_some()
+            || self.checkpoint.is_some()
+    }
+
+    fn layout(&self) -> &Layout {
+        &self.superblock.layout
+    }
+
+    fn extents(&self) -> Extents {
+        self.superblock.layout.extents
+    }
+
+    /// An I/O is done: `result` is an errno where it failed.
+    pub fn completed(&mut self, io: Io, result: Result<(), i32>) {
+        use crate::io::Purpose;
+        match io.purpose {
+            Purpose::Operation(id) => self.advance(id, io, result),
+            Purpose::Journal(seq) => match result {
+                Ok(()) => {
+                    for (seq, commit) in self.journal.written(seq) {
+                        self.apply(seq, commit);
+                    }
+                    self.update_unmarked();
+                }
+                Err(errno) => self.fail(errno),
+            },
+            Purpose::Flush => self.flushed(result),
+            Purpose::Page { .. } | Purpose::Catalog | Purpose::CheckpointFlush | Purpose::Superblock => {
+                self.checkpointed(io.purpose, result);
+            }
+        }
+    }
+
+    fn update_unmarked(&self) {
+        self.shared.unmarked.store(self.journal.marked() < self.journal.committed(), Ordering::Release);
+    }
+
+    /// The journal cannot be written. What it was to say never counts, here or after a restart.
+    fn fail(&mut self, errno: i32) {
+        if self.failed.replace(errno).is_none() {
+            let error = std::io::Error::from_raw_os_error(errno);
+            self.events.push_back(format!(
+                "the journal could not be written: {error}; nothing changes in maps any more"
+            ));
+        }
+        for commit in self.journal.fail() {
+            self.abandon(commit, errno);
+        }
+        for waiter in self.flushing.take_all() {
+            self.answer_waiter(waiter, Err(errno));
+        }
+        for (request, _) in std::mem::take(&mut self.starved) {
+            self.done.push_back(Done { token: request.token, result: Err(errno) });
+        }
+        for request in std::mem::take(&mut self.throttled) {
+            self.done.push_back(Done { token: request.token, result: Err(errno) });
+        }
+    }
+
+    fn abandon(&mut self, commit: Commit, errno: i32) {
+        match commit.then {
+            Then::Nothing => {}
+            Then::Operation(id) => self.finish(id, Err(errno)),
+            Then::Command => self.command_failed(errno),
+            Then::Reap => self.reap = None,
+            Then::Flatten => self.flatten_failed(errno),
+            Then::Marked(waiters) => {
+                waiters.into_iter().for_each(|waiter| self.answer_waiter(waiter, Err(errno)))
+            }
+        }
+    }
+
+    fn refuse(&mut self, request: &Request, errno: i32) {
+        self.done.push_back(Done { token: request.token, result: Err(errno) });
+    }
+
+    fn gone(&mut self, request: &Request) {
+        self.refuse(request, errno::ENODEV);
+    }
+}

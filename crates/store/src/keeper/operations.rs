@@ -1,0 +1,197 @@
+//! A step of a request, from its first I/O to its answer.
+
+use super::flushing::Waiter;
+use super::{Commit, Keeper, Then};
+use crate::format::Block;
+use crate::io::{Action, Data, Done, Io, Purpose, Request};
+
+/// A step under way.
+pub(super) struct Operation {
+    /// None: a copy for [`flatten`](super::flatten).
+    pub request: Option<Request>,
+    pub volume: u32,
+    /// Bytes of the request that the step does.
+    pub bytes: u64,
+    /// Extents that it has locked.
+    pub locked: Vec<u32>,
+    /// Slots taken for it, which are free again if it fails.
+    pub taken: Vec<u32>,
+    /// What changes when its data is there.
+    pub commit: Commit,
+    pub stage: Stage,
+}
+
+/// What comes next when the I/O under way is done.
+pub(super) enum Stage {
+    /// The buffer is read: put the request's bytes into it.
+    Merge { merge: Merge, to: u64 },
+    /// The buffer is complete: write it to this byte.
+    Write { to: u64 },
+    /// The data is written: have the journal say where it is.
+    Record,
+    /// The journal says it.
+    Flush,
+}
+
+/// What a request changes in a granule.
+#[derive(Clone, Copy)]
+pub(super) enum Merge {
+    /// `len` bytes of its data, from its begin, to byte `at`.
+    Guest {
+        at: usize,
+        len: u64,
+    },
+    Zeroes {
+        at: usize,
+        len: u64,
+    },
+    /// Nothing: a copy.
+    Copy,
+}
+
+impl Keeper {
+    /// Begin a step with its first I/O.
+    pub(super) fn begin(&mut self, operation: Operation, io: impl FnOnce(u32) -> Io) {
+        let id = self.free_operations.pop().unwrap_or_else(|| {
+            self.operations.push(None);
+            self.operations.len() as u32 - 1
+        });
+        for vextent in &operation.locked {
+            self.locks.insert((operation.volume, *vextent), id);
+        }
+        if let Some(open) = self.open.get_mut(&operation.volume) {
+            open.busy += 1;
+        }
+        self.operations[id as usize] = Some(operation);
+        let io = io(id);
+        self.out.push_back(io);
+    }
+
+    /// Begin a step that needs no I/O before its record.
+    pub(super) fn begin_record(&mut self, operation: Operation) {
+        let id = self.free_operations.pop().unwrap_or_else(|| {
+            self.operations.push(None);
+            self.operations.len() as u32 - 1
+        });
+        for vextent in &operation.locked {
+            self.locks.insert((operation.volume, *vextent), id);
+        }
+        if let Some(open) = self.open.get_mut(&operation.volume) {
+            open.busy += 1;
+        }
+        self.operations[id as usize] = Some(operation);
+        self.record_operation(id);
+    }
+
+    /// An I/O of step `id` is done.
+    pub(super) fn advance(&mut self, id: u32, io: Io, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            return self.finish(id, Err(errno));
+        }
+        let Some(operation) = self.operations[id as usize].as_mut() else { return };
+        match operation.stage {
+            Stage::Merge { merge, to } => {
+                let Data::Own(mut buffer) = io.data else { return };
+                operation.stage = Stage::Write { to };
+                let token = operation.request.map_or(0, |request| request.token);
+                match merge {
+                    Merge::Guest { at, len } => {
+                        self.out.push_back(Io {
+                            action: Action::Fill { token, skip: 0, at },
+                            offset: 0,
+                            len,
+                            data: Data::Own(buffer),
+                            purpose: Purpose::Operation(id),
+                        });
+                        return;
+                    }
+                    Merge::Zeroes { at, len } => zero(&mut buffer, at, len as usize),
+                    Merge::Copy => {}
+                }
+                self.write_buffer(id, to, buffer);
+            }
+            Stage::Write { to } => {
+                let Data::Own(buffer) = io.data else { return };
+                self.write_buffer(id, to, buffer);
+            }
+            Stage::Record => self.record_operation(id),
+            Stage::Flush => {}
+        }
+    }
+
+    fn write_buffer(&mut self, id: u32, to: u64, buffer: Box<[Block]>) {
+        if let Some(operation) = self.operations[id as usize].as_mut() {
+            operation.stage = Stage::Record;
+        }
+        self.out.push_back(Io {
+            action: Action::Write { durable: false },
+            offset: to,
+            len: buffer.len() as u64 * crate::geometry::BLOCK,
+            data: Data::Own(buffer),
+            purpose: Purpose::Operation(id),
+        });
+    }
+
+    fn record_operation(&mut self, id: u32) {
+        let Some(operation) = self.operations[id as usize].as_mut() else { return };
+        operation.stage = Stage::Flush;
+        let mut commit = std::mem::take(&mut operation.commit);
+        if commit.slots.is_empty() {
+            return self.committed(id);
+        }
+        if let Some(errno) = self.failed {
+            return self.finish(id, Err(errno));
+        }
+        commit.then = Then::Operation(id);
+        self.record(commit);
+    }
+
+    /// What step `id` changed counts.
+    pub(super) fn committed(&mut self, id: u32) {
+        self.update_unmarked();
+        let Some(operation) = self.operations[id as usize].as_mut() else { return };
+        operation.taken.clear();
+        match operation.request.is_some_and(|request| request.durable) {
+            true => self.flushing.wait(Waiter::Operation(id)),
+            false => self.finish(id, Ok(())),
+        }
+    }
+
+    /// Step `id` has ended.
+    pub(super) fn finish(&mut self, id: u32, result: Result<(), i32>) {
+        let Some(operation) = self.operations[id as usize].take() else { return };
+        self.free_operations.push(id);
+        for slot in operation.taken {
+            // No record ever named it.
+            self.allocator.give(slot);
+        }
+        for vextent in &operation.locked {
+            self.locks.remove(&(operation.volume, *vextent));
+        }
+        self.unblock(id);
+        if let Some(open) = self.open.get_mut(&operation.volume) {
+            open.busy -= 1;
+        }
+        match operation.request {
+            Some(request) => {
+                let result = result.map(|()| operation.bytes);
+                self.done.push_back(Done { token: request.token, result });
+            }
+            None => self.copied(result),
+        }
+    }
+
+    /// Whoever waited for the locks of `owner` may go on.
+    pub(super) fn unblock(&mut self, owner: u32) {
+        if let Some(waiting) = self.blocked.remove(&owner) {
+            self.requests.extend(waiting);
+        }
+    }
+}
+
+fn zero(buffer: &mut [Block], at: usize, len: usize) {
+    let size = crate::geometry::BLOCK as usize;
+    for n in at..at + len {
+        buffer[n / size].0[n % size] = 0;
+    }
+}

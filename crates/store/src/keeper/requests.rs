@@ -1,0 +1,416 @@
+//! What guests ask: which step comes next, and what it changes.
+//!
+//! A step does the begin of a request, as far as it is of one kind; whoever asked comes again with the rest. A write is one of
+//! these: granules that the live layer has, in place; a part of a granule, read from where it was and written whole to where it
+//! will be; whole granules, from the guest's memory to where they will be.
+
+use super::flushing::Waiter;
+use super::operations::{Merge, Operation, Stage};
+use super::{Commit, Edit, Keeper, MapChange, FULL_WAIT_NS};
+use crate::format::{zeroed, Entry};
+use crate::geometry::BLOCK;
+use crate::io::{errno, Action, Data, Done, Io, Purpose, Request, RequestKind, ZEROES};
+use crate::map::{Part, Parts, Run};
+
+/// Extents that a write takes in one step.
+const EXTENTS_PER_STEP: u32 = 64;
+/// Slots that a step changes at most, so that its records fit into one block.
+const CHANGES_PER_STEP: usize = 128;
+/// Extents that a step looks at when it unmaps.
+const LOOKS_PER_STEP: u32 = 8192;
+
+/// Some granules of an extent.
+#[derive(Clone, Copy)]
+pub(super) struct Piece {
+    pub vextent: u32,
+    pub mask: u16,
+}
+
+impl Keeper {
+    /// Begin the next step of `request`, or have it wait.
+    pub(super) fn plan(&mut self, request: Request) {
+        if request.kind == RequestKind::Flush {
+            return self.flushing.wait(Waiter::Request(request.token));
+        }
+        if let Some(errno) = self.failed {
+            return self.refuse(&request, errno);
+        }
+        let Some(open) = self.open.get_mut(&request.volume) else { return self.gone(&request) };
+        if let Some(parked) = &mut open.parked {
+            return parked.push(request);
+        }
+        if !self.journal.has_room() {
+            return self.throttled.push_back(request);
+        }
+        let Some(open) = self.open.get(&request.volume) else { return };
+        let in_place = open.map.write(request.offset, request.len);
+        match (request.kind, in_place) {
+            (RequestKind::Write, Some(Run::At { at, len })) => self.write_in_place(request, at, len),
+            (RequestKind::Zero { unmap: false }, Some(Run::At { at, len })) => {
+                self.zero_in_place(request, at, len)
+            }
+            (RequestKind::Write, _) => self.plan_granules(request),
+            (RequestKind::Zero { .. }, _) => self.plan_zeroes(request, in_place),
+            (RequestKind::Flush, _) => {}
+        }
+    }
+
+    /// Wait for whoever has locked `vextent`. False if nobody has.
+    fn blocks(&mut self, request: &Request, vextent: u32) -> bool {
+        match self.locks.get(&(request.volume, vextent)) {
+            Some(owner) => {
+                self.blocked.entry(*owner).or_default().push(*request);
+                true
+            }
+            None => false,
+        }
+    }
+
+    fn write_in_place(&mut self, request: Request, at: u64, len: u64) {
+        let operation = Operation {
+            request: Some(request),
+            volume: request.volume,
+            bytes: len,
+            locked: Vec::new(),
+            taken: Vec::new(),
+            commit: Commit::default(),
+            stage: Stage::Record,
+        };
+        self.begin(operation, |id| guest_write(id, &request, at, len));
+    }
+
+    fn zero_in_place(&mut self, request: Request, at: u64, len: u64) {
+        let len = len.min(ZEROES);
+        let operation = Operation {
+            request: Some(request),
+            volume: request.volume,
+            bytes: len,
+            locked: Vec::new(),
+            taken: Vec::new(),
+            commit: Commit::default(),
+            stage: Stage::Record,
+        };
+        self.begin(operation, |id| Io {
+            action: Action::Write { durable: false },
+            offset: at,
+            len,
+            data: Data::Zeroes,
+            purpose: Purpose::Operation(id),
+        });
+    }
+
+    /// A write whose first granule is not the live layer's.
+    fn plan_granules(&mut self, request: Request) {
+        let extents = self.extents();
+        let first = (request.offset >> extents.shift) as u32;
+        if self.blocks(&request, first) {
+            return;
+        }
+        let granule = extents.granule();
+        let before = request.offset % granule;
+        if before != 0 || request.len < granule {
+            let len = request.len.min(granule - before);
+            let merge = Merge::Guest { at: before as usize, len };
+            return self.merge_granule(request, merge, len);
+        }
+        let Some(open) = self.open.get(&request.volume) else { return };
+        let parts = open.map.parts(first);
+        if let Some(part) = live_part(&parts, open.tag) {
+            let within = request.offset % extents.bytes();
+            let most = extents.bytes() - within;
+            let foreign = run_of(owned(&parts, open.tag), (within / granule) as u32, extents.granules());
+            let len = (u64::from(foreign) * granule).min(most).min(request.len / granule * granule);
+            let piece = Piece { vextent: first, mask: extents.mask(within, len) };
+            let at = self.place(part.slot()) + within;
+            let commit = self.put(request.volume, &[piece], part.slot());
+            let operation = self.step(request, len, vec![first], Vec::new(), commit);
+            return self.begin(operation, |id| guest_write(id, &request, at, len));
+        }
+        self.write_new(request, first);
+    }
+
+    /// Whole granules of extents of which the live layer has none.
+    fn write_new(&mut self, request: Request, first: u32) {
+        let extents = self.extents();
+        let granule = extents.granule();
+        let Some(open) = self.open.get(&request.volume) else { return };
+        let within = request.offset % extents.bytes();
+        let whole = request.len / granule * granule;
+        let mut count = 1;
+        while count < EXTENTS_PER_STEP
+            && u64::from(count) * extents.bytes() < within + whole
+            && !self.locks.contains_key(&(request.volume, first + count))
+            && live_part(&open.map.parts(first + count), open.tag).is_none()
+        {
+            count += 1;
+        }
+        let Some((slot, count)) = self.allocator.take(count) else { return self.starve(request) };
+        let len = whole.min(u64::from(count) * extents.bytes() - within);
+        let pieces: Vec<Piece> = (0..count)
+            .map(|n| {
+                let start = if n == 0 { within } else { 0 };
+                let end = (within + len - u64::from(n) * extents.bytes()).min(extents.bytes());
+                Piece { vextent: first + n, mask: extents.mask(start, end - start) }
+            })
+            .collect();
+        let at = self.place(slot) + within;
+        let commit = self.put(request.volume, &pieces, slot);
+        let locked = pieces.iter().map(|piece| piece.vextent).collect();
+        let operation = self.step(request, len, locked, (slot..slot + count).collect(), commit);
+        self.begin(operation, |id| guest_write(id, &request, at, len));
+    }
+
+    /// A part of a granule that is not the live layer's: the whole of it gets a place there.
+    fn merge_granule(&mut self, request: Request, merge: Merge, bytes: u64) {
+        let extents = self.extents();
+        let vextent = (request.offset >> extents.shift) as u32;
+        let within = request.offset % extents.bytes() / extents.granule() * extents.granule();
+        let piece = Piece { vextent, mask: extents.mask(within, 1) };
+        let Some((slot, taken)) = self.slot_for(request.volume, vextent) else { return self.starve(request) };
+        let commit = self.put(request.volume, &[piece], slot);
+        let to = self.place(slot) + within;
+        let mut operation = self.step(request, bytes, vec![vextent], taken, commit);
+        operation.stage = Stage::Merge { merge, to };
+        let Some(open) = self.open.get(&request.volume) else { return };
+        let granule = extents.granule();
+        let start = request.offset / granule * granule;
+        let buffer = zeroed((granule / BLOCK) as usize);
+        match open.map.read(start, granule) {
+            Run::At { at, .. } => self.begin(operation, |id| Io {
+                action: Action::Read,
+                offset: at,
+                len: granule,
+                data: Data::Own(buffer),
+                purpose: Purpose::Operation(id),
+            }),
+            // Nothing there: the request's bytes go among zeroes.
+            Run::Zero { .. } => {
+                let Merge::Guest { at, len } = merge else { return };
+                operation.stage = Stage::Write { to };
+                self.begin(operation, |id| Io {
+                    action: Action::Fill { token: request.token, skip: 0, at },
+                    offset: 0,
+                    len,
+                    data: Data::Own(buffer),
+                    purpose: Purpose::Operation(id),
+                });
+            }
+        }
+    }
+
+    /// The live layer's slot for an extent, or one that is taken for it.
+    pub(super) fn slot_for(&mut self, volume: u32, vextent: u32) -> Option<(u32, Vec<u32>)> {
+        let open = self.open.get(&volume)?;
+        match live_part(&open.map.parts(vextent), open.tag) {
+            Some(part) => Some((part.slot(), Vec::new())),
+            None => self.allocator.take(1).map(|(slot, _)| (slot, vec![slot])),
+        }
+    }
+
+    pub(super) fn place(&self, slot: u32) -> u64 {
+        let place = self.layout().place(slot);
+        debug_assert!(place.is_some(), "slot {slot} has no place");
+        place.unwrap_or(0)
+    }
+
+    /// `pieces` are in slots from `slot` on, one each.
+    pub(super) fn put(&self, volume: u32, pieces: &[Piece], slot: u32) -> Commit {
+        let layer = self.catalog.volumes.get(&volume).map_or(0, |volume| volume.live);
+        let mut commit = Commit::default();
+        for (slot, piece) in (slot..).zip(pieces) {
+            let before = self.slots.get(slot).mask;
+            commit.slots.push((slot, Entry::data(layer, piece.vextent, before | piece.mask)));
+            commit.maps.push(MapChange {
+                volume,
+                vextent: piece.vextent,
+                edit: Edit::Put { slot, mask: piece.mask },
+            });
+        }
+        commit
+    }
+
+    fn step(
+        &self,
+        request: Request,
+        bytes: u64,
+        locked: Vec<u32>,
+        taken: Vec<u32>,
+        commit: Commit,
+    ) -> Operation {
+        Operation {
+            request: Some(request),
+            volume: request.volume,
+            bytes,
+            locked,
+            taken,
+            commit,
+            stage: Stage::Record,
+        }
+    }
+
+    /// Zeroes; `in_place`: where the first of them could be written in place.
+    fn plan_zeroes(&mut self, request: Request, in_place: Option<Run>) {
+        let extents = self.extents();
+        let granule = extents.granule();
+        let before = request.offset % granule;
+        let Some(open) = self.open.get(&request.volume) else { return };
+        if before == 0 && request.len >= granule {
+            return self.unmap(request);
+        }
+        let len = request.len.min(granule - before);
+        if let Some(Run::At { at, .. }) = in_place {
+            return self.zero_in_place(request, at, len);
+        }
+        match open.map.read(request.offset, len) {
+            Run::Zero { .. } => {
+                self.done.push_back(Done { token: request.token, result: Ok(len) });
+            }
+            Run::At { .. } => {
+                if !self.blocks(&request, (request.offset >> extents.shift) as u32) {
+                    self.merge_granule(request, Merge::Zeroes { at: before as usize, len }, len);
+                }
+            }
+        }
+    }
+
+    /// Whole granules that are nowhere from here on.
+    fn unmap(&mut self, request: Request) {
+        let extents = self.extents();
+        let end = (request.offset + request.len) / extents.granule() * extents.granule();
+        let last = ((end - 1) >> extents.shift) as u32;
+        let first = (request.offset >> extents.shift) as u32;
+        let Some(open) = self.open.get(&request.volume) else { return };
+        let layer = self.catalog.volumes.get(&request.volume).map_or(0, |volume| volume.live);
+        let needs_tombs = self.catalog.parent(layer) != 0;
+        let (map, tag) = (open.map.clone(), open.tag);
+        let (mut commit, mut locked, mut taken) = (Commit::default(), Vec::new(), Vec::new());
+        let mut at = first;
+        let mut looks = 0;
+        let mut stop = None;
+        while at <= last {
+            let Some(vextent) = map.next_mapped(at, last + 1) else { break };
+            looks += 1;
+            if looks > LOOKS_PER_STEP || commit.slots.len() >= CHANGES_PER_STEP {
+                stop = Some(vextent);
+                break;
+            }
+            at = vextent + 1;
+            let start = u64::from(vextent) << extents.shift;
+            let from = request.offset.max(start);
+            let mask = extents.mask(from - start, end.min(start + extents.bytes()) - from);
+            let parts = map.parts(vextent);
+            let hit = parts.mask() & mask;
+            if hit == 0 {
+                continue;
+            }
+            if self.locks.contains_key(&(request.volume, vextent)) {
+                if vextent == first || commit.slots.is_empty() && locked.is_empty() {
+                    self.blocks(&request, vextent);
+                    return;
+                }
+                stop = Some(vextent);
+                break;
+            }
+            if needs_tombs && !self.entomb(&request, layer, vextent, hit, &mut commit, &mut taken) {
+                stop = Some(vextent);
+                break;
+            }
+            for part in parts.iter().filter(|part| part.tag() == tag && part.mask() & mask != 0) {
+                commit.slots.push((part.slot(), self.without(part.slot(), mask)));
+            }
+            commit.maps.push(MapChange { volume: request.volume, vextent, edit: Edit::Remove { mask: hit } });
+            locked.push(vextent);
+        }
+        let until = stop.map_or(end, |vextent| (u64::from(vextent) << extents.shift).max(request.offset));
+        let bytes = until - request.offset;
+        if bytes == 0 {
+            return self.starve(request);
+        }
+        let operation = self.step(request, bytes, locked, taken, commit);
+        self.begin_record(operation);
+    }
+
+    /// Have the layer say that these granules are zeroes, whatever older ones say. False if there is no slot for that.
+    fn entomb(
+        &mut self,
+        request: &Request,
+        layer: u32,
+        vextent: u32,
+        mask: u16,
+        commit: &mut Commit,
+        taken: &mut Vec<u32>,
+    ) -> bool {
+        let full = self.extents().full();
+        let Some(open) = self.open.get_mut(&request.volume) else { return false };
+        let near = open.tombs.range_mut(..=vextent).next_back();
+        if let Some((start, (slot, count, has))) = near {
+            if vextent - *start < *count {
+                if *has & mask == mask {
+                    return true;
+                }
+                if *count == 1 {
+                    *has |= mask;
+                    commit.slots.push((*slot, Entry::zero(layer, vextent, 1, *has)));
+                    return true;
+                }
+            } else if vextent - *start == *count && *has == full && mask == full {
+                // The one before goes on, by a change of this step where there is one already.
+                *count += 1;
+                let entry = Entry::zero(layer, *start, *count, full);
+                match commit.slots.iter_mut().find(|(changed, _)| changed == slot) {
+                    Some(change) => change.1 = entry,
+                    None => commit.slots.push((*slot, entry)),
+                }
+                return true;
+            }
+        }
+        let Some(slot) = self.allocator.take_tomb() else { return false };
+        taken.push(slot);
+        commit.slots.push((slot, Entry::zero(layer, vextent, 1, mask)));
+        if let Some(open) = self.open.get_mut(&request.volume) {
+            open.tombs.insert(vextent, (slot, 1, mask));
+        }
+        true
+    }
+
+    /// No place is free: wait for one, and have what was freed become usable.
+    fn starve(&mut self, request: Request) {
+        self.starved.push_back((request, self.now + FULL_WAIT_NS));
+        if !self.retired_slots.is_empty() {
+            self.flushing.wait(Waiter::Nobody);
+        }
+    }
+
+    /// Requests that have waited for room long enough are told so.
+    pub(super) fn give_up_waiting(&mut self) {
+        while self.starved.front().is_some_and(|(_, until)| *until <= self.now) {
+            let Some((request, _)) = self.starved.pop_front() else { break };
+            self.refuse(&request, errno::ENOSPC);
+        }
+    }
+}
+
+fn guest_write(id: u32, request: &Request, at: u64, len: u64) -> Io {
+    Io {
+        action: Action::Write { durable: false },
+        offset: at,
+        len,
+        data: Data::Guest { token: request.token, skip: 0 },
+        purpose: Purpose::Operation(id),
+    }
+}
+
+/// A part of the live layer.
+fn live_part(parts: &Parts, tag: u16) -> Option<Part> {
+    parts.iter().copied().find(|part| part.tag() == tag)
+}
+
+/// Granules that the live layer has.
+fn owned(parts: &Parts, tag: u16) -> u16 {
+    parts.iter().filter(|part| part.tag() == tag).fold(0, |mask, part| mask | part.mask())
+}
+
+/// How many granules from `first` on are not in `mask`.
+fn run_of(mask: u16, first: u32, granules: u32) -> u32 {
+    (u32::from(mask) >> first).trailing_zeros().min(granules - first)
+}

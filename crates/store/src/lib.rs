@@ -1,0 +1,75 @@
+//! Where volumes' blocks live on a drive of ours: thin volumes, snapshots and clones, without I/O.
+//!
+//! One write, from the map to the drive. A carrier asks the volume's [`Map`] where the bytes go. If the live layer has them, they
+//! go there, from the guest's memory, and nobody else hears of it. If not, the carrier gives the request to the [`Keeper`], which
+//! takes a place ([`allocator`]), has the data written there, has the journal say so ([`journal`]), publishes the map's new word
+//! when the record is on the drive, and answers. What the journal says goes into the table at the next checkpoint.
+//!
+//! Who does what: the keeper decides and does no I/O. It gives out [`Io`]s, which the reactor that runs it carries out and gives
+//! back; guests' memory is known to that reactor alone. Maps are read by every reactor, and changed by the keeper. A place is used
+//! again when all reactors have passed the moment in which it was given up ([`Epochs`]) and the journal says durably that it was.
+//!
+//! The layout on the drive is in docs/formats/store.md, the reasons in ARCHITECTURE.md.
+//!
+//! | file | concern |
+//! |---|---|
+//! | `geometry.rs`, `format/` | where everything is, and what the bytes mean |
+//! | `catalog.rs` | volumes, snapshots, layers |
+//! | `slots.rs`, `allocator.rs` | what each extent of the drive holds; which are free |
+//! | `map.rs`, `segmented.rs` | where each extent of a volume is |
+//! | `epochs.rs` | when something may be used again |
+//! | `journal.rs` | records on their way to the drive |
+//! | `keeper/` | what changes, in which order |
+//! | `medium.rs`, `recovery.rs` | making, opening and reading a store |
+//! | `check.rs` | what in a store cannot be |
+
+#![forbid(unsafe_code)]
+
+mod allocator;
+mod catalog;
+mod check;
+mod epochs;
+mod error;
+mod format;
+mod geometry;
+mod io;
+mod journal;
+mod keeper;
+mod map;
+mod medium;
+mod recovery;
+mod segmented;
+mod slots;
+
+use std::sync::Arc;
+
+pub use check::check;
+pub use epochs::{Epochs, Reader, MOST_READERS};
+pub use error::StoreError;
+pub use format::{zeroed, Block, Superblock};
+pub use geometry::{Layout, BLOCK, SMALLEST_STORE};
+pub use io::{errno, Action, Data, Done, Io, Request, RequestKind, ZEROES};
+pub use keeper::{Answer, Command, Figures, Keeper, Shared, SnapshotInfo, VolumeInfo, FULL_WAIT_NS};
+pub use map::{Map, Run};
+pub use medium::Medium;
+pub use recovery::{format, recover, superblock, Recovered};
+
+/// Take possession of the store on `medium`, which nobody else may have open: the superblock names a new opener from here on.
+/// `boot`: the host's present boot; reactors that read maps take part in `epochs`.
+///
+/// # Errors
+/// There is no store, it is damaged, or the drive fails; nothing has changed then but perhaps the superblock's opener.
+pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Keeper, StoreError> {
+    let mut recovered = recover(medium, boot)?;
+    let superblock = &mut recovered.superblock;
+    superblock.generation += 1;
+    superblock.incarnation += 1;
+    superblock.began = recovered.next;
+    superblock.boot = boot;
+    let at = geometry::SUPERBLOCKS[(superblock.generation % 2) as usize];
+    // What was replayed may be in the drive's cache only; the superblock must not become durable before it.
+    medium::flush(medium)?;
+    medium::write(medium, at, &[superblock.encode()])?;
+    medium::flush(medium)?;
+    Ok(Keeper::new(recovered, epochs))
+}

@@ -1,0 +1,43 @@
+//! The drive, for what is done before and after requests are served: making, opening and checking a store.
+
+use std::io;
+
+use crate::error::StoreError;
+use crate::format::{zeroed, Block};
+
+/// Reads and writes that wait. Offsets and lengths are multiples of 4096.
+pub trait Medium {
+    /// Bytes.
+    ///
+    /// # Errors
+    /// It cannot be asked.
+    fn size(&self) -> io::Result<u64>;
+
+    /// # Errors
+    /// It cannot be read there.
+    fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()>;
+
+    /// # Errors
+    /// It cannot be written there.
+    fn write(&self, offset: u64, from: &[Block]) -> io::Result<()>;
+
+    /// Make all that was written durable.
+    ///
+    /// # Errors
+    /// It cannot be.
+    fn flush(&self) -> io::Result<()>;
+}
+
+pub(crate) fn read(medium: &dyn Medium, offset: u64, blocks: usize) -> Result<Box<[Block]>, StoreError> {
+    let mut into = zeroed(blocks);
+    medium.read(offset, &mut into).map_err(|source| StoreError::Drive { what: "read", offset, source })?;
+    Ok(into)
+}
+
+pub(crate) fn write(medium: &dyn Medium, offset: u64, from: &[Block]) -> Result<(), StoreError> {
+    medium.write(offset, from).map_err(|source| StoreError::Drive { what: "written", offset, source })
+}
+
+pub(crate) fn flush(medium: &dyn Medium) -> Result<(), StoreError> {
+    medium.flush().map_err(|source| StoreError::Drive { what: "flushed", offset: 0, source })
+}

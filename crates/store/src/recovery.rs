@@ -1,0 +1,319 @@
+//! Making a store, and opening one: the superblock, the table, the catalog, and what the journal says since.
+
+use crate::catalog::Catalog;
+use crate::error::StoreError;
+use crate::format::{zeroed, Block, Entry, JournalBlock, Kind, Page, Record, Superblock};
+use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
+use crate::medium::{flush, read, write, Medium};
+use crate::slots::Slots;
+
+/// Blocks read or written at once.
+const AT_ONCE: u32 = 256;
+
+/// Make a store on `medium`. Whatever was there is gone.
+///
+/// # Errors
+/// The drive is too small or fails; there is no store then.
+pub fn format(medium: &dyn Medium, layout: &Layout, uuid: [u8; 16]) -> Result<(), StoreError> {
+    for at in SUPERBLOCKS {
+        write(medium, at, &zeroed(1))?;
+    }
+    flush(medium)?;
+    let superblock = Superblock {
+        uuid,
+        generation: 1,
+        incarnation: 0,
+        began: 1,
+        boot: [0; 16],
+        table_generation: 1,
+        replay_from: 1,
+        replay_incarnation: 0,
+        covered: 1,
+        catalog_copy: 0,
+        catalog_bytes: 0,
+        catalog_crc: crc32c::crc32c(&[]),
+        layout: layout.clone(),
+    };
+    write_table(medium, &superblock, 0)?;
+    flush(medium)?;
+    write(medium, SUPERBLOCKS[1], &[superblock.encode()])?;
+    flush(medium)
+}
+
+/// Write the pages of zones from number `zone` on, all of them empty.
+pub(crate) fn write_table(
+    medium: &dyn Medium,
+    superblock: &Superblock,
+    zone: usize,
+) -> Result<(), StoreError> {
+    let layout = &superblock.layout;
+    let mut number: u32 = layout.zones[..zone].iter().map(crate::geometry::Zone::pages).sum();
+    let empty = [Entry::default(); crate::geometry::ENTRIES_PER_PAGE as usize];
+    for zone in &layout.zones[zone..] {
+        let mut page = 0;
+        while page < zone.pages() {
+            let count = AT_ONCE.min(zone.pages() - page);
+            let mut blocks = zeroed(count as usize);
+            for block in &mut blocks {
+                Page::encode(&superblock.uuid, number, superblock.table_generation, &empty, block);
+                number += 1;
+            }
+            write(medium, zone.page_at(page, 0), &blocks)?;
+            page += count;
+        }
+    }
+    Ok(())
+}
+
+/// The superblock that counts.
+///
+/// # Errors
+/// There is none, it is a later format's, or the drive is shorter than it says.
+pub fn superblock(medium: &dyn Medium) -> Result<Superblock, StoreError> {
+    let size = medium.size().map_err(|source| StoreError::Drive { what: "measured", offset: 0, source })?;
+    let mut found: Option<Superblock> = None;
+    let mut failed = None;
+    for at in SUPERBLOCKS {
+        if at + BLOCK > size {
+            continue;
+        }
+        match read(medium, at, 1).and_then(|block| Superblock::decode(&block[0].0)) {
+            Ok(Some(one)) if found.as_ref().is_none_or(|found| one.generation > found.generation) => {
+                found = Some(one)
+            }
+            Ok(_) => {}
+            Err(error) => failed = Some(error),
+        }
+    }
+    // A place that cannot be read may hold the newer one.
+    let found = match (found, failed) {
+        (_, Some(error)) => return Err(error),
+        (None, None) => return Err(StoreError::NoStore),
+        (Some(found), None) => found,
+    };
+    if size < found.layout.size {
+        return Err(StoreError::Truncated { needed: found.layout.size, have: size });
+    }
+    Ok(found)
+}
+
+/// A store as the drive has it.
+pub struct Recovered {
+    pub superblock: Superblock,
+    pub slots: Slots,
+    pub catalog: Catalog,
+    /// The next block of the journal.
+    pub next: u64,
+    /// The highest generation of any page, valid or not.
+    pub highest_generation: u64,
+    /// Blocks of the journal that were dropped, as they were not durable when power was lost.
+    pub dropped: u64,
+}
+
+/// Read all that there is, and change nothing. `boot`: the host's present boot.
+///
+/// # Errors
+/// There is no store, or it is damaged.
+pub fn recover(medium: &dyn Medium, boot: [u8; 16]) -> Result<Recovered, StoreError> {
+    let superblock = superblock(medium)?;
+    let mut slots = Slots::new(&superblock.layout);
+    let highest_generation = read_table(medium, &superblock, &mut slots)?;
+    let mut catalog = read_catalog(medium, &superblock)?;
+    let replay = Replay::read(medium, &superblock)?;
+    let end = if superblock.boot == boot { replay.end } else { replay.durable };
+    for (group_end, records) in replay.groups {
+        if group_end > end {
+            break;
+        }
+        for record in records {
+            match record {
+                Record::Slot(slot, _) if slot >= slots.len() => {
+                    return Err(damaged(format!("the journal names slot {slot}, which is not there"), 0));
+                }
+                Record::Slot(slot, entry) => slots.set(&superblock.layout, slot, entry),
+                Record::Change(change) => catalog.apply(change),
+            }
+        }
+    }
+    if let Some(fault) = catalog.fault() {
+        return Err(damaged(fault, superblock.layout.catalog_at));
+    }
+    for (slot, entry) in slots.iter() {
+        if let Some(fault) = fault_of(&superblock.layout, &catalog, slot, entry) {
+            let (zone, page, _) = superblock.layout.page(superblock.layout.page_of(slot));
+            return Err(damaged(format!("slot {slot} {fault}"), zone.page_at(page, 0)));
+        }
+    }
+    Ok(Recovered { superblock, slots, catalog, next: end, highest_generation, dropped: replay.end - end })
+}
+
+/// Why a slot cannot hold what it says.
+fn fault_of(layout: &Layout, catalog: &Catalog, slot: u32, entry: &Entry) -> Option<String> {
+    if !catalog.layers.contains_key(&entry.layer) {
+        return Some(format!("is of layer {}, which is not there", entry.layer));
+    }
+    if entry.kind == Kind::Data && layout.place(slot).is_none() {
+        return Some("holds data and has no place for it".into());
+    }
+    if entry.mask & !layout.extents.full() != 0 || entry.mask == 0 {
+        return Some(format!("has granules {:#x}", entry.mask));
+    }
+    if entry.count == 0 || entry.vextent.checked_add(entry.count).is_none() {
+        return Some(format!("speaks of {} extents from {} on", entry.count, entry.vextent));
+    }
+    None
+}
+
+fn damaged(what: String, offset: u64) -> StoreError {
+    StoreError::Damaged { what, offset }
+}
+
+/// Fill `slots` from the newest copy of each page that counts. Returns the highest generation seen.
+fn read_table(medium: &dyn Medium, superblock: &Superblock, slots: &mut Slots) -> Result<u64, StoreError> {
+    let layout = &superblock.layout;
+    let mut highest = superblock.table_generation;
+    let mut number = 0;
+    for zone in &layout.zones {
+        let mut page = 0;
+        while page < zone.pages() {
+            let count = AT_ONCE.min(zone.pages() - page);
+            let copies = [
+                read(medium, zone.page_at(page, 0), count as usize)?,
+                read(medium, zone.page_at(page, 1), count as usize)?,
+            ];
+            for n in 0..count {
+                highest = highest.max(load_page(superblock, slots, number + n, &copies, n as usize)?);
+            }
+            number += count;
+            page += count;
+        }
+    }
+    Ok(highest)
+}
+
+fn load_page(
+    superblock: &Superblock,
+    slots: &mut Slots,
+    number: u32,
+    copies: &[Box<[Block]>; 2],
+    at: usize,
+) -> Result<u64, StoreError> {
+    let (zone, in_zone, first) = superblock.layout.page(number);
+    let pages = [0, 1].map(|copy: usize| Page::decode(&superblock.uuid, number, &copies[copy][at].0));
+    let highest = pages.iter().flatten().map(|page| page.generation).max().unwrap_or(0);
+    let counts = |page: &&(u8, Page)| page.1.generation <= superblock.table_generation;
+    let both: Vec<(u8, Page)> =
+        (0u8..).zip(pages).filter_map(|(copy, page)| page.map(|page| (copy, page))).collect();
+    let Some((copy, page)) = both.iter().filter(counts).max_by_key(|page| page.1.generation) else {
+        return Err(damaged(
+            format!("both copies of page {number} of the table are bad"),
+            zone.page_at(in_zone, 0),
+        ));
+    };
+    let end = (zone.first + zone.slots()).min(first + page.entries.len() as u32);
+    for (slot, entry) in (first..end).zip(&page.entries) {
+        if entry.kind != Kind::Free {
+            slots.load(slot, *entry);
+        }
+    }
+    slots.set_copy(number, *copy);
+    if highest > superblock.table_generation {
+        // A checkpoint that did not end has written the other copy. It must not count one day because generations went on.
+        slots.set_dirty(number);
+    }
+    Ok(highest)
+}
+
+fn read_catalog(medium: &dyn Medium, superblock: &Superblock) -> Result<Catalog, StoreError> {
+    let at = superblock.layout.catalog_copy(superblock.catalog_copy);
+    let len = superblock.catalog_bytes as usize;
+    let blocks = read(medium, at, len.div_ceil(BLOCK as usize))?;
+    let bytes: Vec<u8> = blocks.iter().flat_map(|block| block.0).take(len).collect();
+    let bad = || damaged("the catalog of volumes and snapshots is not what was written".into(), at);
+    if crc32c::crc32c(&bytes) != superblock.catalog_crc {
+        return Err(bad());
+    }
+    Catalog::decode(&bytes).ok_or_else(bad)
+}
+
+/// What the journal says since the checkpoint.
+struct Replay {
+    /// Groups of records, each with the number behind its last block.
+    groups: Vec<(u64, Vec<Record>)>,
+    /// Behind the last whole group.
+    end: u64,
+    /// What is before this was durable, whatever happened to power.
+    durable: u64,
+}
+
+impl Replay {
+    fn read(medium: &dyn Medium, superblock: &Superblock) -> Result<Self, StoreError> {
+        let layout = &superblock.layout;
+        let mut ring = Ring { medium, superblock, chunk: None };
+        let mut this = Self { groups: Vec::new(), end: superblock.replay_from, durable: superblock.covered };
+        let mut incarnation = superblock.replay_incarnation;
+        let mut seq = superblock.replay_from;
+        let mut group = Vec::new();
+        while seq < superblock.replay_from + u64::from(layout.journal_blocks) {
+            if seq == superblock.began {
+                incarnation = superblock.incarnation;
+            }
+            let Some(block) = ring.block(seq)?.filter(|block| {
+                let head = &block.head;
+                // A later opener's first block is where the one before it left off.
+                head.incarnation == incarnation || head.incarnation > incarnation && head.began == seq
+            }) else {
+                break;
+            };
+            incarnation = block.head.incarnation;
+            this.durable = this.durable.max(block.head.marked);
+            group.extend(block.records);
+            seq += 1;
+            if block.head.last {
+                this.groups.push((seq, std::mem::take(&mut group)));
+                this.end = seq;
+            }
+        }
+        if this.end < this.durable {
+            let at = layout.journal_block(this.end);
+            return Err(damaged(format!("block {} of the journal is missing", this.end), at));
+        }
+        // A later block that says that this one was durable proves that it was there.
+        for later in seq + 1..superblock.replay_from + u64::from(layout.journal_blocks) {
+            let proof = ring
+                .block(later)?
+                .filter(|block| block.head.incarnation >= incarnation && block.head.marked > seq);
+            if proof.is_some() {
+                let at = layout.journal_block(seq);
+                return Err(damaged(
+                    format!("block {seq} of the journal is missing, and block {later} is there"),
+                    at,
+                ));
+            }
+        }
+        Ok(this)
+    }
+}
+
+/// Reads the journal in large pieces.
+struct Ring<'a> {
+    medium: &'a dyn Medium,
+    superblock: &'a Superblock,
+    /// The first block's position, and blocks.
+    chunk: Option<(u64, Box<[Block]>)>,
+}
+
+impl Ring<'_> {
+    fn block(&mut self, seq: u64) -> Result<Option<JournalBlock>, StoreError> {
+        let layout = &self.superblock.layout;
+        let position = seq % u64::from(layout.journal_blocks);
+        let first = position / u64::from(AT_ONCE) * u64::from(AT_ONCE);
+        if self.chunk.as_ref().is_none_or(|chunk| chunk.0 != first) {
+            let count = u64::from(AT_ONCE).min(u64::from(layout.journal_blocks) - first);
+            self.chunk = Some((first, read(self.medium, layout.journal_at + first * BLOCK, count as usize)?));
+        }
+        let Some((first, blocks)) = &self.chunk else { return Ok(None) };
+        let block = JournalBlock::decode(&self.superblock.uuid, &blocks[(position - first) as usize].0);
+        Ok(block.filter(|block| block.head.seq == seq))
+    }
+}
