@@ -65,6 +65,8 @@ pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result
     superblock.generation += 1;
     superblock.incarnation += 1;
     superblock.began = recovered.next;
+    // The flush below makes durable what was replayed. It must not be dropped later: what it freed is given out again.
+    superblock.covered = recovered.next;
     superblock.boot = boot;
     let at = geometry::SUPERBLOCKS[(superblock.generation % 2) as usize];
     // What was replayed may be in the drive's cache only; the superblock must not become durable before it.
