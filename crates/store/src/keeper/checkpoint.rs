@@ -29,6 +29,8 @@ pub(super) struct Checkpoint {
     catalog_bytes: u32,
     catalog_crc: u32,
     failed: bool,
+    /// When the superblock is written again.
+    again: Option<u64>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -43,13 +45,19 @@ impl Keeper {
     pub(super) fn run_checkpoint(&mut self) {
         if self.checkpoint.is_none() {
             let (used, all) = self.journal.used();
-            let is_due = used > all / 2 || !self.throttled.is_empty() || self.wants_checkpoint();
+            // Requests are not the only ones that wait for room.
+            let is_due = used > all / 2 || !self.journal.has_room() || self.wants_checkpoint();
             if !is_due || self.failed.is_some() || self.now < self.checkpoint_after {
                 return;
             }
             self.begin_checkpoint();
         }
         self.write_pages();
+        if let Some(checkpoint) = &mut self.checkpoint {
+            if checkpoint.again.take_if(|at| *at <= self.now).is_some() {
+                self.write_superblock();
+            }
+        }
     }
 
     fn begin_checkpoint(&mut self) {
@@ -67,6 +75,7 @@ impl Keeper {
             catalog_bytes: 0,
             catalog_crc: 0,
             failed: false,
+            again: None,
         });
     }
 
@@ -122,6 +131,11 @@ impl Keeper {
         if let Err(errno) = result {
             let error = std::io::Error::from_raw_os_error(errno);
             self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
+            if purpose == Purpose::Superblock {
+                // It may be on the drive all the same, and count. So what it names stays as it is until it is there for certain.
+                checkpoint.again = Some(self.now + AGAIN_NS);
+                return;
+            }
             checkpoint.failed = true;
         }
         match purpose {
