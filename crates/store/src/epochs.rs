@@ -4,6 +4,9 @@
 //! The keeper makes something unreachable in a map, and then begins the next epoch. A reactor reads the epoch when its turn
 //! begins, before it looks into any map, and gives it to the requests that it begins in that turn. It says which is the oldest
 //! that a request of its own still has. Once no reactor has an older one than the next epoch, nobody can still reach it.
+//!
+//! A reactor holds a request while I/O of its own for it is under way, no longer: not while the keeper has it, which holds what
+//! it does by itself and may have the request wait for others to end, and not while nothing is under way.
 
 use std::sync::atomic::{fence, AtomicU64, Ordering};
 
@@ -18,12 +21,13 @@ struct Oldest(AtomicU64);
 /// See the module.
 pub struct Epochs {
     now: AtomicU64,
-    oldest: [Oldest; MOST_READERS],
+    /// The last one is the keeper's.
+    oldest: [Oldest; MOST_READERS + 1],
 }
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self { now: AtomicU64::new(1), oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS] }
+        Self { now: AtomicU64::new(1), oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS + 1] }
     }
 }
 
@@ -72,6 +76,10 @@ impl Reader {
     pub fn new(index: usize) -> Self {
         debug_assert!(index < MOST_READERS);
         Self { index, epoch: 0, held: [0; 2] }
+    }
+
+    pub(crate) fn keeper() -> Self {
+        Self { index: MOST_READERS, epoch: 0, held: [0; 2] }
     }
 
     /// A turn begins. Maps are looked into between this and [`leave`](Self::leave) only.

@@ -38,12 +38,6 @@ impl Flushing {
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.under_way.is_none()
     }
-
-    /// All that wait, for whom there will be none.
-    pub fn take_all(&mut self) -> Vec<Waiter> {
-        let under_way = self.under_way.take().map(|(_, waiters)| waiters).unwrap_or_default();
-        under_way.into_iter().chain(self.waiting.drain(..)).collect()
-    }
 }
 
 impl Keeper {
@@ -52,7 +46,7 @@ impl Keeper {
             return;
         }
         let waiters = std::mem::take(&mut self.flushing.waiting);
-        self.flushing.under_way = Some((self.journal.committed(), waiters));
+        self.flushing.under_way = Some((self.journal.spoken(), waiters));
         self.out.push_back(Io {
             action: Action::Flush,
             offset: 0,

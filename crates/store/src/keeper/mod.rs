@@ -33,7 +33,7 @@ pub use figures::{Figures, SnapshotInfo, VolumeInfo};
 
 use crate::allocator::Allocator;
 use crate::catalog::{Catalog, Change};
-use crate::epochs::Epochs;
+use crate::epochs::{Epochs, Reader};
 use crate::error::StoreError;
 use crate::format::{Entry, Superblock};
 use crate::geometry::{Extents, Layout};
@@ -131,6 +131,8 @@ pub struct Keeper {
     allocator: Allocator,
     journal: Journal<Commit>,
     epochs: Arc<Epochs>,
+    /// Holds the steps under way.
+    reader: Reader,
     places: Arc<Places>,
     shared: Arc<Shared>,
     open: BTreeMap<u32, Open>,
@@ -196,6 +198,7 @@ impl Keeper {
             allocator,
             journal,
             epochs,
+            reader: Reader::keeper(),
             places,
             shared,
             open: BTreeMap::new(),
@@ -234,7 +237,8 @@ impl Keeper {
         self.superblock.uuid
     }
 
-    /// Take a guest's request. The answer comes out of [`next_done`](Self::next_done).
+    /// Take a guest's request, which its reactor does not hold any more (see [`Reader::hold`]). The answer comes out of
+    /// [`next_done`](Self::next_done).
     pub fn submit(&mut self, request: Request) {
         self.requests.push_back(request);
     }
@@ -249,6 +253,7 @@ impl Keeper {
         self.now = now;
         let before = (self.out.len(), self.done.len(), self.answers.len());
         self.recycle();
+        self.reader.begin(&self.epochs);
         while let Some(request) = self.requests.pop_front() {
             self.plan(request);
         }
@@ -258,6 +263,7 @@ impl Keeper {
         self.start_flush();
         self.run_checkpoint();
         self.write_journal();
+        self.reader.leave(&self.epochs);
         before != (self.out.len(), self.done.len(), self.answers.len())
     }
 
@@ -322,10 +328,12 @@ impl Keeper {
             Purpose::Operation(id) => self.advance(id, io, result),
             Purpose::Journal(seq) => match result {
                 Ok(()) => {
-                    for (seq, commit) in self.journal.written(seq) {
+                    let commits = self.journal.written(seq);
+                    // Before a map shows anything of it: whoever finds it there must know that it is not durable yet.
+                    self.update_unmarked();
+                    for (seq, commit) in commits {
                         self.apply(seq, commit);
                     }
-                    self.update_unmarked();
                 }
                 Err(errno) => self.fail(errno),
             },
@@ -337,10 +345,11 @@ impl Keeper {
     }
 
     fn update_unmarked(&self) {
-        self.shared.unmarked.store(self.journal.marked() < self.journal.committed(), Ordering::Release);
+        self.shared.unmarked.store(self.journal.marked() < self.journal.spoken(), Ordering::Release);
     }
 
-    /// The journal cannot be written. What it was to say never counts, here or after a restart.
+    /// The journal cannot be written. What it was to say does not count here; after a restart it may, if it got to the drive all
+    /// the same. So nothing is written in place any more: it might go to where the journal then says that nothing is.
     fn fail(&mut self, errno: i32) {
         if self.failed.replace(errno).is_none() {
             let error = std::io::Error::from_raw_os_error(errno);
@@ -348,11 +357,15 @@ impl Keeper {
                 "the journal could not be written: {error}; nothing changes in maps any more"
             ));
         }
+        self.open.values().for_each(|open| open.map.hold());
         for commit in self.journal.fail() {
             self.abandon(commit, errno);
         }
-        for waiter in self.flushing.take_all() {
-            self.answer_waiter(waiter, Err(errno));
+        if let Some((number, Running::Growing { .. } | Running::Closing)) = self.running {
+            // They wait for a checkpoint, and there will be none.
+            self.running = None;
+            let error = StoreError::Failed(std::io::Error::from_raw_os_error(errno));
+            self.answers.push_back((number, Err(error)));
         }
         for (request, _) in std::mem::take(&mut self.starved) {
             self.done.push_back(Done { token: request.token, result: Err(errno) });
@@ -367,7 +380,7 @@ impl Keeper {
             Then::Nothing => {}
             Then::Operation(id) => self.finish(id, Err(errno)),
             Then::Command => self.command_failed(errno),
-            Then::Reap => self.reap = None,
+            Then::Reap => self.reap_failed(),
             Then::Flatten => self.flatten_failed(errno),
             Then::Marked(waiters) => {
                 waiters.into_iter().for_each(|waiter| self.answer_waiter(waiter, Err(errno)))

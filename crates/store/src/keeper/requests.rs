@@ -75,6 +75,7 @@ impl Keeper {
             taken: Vec::new(),
             commit: Commit::default(),
             stage: Stage::Record,
+            held: 0,
         };
         self.begin(operation, |id| guest_write(id, &request, at, len));
     }
@@ -89,6 +90,7 @@ impl Keeper {
             taken: Vec::new(),
             commit: Commit::default(),
             stage: Stage::Record,
+            held: 0,
         };
         self.begin(operation, |id| Io {
             action: Action::Write { durable: false },
@@ -245,6 +247,7 @@ impl Keeper {
             taken,
             commit,
             stage: Stage::Record,
+            held: 0,
         }
     }
 
