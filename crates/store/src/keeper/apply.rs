@@ -54,6 +54,9 @@ impl Keeper {
                 self.note_for_reap(entry);
             }
         }
+        if !commit.catalog.is_empty() && !matches!(commit.then, Then::Reap) {
+            self.named = seq + 1;
+        }
         for change in commit.catalog {
             self.catalog.apply(change);
         }

@@ -157,6 +157,8 @@ pub struct Keeper {
     commands: VecDeque<(u64, Command)>,
     running: Option<(u64, Running)>,
     reap: Option<Reap>,
+    /// Behind the record of the last command that changed the catalog.
+    named: u64,
     flatten: Option<Flatten>,
     out: VecDeque<Io>,
     done: VecDeque<Done>,
@@ -218,6 +220,7 @@ impl Keeper {
             commands: VecDeque::new(),
             running: None,
             reap: None,
+            named: 0,
             flatten: None,
             out: VecDeque::new(),
             done: VecDeque::new(),

@@ -47,6 +47,10 @@ impl Keeper {
         }
         if self.reap.is_none() {
             let Some((layer, child)) = self.catalog.reapable().first().copied() else { return };
+            if self.journal.marked() < self.named {
+                // What the child gets is soon overwritten in place. The snapshot or volume that had it too must not come back.
+                return self.flushing.wait_once();
+            }
             self.reap = Some(Reap {
                 layer,
                 child,
