@@ -22,6 +22,7 @@
 //! | `keeper/` | what changes, in which order |
 //! | `medium.rs`, `recovery.rs` | making, opening and reading a store |
 //! | `check.rs` | what in a store cannot be |
+//! | `mutants.rs` | errors on purpose, in tests only |
 
 #![forbid(unsafe_code)]
 
@@ -37,6 +38,10 @@ mod journal;
 mod keeper;
 mod map;
 mod medium;
+#[cfg(feature = "mutants")]
+pub mod mutants;
+#[cfg(not(feature = "mutants"))]
+mod mutants;
 mod recovery;
 mod segmented;
 mod slots;
@@ -66,7 +71,9 @@ pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result
     superblock.incarnation += 1;
     superblock.began = recovered.next;
     // The flush below makes durable what was replayed. It must not be dropped later: what it freed is given out again.
-    superblock.covered = recovered.next;
+    if !mutants::is(mutants::Mutant::DropReplayed) {
+        superblock.covered = recovered.next;
+    }
     superblock.boot = boot;
     let at = geometry::SUPERBLOCKS[(superblock.generation % 2) as usize];
     // What was replayed may be in the drive's cache only; the superblock must not become durable before it.

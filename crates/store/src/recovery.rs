@@ -5,6 +5,7 @@ use crate::error::StoreError;
 use crate::format::{zeroed, Block, Entry, JournalBlock, Kind, Page, Record, Superblock};
 use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
 use crate::medium::{flush, read, write, Medium};
+use crate::mutants::{self, Mutant};
 use crate::slots::Slots;
 
 /// Blocks read or written at once.
@@ -261,7 +262,9 @@ impl Replay {
             let Some(block) = ring.block(seq)?.filter(|block| {
                 let head = &block.head;
                 // A later opener's first block is where the one before it left off.
-                head.incarnation == incarnation || head.incarnation > incarnation && head.began == seq
+                head.incarnation == incarnation
+                    || head.incarnation > incarnation && head.began == seq
+                    || mutants::is(Mutant::StaleIncarnation)
             }) else {
                 break;
             };

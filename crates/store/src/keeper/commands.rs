@@ -7,6 +7,7 @@ use super::{Commit, Keeper, Then};
 use crate::catalog::{Change, Layer, Snapshot, Volume, NAME_MAX};
 use crate::error::StoreError;
 use crate::map::{Map, TAG_MAX};
+use crate::mutants::{self, Mutant};
 
 use super::figures::{Figures, VolumeInfo};
 
@@ -413,7 +414,7 @@ impl Keeper {
         for id in volumes {
             let Some(open) = self.open.get_mut(id) else { continue };
             if next {
-                open.tag += 1;
+                open.tag += u16::from(!mutants::is(Mutant::SameLayerAfterSnapshot));
                 open.tombs.clear();
             }
             if self.failed.is_none() {
