@@ -14,6 +14,9 @@ use super::figures::{Figures, VolumeInfo};
 /// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
 const HOLD_NS: u64 = 10_000_000_000;
 
+/// Ids are never given out twice, and a command may take many.
+const MOST_IDS: u32 = u32::MAX - (1 << 24);
+
 /// `created_s`: seconds since 1970.
 #[derive(Clone, Debug)]
 pub enum Command {
@@ -137,6 +140,9 @@ impl Keeper {
                         (true, _) => Err(StoreError::Closed),
                         (false, Some(errno)) if command.changes() => {
                             Err(StoreError::Failed(std::io::Error::from_raw_os_error(errno)))
+                        }
+                        (false, None) if command.changes() && self.catalog.next > MOST_IDS => {
+                            Err(StoreError::CatalogFull)
                         }
                         _ => self.start(number, command),
                     };
