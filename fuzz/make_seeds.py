@@ -210,6 +210,35 @@ def control_seeds() -> dict[str, bytes]:
     }
 
 
+SUPERBLOCK, JOURNAL, PAGE, CATALOG = 0, 1, 2, 3
+KILLED, POWER_LOST = b"\1", b"\0"
+
+
+def spoiled(part: int, block: int, at: int, content: bytes) -> bytes:
+    """A part of the store that says something else: `spoil` in src/store.rs; docs/formats/store.md has the places."""
+    return struct.pack("<BHHB", part, block, at, len(content)) + content
+
+
+def store_seeds() -> dict[str, bytes]:
+    """Stores with one thing that cannot be, or that is rare."""
+    entry = struct.pack("<IIIHH", 1, 0, 1, 0xF, 1)
+    run = struct.pack("<IIIHH", 4, 0, 1 << 20, 0xF, 2)
+    looped = struct.pack("<BII", 5, 1, 1)
+    return {
+        "sound": KILLED,
+        "power-lost": POWER_LOST,
+        "generation": KILLED + spoiled(SUPERBLOCK, 1, 48, b"\xff" * 8),
+        "replay": POWER_LOST + spoiled(SUPERBLOCK, 0, 80, bytes(8)) + spoiled(SUPERBLOCK, 1, 80, bytes(8)),
+        "zone": KILLED + spoiled(SUPERBLOCK, 0, 168, b"\xff\xff") + spoiled(SUPERBLOCK, 1, 168, b"\xff\xff"),
+        "journal-gap": POWER_LOST + spoiled(JOURNAL, 20, 16, bytes(8)),
+        "journal-record": KILLED
+        + spoiled(JOURNAL, 20, 48, b"\x16\0\1\0" + bytes(12) + b"\1\7\0\0\0" + entry),
+        "page-entry": KILLED + spoiled(PAGE, 0, 64, entry * 3) + spoiled(PAGE, 4, 64, entry * 3),
+        "page-run": KILLED + spoiled(PAGE, 0, 64, run * 2) + spoiled(PAGE, 4, 64, run * 2),
+        "catalog-loop": KILLED + spoiled(CATALOG, 0, 5, looped) + spoiled(CATALOG, 1, 5, looped),
+    }
+
+
 def write(target: str, seeds: dict[str, bytes]) -> None:
     """Replace the seeds of one target."""
     folder = SEEDS / target
@@ -223,3 +252,4 @@ def write(target: str, seeds: dict[str, bytes]) -> None:
 if __name__ == "__main__":
     write("rings", ring_seeds())
     write("control_messages", control_seeds())
+    write("store", store_seeds())

@@ -1,6 +1,7 @@
 //! What the fuzz targets share: guest memory to misuse, and a device side that serves a ring and checks what it gets.
 
 pub mod frontend;
+pub mod store;
 
 use std::fs::File;
 use std::os::fd::{FromRawFd, OwnedFd};
