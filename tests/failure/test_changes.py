@@ -104,7 +104,7 @@ def test_no_change_loses_anything(gateway: GatewayProcess, volumes: Volumes, loa
         with gateway.client() as client:
             grow(client)
             change_reactors(client)
-            if volumes.kind == "rbd":
+            if volumes.has_snapshots:
                 snapshots(client, volumes)
         gateway.upgrade()
         with gateway.client() as client:
@@ -121,7 +121,7 @@ def test_a_neighbour_that_comes_and_goes_changes_nothing(gateway: GatewayProcess
     with load, gateway.client() as client:
         other = volumes.serve("other").socket
         assert verify(other, operations=500)["passed"]
-        if volumes.kind == "rbd":
+        if volumes.has_snapshots:
             before = content(other)
             client.create_snapshot("other", "monday")
             assert run_pattern(other, queues=1, seconds=0.5).passed

@@ -11,12 +11,17 @@ from ringstone.lab.ceph import CephCluster
 from tests.framework.devices import loop_device
 from tests.framework.gateway import GatewayProcess
 from tests.framework.rbd import make_rbd_pool
+from tests.framework.stores import make_store_pool
 
 MIB = 1 << 20
 SIZE = 64 * MIB
 # What a device has beyond its volume, which grows.
 _SPARE = 64 * MIB
-KINDS = ("memory", "file", "device", "rbd")
+KINDS = ("memory", "file", "device", "store", "rbd")
+# Those that have snapshots.
+SNAPSHOT_KINDS = ("store", "rbd")
+# Of a store's drive: room for all volumes of a test and what is written beside their snapshots.
+_DRIVE = 512 * MIB
 
 
 class Volumes:
@@ -33,7 +38,13 @@ class Volumes:
         if self.kind == "rbd":
             ceph: CephCluster = self._request.getfixturevalue("ceph")
             make_rbd_pool(self._gateway, ceph, "rbd")
+        if self.kind == "store":
+            make_store_pool(self._gateway, "store", _DRIVE)
         return self
+
+    @property
+    def has_snapshots(self) -> bool:
+        return self.kind in SNAPSHOT_KINDS
 
     def serve(self, volume: str = "disk", **more: Any) -> models.Attachment:
         """Make it and attach it."""
@@ -63,6 +74,6 @@ class Volumes:
             for volume in reversed(self._made):
                 if client.volume(volume).attachment is not None:
                     client.detach(volume, force=True)
-                for snapshot in client.snapshots(volume) if self.kind == "rbd" else []:
+                for snapshot in client.snapshots(volume) if self.has_snapshots else []:
                     client.delete_snapshot(volume, snapshot.name)
                 client.delete_volume(volume)
