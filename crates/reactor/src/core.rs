@@ -6,12 +6,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ringstone_rbd::Completions;
+use ringstone_store::{Epochs, Reader};
 use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{Chain, Notify};
 
 use crate::guests::{Budget, Guests, Held, Quota};
 use crate::handle::{Command, Outbox, Reply};
+use crate::keeping::Keeping;
 use crate::mailbox::Receiver;
 use crate::patience::{Awaited, Patience};
 use crate::pools::Pools;
@@ -20,6 +22,8 @@ use crate::uring::{Completion, Tag, Uring};
 
 /// Turns without work between two looks at the clock.
 const TURNS_BETWEEN_LOOKS: u32 = 16;
+/// Nanoseconds that a reactor sleeps at most while a keeper waits for something that rings no bell.
+const KEEPING_NS: u64 = 1_000_000;
 /// Completions handled in one turn before the rings have theirs.
 const REAP: usize = 256;
 
@@ -43,10 +47,13 @@ pub struct Shared {
     pub held: Vec<Held>,
     pub delayed: Delayed,
     pub outbox: Outbox,
-    /// What librbd's threads give back.
+    /// What librbd's threads and keepers give back.
     pub returned: Arc<Completions>,
     /// Requests that librbd has.
     pub at_librbd: u32,
+    /// When places of stores may be used again, and this reactor's part in that.
+    pub epochs: Arc<Epochs>,
+    pub reader: Reader,
 }
 
 /// Requests that a faulty drive holds back, by the tick at which they go on.
@@ -121,6 +128,8 @@ pub struct Reactor {
     active: Vec<u16>,
     guests: Guests,
     patience: Patience,
+    /// Keepers of stores.
+    keeping: Vec<Option<Box<Keeping>>>,
     /// Every queue here is of an image.
     only_images: bool,
     running: bool,
@@ -138,6 +147,7 @@ impl Reactor {
             generations: Vec::new(),
             active: Vec::new(),
             guests: Guests::default(),
+            keeping: Vec::new(),
             running: true,
         }
     }
@@ -150,7 +160,10 @@ impl Reactor {
         let mut last_work = accounted;
         let mut idle_turns = 0u32;
         let mut awaited = Awaited::Work;
-        while self.running || !self.active.is_empty() {
+        while self.running
+            || !self.active.is_empty()
+            || self.keeping.iter().flatten().any(|one| !one.is_at_rest())
+        {
             self.shared.began = 0;
             let had = self.shared.at_librbd;
             if self.turn() {
@@ -183,6 +196,7 @@ impl Reactor {
                 }
             }
         }
+        self.shared.reader.leave(&self.shared.epochs);
         // Last of all, as whoever watches takes a reactor that polls and does not turn for one that is stuck.
         self.shared.stats.set_removed();
     }
@@ -206,6 +220,8 @@ impl Reactor {
     /// One turn; true if there was anything to do.
     #[inline]
     fn turn(&mut self) -> bool {
+        // Before any map is looked into.
+        self.shared.reader.begin(&self.shared.epochs);
         let mut work = self.mail();
         work |= self.reap();
         if self.shared.returned.pending() {
@@ -219,6 +235,9 @@ impl Reactor {
             guest = if guest + 1 < self.guests.numbers() { guest + 1 } else { 0 };
         }
         work |= self.resume_delayed();
+        if !self.keeping.is_empty() {
+            work |= self.keep();
+        }
         self.flush_dirty();
         self.shared.uring.turn();
         if stopping {
@@ -243,6 +262,27 @@ impl Reactor {
             }
             if self.shared.budget.is_spent() {
                 break;
+            }
+        }
+        work
+    }
+
+    /// Keepers have their turn, behind all who may have asked them for something.
+    fn keep(&mut self) -> bool {
+        let mut work = false;
+        for at in 0..self.keeping.len() {
+            let Some(keeping) = &mut self.keeping[at] else { continue };
+            work |= keeping.turn(&mut self.shared);
+            let id = keeping.id();
+            while let Some(message) = keeping.next_event() {
+                self.shared.outbox.send(Reply::StoreSays { id, message });
+            }
+            if keeping.is_stopping() && keeping.is_at_rest() {
+                keeping.end(&mut self.shared);
+                self.shared.uring.submit_all();
+                if let Some(keeping) = self.keeping[at].take() {
+                    self.shared.outbox.send(Reply::Kept(keeping));
+                }
             }
         }
         work
@@ -293,24 +333,30 @@ impl Reactor {
         reaped > 0
     }
 
-    /// What librbd has done.
+    /// What librbd and keepers have done.
     fn reap_returned(&mut self) {
         self.shared.work_found();
         let mut reaped = 0;
+        let mut of_images = 0;
         let returned = self.shared.returned.clone();
         returned.take(|tag, result| {
             reaped += 1;
             if let Tag::Request { place, generation, head } = Tag::decode(tag) {
                 if let Some(queue) = &mut self.places[usize::from(place)] {
+                    let of_image = queue.is_of_image();
+                    of_images += u32::from(of_image);
                     each!(&mut **queue, queue => {
                         if queue.generation == generation {
-                            queue.returned(head, result, &mut self.shared);
+                            match of_image {
+                                true => queue.returned(head, result, &mut self.shared),
+                                false => queue.answered(head, result, &mut self.shared),
+                            }
                         }
                     });
                 }
             }
         });
-        self.shared.at_librbd -= reaped as u32;
+        self.shared.at_librbd -= of_images;
         self.flush_dirty();
         self.shared.stats.add(ReactorCounter::Reaped, reaped);
     }
@@ -343,6 +389,16 @@ impl Reactor {
             Tag::Mail => {
                 if !completion.more {
                     self.shared.uring.watch(self.wake.as_raw_fd(), Tag::Mail);
+                }
+            }
+            Tag::Store { place, io } => {
+                if let Some(Some(keeping)) = self.keeping.get_mut(usize::from(place)) {
+                    keeping.completed(io, completion.result, &mut self.shared);
+                }
+            }
+            Tag::StoreBell { place } => {
+                if let Some(Some(keeping)) = self.keeping.get(usize::from(place)) {
+                    keeping.rung(completion.more, &mut self.shared);
                 }
             }
             Tag::Ignore => {}
@@ -412,9 +468,36 @@ impl Reactor {
                     }
                 }
             }
+            Command::Keep(mut keeping) => {
+                let free = self.keeping.iter().position(Option::is_none);
+                let place = free.unwrap_or_else(|| {
+                    self.keeping.push(None);
+                    self.keeping.len() - 1
+                });
+                keeping.begin_at(place as u16, &mut self.shared);
+                self.keeping[place] = Some(keeping);
+            }
+            Command::StopKeeping(id) => {
+                if let Some(keeping) = self.keeping_of(id) {
+                    keeping.stop();
+                }
+            }
+            Command::Store { id, command, answered } => {
+                // Where there is none, whoever waits hears that the other end is gone.
+                if let Some(keeping) = self.keeping_of(id) {
+                    keeping.command(command, answered);
+                }
+            }
             Command::Pass(outgrown) => self.shared.outbox.send(Reply::Passed(outgrown)),
-            Command::Shutdown => self.running = false,
+            Command::Shutdown => {
+                self.running = false;
+                self.keeping.iter_mut().flatten().for_each(|keeping| keeping.stop());
+            }
         }
+    }
+
+    fn keeping_of(&mut self, id: u64) -> Option<&mut Keeping> {
+        self.keeping.iter_mut().flatten().find(|keeping| keeping.id() == id).map(|keeping| &mut **keeping)
     }
 
     fn start(&mut self, mut queue: Box<Queue>) {
@@ -510,10 +593,14 @@ impl Reactor {
                 });
             }
         }
+        waiting |= !self.keeping.iter().flatten().all(|keeping| keeping.may_sleep());
         if !waiting && self.shared.returned.may_sleep() {
             let before = self.shared.clock.now();
-            let timeout =
+            let delayed =
                 self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
+            let keeping = self.keeping.iter().flatten().any(|keeping| keeping.needs_turns());
+            let timeout = delayed.into_iter().chain(keeping.then_some(KEEPING_NS)).min();
+            self.shared.reader.leave(&self.shared.epochs);
             self.publish_uring_counts();
             self.shared.stats.set_asleep(true);
             self.shared.uring.sleep(timeout);
@@ -523,6 +610,7 @@ impl Reactor {
             self.shared.stats.add(ReactorCounter::AsleepNs, asleep);
             self.shared.stats.add(ReactorCounter::WakeUps, 1);
         }
+        self.keeping.iter().flatten().for_each(|keeping| keeping.awake());
         for place in queues {
             if let Some(queue) = &mut self.places[place] {
                 each!(&mut **queue, queue => queue.set_kicks(Notify::Suppressed));

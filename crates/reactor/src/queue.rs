@@ -13,6 +13,7 @@ use ringstone_virtqueue::{GuestByte, Notify, PackedRing, RingError, RingSetup, S
 use ringstone_volume::Volume;
 
 use crate::core::Shared;
+use crate::errand::Errand;
 use crate::mover::{Inline, Mover, Nothing, Submitted};
 use crate::slots::Slot;
 use crate::tally::Tally;
@@ -131,6 +132,8 @@ pub struct RingQueue<R> {
     pub(crate) slots: Box<[Slot]>,
     /// A slot's request at librbd; none for other drives.
     pub(crate) tickets: Box<[Ticket]>,
+    /// A slot's request at a store's keeper; none for other drives.
+    pub(crate) errands: Box<[Errand]>,
     pub(crate) in_flight: u32,
     /// Requests whose next step waits for its turn.
     pub(crate) partial: VecDeque<u16>,
@@ -168,10 +171,12 @@ impl<R: VirtRing> RingQueue<R> {
     fn new(ring: R, parts: QueueParts) -> Self {
         let size = usize::from(ring.size());
         let at_librbd = if matches!(parts.volume.drive(), Drive::Rbd(_)) { size } else { 0 };
+        let at_keeper = if matches!(parts.volume.drive(), Drive::Store(_)) { size } else { 0 };
         let dice = parts.volume.faults().map(|faults| FaultDice::new(faults, usize::from(parts.key.vring)));
         Self {
             slots: (0..size).map(|_| Slot::default()).collect(),
             tickets: (0..at_librbd).map(|_| Ticket::default()).collect(),
+            errands: (0..at_keeper).map(|_| Errand::default()).collect(),
             in_flight: 0,
             partial: VecDeque::new(),
             starved: VecDeque::new(),
@@ -252,6 +257,7 @@ impl<R: VirtRing> RingQueue<R> {
     }
 
     fn forget(&mut self, head: u16, shared: &mut Shared) {
+        self.end_hold(head, shared);
         self.slots[usize::from(head)].release(&mut shared.pools, &mut shared.held[usize::from(self.guest)]);
         self.in_flight -= 1;
     }
@@ -338,7 +344,9 @@ impl<R: VirtRing> RingQueue<R> {
             _ if self.dice.is_some() => self.take(waiting.min(BATCH), &Submitted, shared),
             Drive::Mapped(drive) => self.take(waiting.min(BATCH), &Inline(drive), shared),
             Drive::Null => self.take(waiting.min(BATCH), &Nothing, shared),
-            Drive::File(_) | Drive::Rbd(_) => self.take(waiting.min(BATCH), &Submitted, shared),
+            Drive::File(_) | Drive::Rbd(_) | Drive::Store(_) => {
+                self.take(waiting.min(BATCH), &Submitted, shared)
+            }
         };
         if let Err(error) = result {
             self.fail(error.to_string());

@@ -5,10 +5,10 @@
 //! begins, before it looks into any map, and gives it to the requests that it begins in that turn. It says which is the oldest
 //! that a request of its own still has. Once no reactor has an older one than the next epoch, nobody can still reach it.
 
-use std::sync::atomic::{fence, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
 
 /// Reactors that may take part.
-pub const MOST_READERS: usize = 64;
+pub const MOST_READERS: usize = 256;
 const ABSENT: u64 = u64::MAX;
 
 /// On a cache line of its own, as each is written by another core.
@@ -19,11 +19,17 @@ struct Oldest(AtomicU64);
 pub struct Epochs {
     now: AtomicU64,
     oldest: [Oldest; MOST_READERS],
+    /// Readers from this number on were never here.
+    readers: AtomicUsize,
 }
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self { now: AtomicU64::new(1), oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS] }
+        Self {
+            now: AtomicU64::new(1),
+            oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS],
+            readers: AtomicUsize::new(0),
+        }
     }
 }
 
@@ -53,7 +59,11 @@ impl Epochs {
     fn floor(&self) -> u64 {
         // Pairs with the fence in `Reader::begin` of a reactor that was absent.
         fence(Ordering::SeqCst);
-        self.oldest.iter().map(|oldest| oldest.0.load(Ordering::Acquire)).min().unwrap_or(ABSENT)
+        self.oldest[..self.readers.load(Ordering::Relaxed)]
+            .iter()
+            .map(|oldest| oldest.0.load(Ordering::Acquire))
+            .min()
+            .unwrap_or(ABSENT)
     }
 }
 
@@ -86,6 +96,9 @@ impl Reader {
     #[cold]
     fn renew(&mut self, epochs: &Epochs, now: u64) {
         let was_absent = self.epoch == 0;
+        if was_absent {
+            epochs.readers.fetch_max(self.index + 1, Ordering::Relaxed);
+        }
         self.epoch = now;
         self.publish(epochs);
         if was_absent {

@@ -363,6 +363,7 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
             Drive::Mapped(_) => "mapped",
             Drive::File(_) => "file",
             Drive::Rbd(_) => "rbd",
+            Drive::Store(_) => "store",
             Drive::Null => "null",
         }
         .into(),

@@ -74,6 +74,10 @@ pub enum Command {
     Grow {
         size: u64,
     },
+    /// Make durable what was answered.
+    Flush,
+    /// The store is this opener's from here on, and nobody else's.
+    Possess,
     /// Write a checkpoint, and take nothing any more.
     Shutdown,
 }
@@ -223,6 +227,16 @@ impl Keeper {
             Command::Close { volume } => {
                 self.close_volume(volume);
                 Ok(Some(Answer::Done))
+            }
+            Command::Possess => {
+                self.running = Some((number, Running::Flushing));
+                self.possess();
+                Ok(None)
+            }
+            Command::Flush => {
+                self.running = Some((number, Running::Flushing));
+                self.flushing.wait(Waiter::Command);
+                Ok(None)
             }
             Command::List => Ok(Some(Answer::Volumes(self.volumes()))),
             Command::Figures => Ok(Some(Answer::Figures(self.figures()))),

@@ -54,6 +54,9 @@ impl Keeper {
     }
 
     pub(super) fn run_flatten(&mut self) {
+        if !self.may_work() {
+            return;
+        }
         let Some(flatten) = &mut self.flatten else { return };
         if flatten.copying
             || flatten.ending

@@ -39,6 +39,11 @@ impl Flushing {
         self.waiting.is_empty() && self.under_way.is_none()
     }
 
+    /// Somebody waits for a flush that can begin.
+    pub fn is_due(&self) -> bool {
+        !self.waiting.is_empty() && self.under_way.is_none()
+    }
+
     /// All that wait, for whom there will be none.
     pub fn take_all(&mut self) -> Vec<Waiter> {
         let under_way = self.under_way.take().map(|(_, waiters)| waiters).unwrap_or_default();

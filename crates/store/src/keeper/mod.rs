@@ -155,6 +155,12 @@ pub struct Keeper {
     commands: VecDeque<(u64, Command)>,
     running: Option<(u64, Running)>,
     reap: Option<Reap>,
+    /// Layers changed since somebody looked for some that can go.
+    maybe_reapable: bool,
+    /// Jobs rest.
+    paused: bool,
+    /// The superblock on the drive names this opener.
+    possessed: bool,
     flatten: Option<Flatten>,
     out: VecDeque<Io>,
     done: VecDeque<Done>,
@@ -167,9 +173,12 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Of a store that [`begin`](crate::begin) has taken possession of.
-    pub(crate) fn new(recovered: Recovered, epochs: Arc<Epochs>) -> Self {
-        let Recovered { superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+    /// Of a store as it was read. Nothing may be asked of it but to open volumes, until [`Command::Possess`] was answered: it
+    /// is another's until then.
+    pub fn new(recovered: Recovered, boot: [u8; 16], epochs: Arc<Epochs>) -> Self {
+        let Recovered { mut superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+        let marked = superblock.covered;
+        superblock.take_possession(next, boot);
         let layout = &superblock.layout;
         let allocator = Allocator::new(layout, |slot| slots.get(slot).kind != crate::format::Kind::Free);
         let journal = Journal::new(
@@ -178,7 +187,7 @@ impl Keeper {
             superblock.incarnation,
             next,
             superblock.replay_from,
-            superblock.covered,
+            marked,
         );
         let places = Arc::new(Places::default());
         places.learn(&layout.zones);
@@ -215,6 +224,9 @@ impl Keeper {
             commands: VecDeque::new(),
             running: None,
             reap: None,
+            maybe_reapable: true,
+            paused: false,
+            possessed: false,
             flatten: None,
             out: VecDeque::new(),
             done: VecDeque::new(),
@@ -295,16 +307,57 @@ impl Keeper {
             && self.out.is_empty()
     }
 
+    /// The superblock is written by somebody else.
+    pub(crate) fn set_possessed(&mut self) {
+        self.possessed = true;
+    }
+
+    /// As it has to be on the drive before anything is asked.
+    pub(crate) fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    fn may_work(&self) -> bool {
+        self.possessed && !self.paused && !self.closing && self.failed.is_none()
+    }
+
+    /// Let jobs rest, or go on. What guests and operators ask is done either way.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Nothing is under way. Jobs that are paused may have more to do.
+    pub fn is_quiet(&self) -> bool {
+        self.operations.len() == self.free_operations.len()
+            && self.requests.is_empty()
+            && self.running.is_none()
+            && self.checkpoint.is_none()
+            && self.flushing.is_idle()
+            && self.journal.is_idle()
+            && self.out.is_empty()
+    }
+
+    /// [`turn`](Self::turn) may find something to do.
+    pub fn wants_turn(&self) -> bool {
+        !self.requests.is_empty()
+            || !self.out.is_empty()
+            || !self.done.is_empty()
+            || !self.answers.is_empty()
+            || !self.commands.is_empty()
+            || self.journal.pending() > 0
+            || self.flushing.is_due()
+            || self.needs_turns()
+    }
+
     /// Waits for time to pass or for reactors to go on, so that somebody has to call [`turn`](Self::turn) again without an event.
     pub fn needs_turns(&self) -> bool {
         !self.starved.is_empty()
             || !self.throttled.is_empty()
-            || !self.retired_slots.is_empty()
-            || !self.retired_nodes.is_empty()
+            || self.has_to_recycle()
             || self.running.is_some()
-            || self.reap.is_some()
-            || self.flatten.is_some()
+            || self.may_work() && (self.reap.is_some() || self.flatten.is_some() || self.maybe_reapable)
             || self.checkpoint.is_some()
+            || self.is_checkpoint_due()
     }
 
     fn layout(&self) -> &Layout {
@@ -330,6 +383,8 @@ impl Keeper {
                 Err(errno) => self.fail(errno),
             },
             Purpose::Flush => self.flushed(result),
+            Purpose::PossessionFlush => self.write_possession(result),
+            Purpose::Possession => self.possession_written(result),
             Purpose::Page { .. } | Purpose::Catalog | Purpose::CheckpointFlush | Purpose::Superblock => {
                 self.checkpointed(io.purpose, result);
             }
