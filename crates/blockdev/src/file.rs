@@ -217,14 +217,14 @@ impl FileDrive {
     }
 
     /// Bytes of the file or device.
-    pub fn len(&self) -> Result<u64, DriveError> {
+    pub fn length(&self) -> Result<u64, DriveError> {
         let fail = |source| DriveError::Open { path: self.path.clone(), source };
         // The end of a block device is found by seeking; the offset is not used by anybody else.
         (&self.file).seek(SeekFrom::End(0)).map_err(fail)
     }
 
     fn check_len(&self, want: u64) -> Result<(), DriveError> {
-        let have = self.len()?;
+        let have = self.length()?;
         if have < want {
             return Err(DriveError::TooShort { path: self.path.clone(), have, want });
         }

@@ -152,7 +152,7 @@ fn bytes_mut(blocks: &mut [Block]) -> &mut [u8] {
 
 impl Medium for FileDrive {
     fn size(&self) -> io::Result<u64> {
-        self.len().map_err(io::Error::other)
+        self.length().map_err(io::Error::other)
     }
 
     fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
+use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringstone_blockdev::{Direct, Drive, DriveError, FileDrive, StoreDoor, StoreParts, StoreVolume};
@@ -33,8 +34,20 @@ enum Home {
     /// On its way from one reactor to another, with what is for it; or at rest, where somebody waits for that.
     Moving {
         waiting: Vec<(Command, Answered)>,
-        rest: Option<Sender<Box<Keeping>>>,
+        rest: Option<Sender<Rested>>,
     },
+}
+
+/// A store whose keeper rests. It goes when this does.
+pub struct Rested {
+    store: OpenStore,
+    keeping: Box<Keeping>,
+}
+
+impl Rested {
+    pub fn drive(&self) -> (PathBuf, Arc<FileDrive>) {
+        (self.store.path.clone(), self.store.parts.drive.clone())
+    }
 }
 
 /// The way of any thread to a keeper.
@@ -76,7 +89,7 @@ pub fn format_store(path: &Path, size: Option<u64>, extent: u64) -> Result<[u8; 
     }
     let format = || -> Result<[u8; 16], EngineError> {
         let drive = FileDrive::open(path, 0, BLOCK as u32, false, Direct::Auto)?;
-        let have = drive.len()?;
+        let have = drive.length()?;
         let layout = Layout::new(size.unwrap_or(have).min(have), extent).map_err(DriveError::from)?;
         let uuid = random()?;
         ringstone_store::format(&drive, &layout, uuid).map_err(DriveError::from)?;
@@ -187,19 +200,43 @@ impl Engine {
         }
         // On the caller's thread: there may be much to read.
         let drive = Arc::new(FileDrive::open(&path, 0, BLOCK as u32, false, Direct::Auto)?);
-        self.adopt_store(path, drive)
-    }
-
-    /// Keep the store on a drive that is open and locked.
-    pub(crate) fn adopt_store(
-        &self,
-        path: PathBuf,
-        drive: Arc<FileDrive>,
-    ) -> Result<StoreParts, EngineError> {
         let keeper =
             ringstone_store::begin(&*drive, boot_id()?, self.epochs.clone()).map_err(DriveError::from)?;
         let caller = self.caller()?;
         self.call(move |control| control.keep(path, drive, keeper, caller))?
+    }
+
+    /// Read the store on a drive that another process hands over, whose it is until it is possessed.
+    pub(crate) fn borrow_store(
+        &self,
+        path: PathBuf,
+        drive: Arc<FileDrive>,
+    ) -> Result<StoreParts, EngineError> {
+        let boot = boot_id()?;
+        let recovered = ringstone_store::recover(&*drive, boot).map_err(DriveError::from)?;
+        let keeper = Keeper::new(recovered, boot, self.epochs.clone());
+        let caller = self.caller()?;
+        self.call(move |control| control.keep(path, drive, keeper, caller))?
+    }
+
+    /// Bring all keepers to rest, for another process to go on.
+    pub(crate) fn rest_stores(&self, limit: Duration, rested: &mut Vec<Rested>) -> Result<(), EngineError> {
+        let (rest, rests) = channel();
+        let count = self.call(move |control| {
+            let paths: Vec<PathBuf> = control.stores.keys().cloned().collect();
+            paths.iter().for_each(|path| control.rest_store(path, rest.clone()));
+            paths.len()
+        })?;
+        for _ in 0..count {
+            let one = rests.recv_timeout(limit).map_err(|_| {
+                EngineError::Handover(format!(
+                    "a store did not come to rest within {} s",
+                    limit.as_secs_f64()
+                ))
+            })?;
+            rested.push(one);
+        }
+        Ok(())
     }
 
     /// Close all stores, as nothing is attached any more.
@@ -321,7 +358,7 @@ impl Control {
     }
 
     /// Have the keeper of the store come to rest and go to `rest`.
-    pub fn rest_store(&mut self, path: &Path, rest: Sender<Box<Keeping>>) {
+    pub fn rest_store(&mut self, path: &Path, rest: Sender<Rested>) {
         let Some(store) = self.stores.get_mut(path) else { return };
         let id = store.id;
         match &mut store.home {
@@ -331,6 +368,17 @@ impl Control {
                 self.reactors.send(reactor, Order::StopKeeping(id));
             }
             Home::Moving { rest: waits, .. } => *waits = Some(rest),
+        }
+    }
+
+    /// Keepers that rested go on.
+    pub fn resume_stores(&mut self, rested: Vec<Rested>) {
+        for Rested { mut store, keeping } in rested {
+            let reactor = self.reactors.choose(None, |_| 0);
+            self.reactors.started(reactor);
+            self.reactors.send(reactor, Order::Keep(keeping));
+            store.home = Home::Reactor(reactor);
+            self.stores.insert(store.path.clone(), store);
         }
     }
 
@@ -353,9 +401,12 @@ impl Control {
         let Home::Moving { waiting, rest } = &mut store.home else { return };
         if let Some(rest) = rest.take() {
             let path = store.path.clone();
-            self.stores.remove(&path);
-            // Whoever asked may have gone; the keeper then goes here.
-            let _ = rest.send(keeping);
+            if let Some(store) = self.stores.remove(&path) {
+                // Whoever asked may have gone; the keeper then goes on.
+                if let Err(back) = rest.send(Rested { store, keeping }) {
+                    self.resume_stores(vec![back.0]);
+                }
+            }
             return;
         }
         let waiting = std::mem::take(waiting);

@@ -127,7 +127,8 @@ fn snapshots_keep_what_was_and_clones_begin_with_it() {
     let socket = serve(&host, &path, "vol", 1);
     let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
     write(&mut driver, 0, &pattern(1, 256 << 10));
-    let snapshot = |name: &str| Command::Snapshot { volumes: vec!["vol".into()], name: name.into(), created_s: 2 };
+    let snapshot =
+        |name: &str| Command::Snapshot { volumes: vec!["vol".into()], name: name.into(), created_s: 2 };
     tell(&host, &path, snapshot("one"));
     write(&mut driver, 8, &pattern(2, 4096));
     write(&mut driver, 17, &pattern(3, 512));

@@ -13,7 +13,7 @@ use ringstone_virtqueue::{Chain, Notify};
 
 use crate::guests::{Budget, Guests, Held, Quota};
 use crate::handle::{Command, Outbox, Reply};
-use crate::keeping::Keeping;
+use crate::keepers::Keepers;
 use crate::mailbox::Receiver;
 use crate::patience::{Awaited, Patience};
 use crate::pools::Pools;
@@ -22,8 +22,6 @@ use crate::uring::{Completion, Tag, Uring};
 
 /// Turns without work between two looks at the clock.
 const TURNS_BETWEEN_LOOKS: u32 = 16;
-/// Nanoseconds that a reactor sleeps at most while a keeper waits for something that rings no bell.
-const KEEPING_NS: u64 = 1_000_000;
 /// Completions handled in one turn before the rings have theirs.
 const REAP: usize = 256;
 
@@ -128,8 +126,7 @@ pub struct Reactor {
     active: Vec<u16>,
     guests: Guests,
     patience: Patience,
-    /// Keepers of stores.
-    keeping: Vec<Option<Box<Keeping>>>,
+    keepers: Keepers,
     /// Every queue here is of an image.
     only_images: bool,
     running: bool,
@@ -147,7 +144,7 @@ impl Reactor {
             generations: Vec::new(),
             active: Vec::new(),
             guests: Guests::default(),
-            keeping: Vec::new(),
+            keepers: Keepers::default(),
             running: true,
         }
     }
@@ -160,10 +157,7 @@ impl Reactor {
         let mut last_work = accounted;
         let mut idle_turns = 0u32;
         let mut awaited = Awaited::Work;
-        while self.running
-            || !self.active.is_empty()
-            || self.keeping.iter().flatten().any(|one| !one.is_at_rest())
-        {
+        while self.running || !self.active.is_empty() || !self.keepers.are_at_rest() {
             self.shared.began = 0;
             let had = self.shared.at_librbd;
             if self.turn() {
@@ -235,9 +229,7 @@ impl Reactor {
             guest = if guest + 1 < self.guests.numbers() { guest + 1 } else { 0 };
         }
         work |= self.resume_delayed();
-        if !self.keeping.is_empty() {
-            work |= self.keep();
-        }
+        work |= self.keepers.turn(&mut self.shared);
         self.flush_dirty();
         self.shared.uring.turn();
         if stopping {
@@ -262,27 +254,6 @@ impl Reactor {
             }
             if self.shared.budget.is_spent() {
                 break;
-            }
-        }
-        work
-    }
-
-    /// Keepers have their turn, behind all who may have asked them for something.
-    fn keep(&mut self) -> bool {
-        let mut work = false;
-        for at in 0..self.keeping.len() {
-            let Some(keeping) = &mut self.keeping[at] else { continue };
-            work |= keeping.turn(&mut self.shared);
-            let id = keeping.id();
-            while let Some(message) = keeping.next_event() {
-                self.shared.outbox.send(Reply::StoreSays { id, message });
-            }
-            if keeping.is_stopping() && keeping.is_at_rest() {
-                keeping.end(&mut self.shared);
-                self.shared.uring.submit_all();
-                if let Some(keeping) = self.keeping[at].take() {
-                    self.shared.outbox.send(Reply::Kept(keeping));
-                }
             }
         }
         work
@@ -392,12 +363,12 @@ impl Reactor {
                 }
             }
             Tag::Store { place, io } => {
-                if let Some(Some(keeping)) = self.keeping.get_mut(usize::from(place)) {
+                if let Some(keeping) = self.keepers.at(place) {
                     keeping.completed(io, completion.result, &mut self.shared);
                 }
             }
             Tag::StoreBell { place } => {
-                if let Some(Some(keeping)) = self.keeping.get(usize::from(place)) {
+                if let Some(keeping) = self.keepers.at(place) {
                     keeping.rung(completion.more, &mut self.shared);
                 }
             }
@@ -468,36 +439,24 @@ impl Reactor {
                     }
                 }
             }
-            Command::Keep(mut keeping) => {
-                let free = self.keeping.iter().position(Option::is_none);
-                let place = free.unwrap_or_else(|| {
-                    self.keeping.push(None);
-                    self.keeping.len() - 1
-                });
-                keeping.begin_at(place as u16, &mut self.shared);
-                self.keeping[place] = Some(keeping);
-            }
+            Command::Keep(keeping) => self.keepers.add(keeping, &mut self.shared),
             Command::StopKeeping(id) => {
-                if let Some(keeping) = self.keeping_of(id) {
+                if let Some(keeping) = self.keepers.of(id) {
                     keeping.stop();
                 }
             }
             Command::Store { id, command, answered } => {
                 // Where there is none, whoever waits hears that the other end is gone.
-                if let Some(keeping) = self.keeping_of(id) {
+                if let Some(keeping) = self.keepers.of(id) {
                     keeping.command(command, answered);
                 }
             }
             Command::Pass(outgrown) => self.shared.outbox.send(Reply::Passed(outgrown)),
             Command::Shutdown => {
                 self.running = false;
-                self.keeping.iter_mut().flatten().for_each(|keeping| keeping.stop());
+                self.keepers.stop();
             }
         }
-    }
-
-    fn keeping_of(&mut self, id: u64) -> Option<&mut Keeping> {
-        self.keeping.iter_mut().flatten().find(|keeping| keeping.id() == id).map(|keeping| &mut **keeping)
     }
 
     fn start(&mut self, mut queue: Box<Queue>) {
@@ -593,13 +552,12 @@ impl Reactor {
                 });
             }
         }
-        waiting |= !self.keeping.iter().flatten().all(|keeping| keeping.may_sleep());
+        waiting |= !self.keepers.may_sleep();
         if !waiting && self.shared.returned.may_sleep() {
             let before = self.shared.clock.now();
             let delayed =
                 self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
-            let keeping = self.keeping.iter().flatten().any(|keeping| keeping.needs_turns());
-            let timeout = delayed.into_iter().chain(keeping.then_some(KEEPING_NS)).min();
+            let timeout = delayed.into_iter().chain(self.keepers.patience()).min();
             self.shared.reader.leave(&self.shared.epochs);
             self.publish_uring_counts();
             self.shared.stats.set_asleep(true);
@@ -610,7 +568,7 @@ impl Reactor {
             self.shared.stats.add(ReactorCounter::AsleepNs, asleep);
             self.shared.stats.add(ReactorCounter::WakeUps, 1);
         }
-        self.keeping.iter().flatten().for_each(|keeping| keeping.awake());
+        self.keepers.awake();
         for place in queues {
             if let Some(queue) = &mut self.places[place] {
                 each!(&mut **queue, queue => queue.set_kicks(Notify::Suppressed));

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use ringstone_blockdev::{Drive, Fault, FaultDice};
 use ringstone_rbd::Ticket;
-use ringstone_telemetry::{Latency, QueueCounter, QueueStats, ReactorCounter};
+use ringstone_telemetry::{QueueCounter, QueueStats, ReactorCounter};
 use ringstone_virtio_blk::{parse, status, Geometry, Operation, Request};
 use ringstone_virtqueue::{GuestByte, Notify, PackedRing, RingError, RingSetup, SplitRing, VirtRing};
 use ringstone_volume::Volume;
@@ -390,7 +390,8 @@ impl<R: VirtRing> RingQueue<R> {
         self.flush(shared);
         let spent = shared.clock.ns(shared.clock.now() - started);
         self.parts.stats.add(QueueCounter::BusyNs, spent);
-        self.count(&tally, spent);
+        tally.count(&self.parts.stats, spent);
+        self.errors += tally.errors;
         result
     }
 
@@ -524,7 +525,8 @@ impl<R: VirtRing> RingQueue<R> {
         slot.release(&mut shared.pools, &mut shared.held[usize::from(self.guest)]);
         self.ring.push_used(head, written);
         self.in_flight -= 1;
-        self.count(&tally, ns);
+        tally.count(&self.parts.stats, ns);
+        self.errors += tally.errors;
         self.parts.stats.set(QueueCounter::InFlight, u64::from(self.in_flight));
         if !self.dirty {
             self.dirty = true;
@@ -560,44 +562,6 @@ impl<R: VirtRing> RingQueue<R> {
             shared.uring.signal(call.as_raw_fd());
             self.parts.stats.add(QueueCounter::Calls, 1);
             shared.stats.add(ReactorCounter::Calls, 1);
-        }
-    }
-
-    #[inline(always)]
-    fn count(&mut self, tally: &Tally, ns: u64) {
-        let stats = &self.parts.stats;
-        let each = [
-            (QueueCounter::Reads, tally.reads, Some(Latency::Read)),
-            (QueueCounter::Writes, tally.writes, Some(Latency::Write)),
-            (QueueCounter::BytesRead, tally.bytes_read, None),
-            (QueueCounter::BytesWritten, tally.bytes_written, None),
-        ];
-        for (counter, n, latency) in each {
-            if n > 0 {
-                stats.add(counter, n);
-                if let Some(kind) = latency {
-                    stats.latency(kind, ns, n);
-                }
-            }
-        }
-        if tally.rare() {
-            self.count_rare(tally, ns);
-        }
-    }
-
-    #[cold]
-    fn count_rare(&mut self, tally: &Tally, ns: u64) {
-        let stats = &self.parts.stats;
-        stats.add(QueueCounter::Flushes, tally.flushes);
-        stats.add(QueueCounter::Discards, tally.discards);
-        stats.add(QueueCounter::WriteZeroes, tally.zeroes);
-        stats.add(QueueCounter::Others, tally.others);
-        stats.add(QueueCounter::BytesDiscarded, tally.bytes_discarded);
-        stats.add(QueueCounter::Errors, tally.errors);
-        self.errors += tally.errors;
-        let others = tally.flushes + tally.discards + tally.zeroes + tally.others;
-        if others > 0 {
-            stats.latency(Latency::Other, ns, others);
         }
     }
 }

@@ -252,6 +252,7 @@ impl Keeper {
                 self.running = Some((number, Running::Growing { zones: self.layout().zones.len() }));
                 Ok(None)
             }
+            Command::Shutdown if !self.possessed => Ok(Some(Answer::Done)),
             Command::Shutdown => {
                 self.closing = true;
                 self.running = Some((number, Running::Closing));
