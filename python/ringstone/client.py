@@ -58,6 +58,11 @@ class ApiClient:
     def create_pool(self, pool: models.PoolCreate) -> models.Pool:
         return self._call(models.Pool, "POST", "/pools", body=pool.model_dump(exclude_defaults=True))
 
+    def grow_pool(self, name: str, size: int | None = None) -> models.Pool:
+        """Use all of its drive; a file is made `size` bytes long before."""
+        body = {} if size is None else {"size": size}
+        return self._call(models.Pool, "POST", f"/pools/{_name(name)}/grow", body=body)
+
     def delete_pool(self, name: str) -> None:
         self._call(NoneType, "DELETE", f"/pools/{_name(name)}")
 

@@ -57,11 +57,23 @@ class RbdOptions(_Request):
     data_pool: str | None = None
 
 
+class StoreOptions(_Request):
+    """How a store pool is made. `size`: bytes of its file, where that is not there yet. `extent`: bytes of the unit in
+    which blocks have a place, a power of two from 16 KiB to 1 MiB, by default 64 KiB. `overcommit`: how many times the
+    capacity the volumes' sizes may add up to, by default 10."""
+
+    size: Size | None = None
+    extent: int | None = Field(default=None, strict=True)
+    overcommit: float | None = None
+
+
 class PoolCreate(_Request):
-    """`path`: a directory, or for a file pool also a block device; without it the gateway chooses.
+    """`path`: a directory, for a file pool also a block device, for a store pool a block device or file; without it the
+    gateway chooses.
     `capacity`: the most that the volumes' sizes may add up to. `hugepages`: a memory pool on hugetlbfs.
     `direct`: whether a file pool bypasses the page cache. `host`: where it is to be; a gateway takes only its own
-    name. `erase`: a block device that holds something may be taken, and loses it when a volume is made."""
+    name. `erase`: a block device that holds something may be taken, and loses it: for a store pool at once, else when a
+    volume is made."""
 
     name: str
     type: str
@@ -72,12 +84,34 @@ class PoolCreate(_Request):
     direct: Literal["auto", "on", "off"] = "auto"
     faults: Faults | None = None
     rbd: RbdOptions | None = None
+    store: StoreOptions | None = None
     erase: bool = False
+
+
+class PoolGrow(_Request):
+    """`size`: of a store pool's file from now on; a device has its own."""
+
+    size: Size | None = None
+
+
+class Space(_Answer):
+    """Of a store pool's drive. `size`: of all of it; `capacity`: of it, for volumes' blocks; `used` and `free` are of
+    that; `promised`: the volumes' sizes added up, which may be `promised_at_most`; `reclaiming`: what deleted volumes
+    and snapshots still use and is being freed."""
+
+    size: int
+    capacity: int
+    used: int
+    free: int
+    promised: int
+    promised_at_most: int
+    reclaiming: int
 
 
 class Pool(_Answer):
     """`host`: the only one that reaches it. `state` is ready, or failed with a `reason`. `provisioned`: the volumes'
-    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there."""
+    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there. `space`
+    is of store pools."""
 
     name: str
     type: str
@@ -88,6 +122,7 @@ class Pool(_Answer):
     reason: str | None
     total: int | None
     free: int | None
+    space: Space | None = None
     provisioned: int
     volumes: int
     created_at: datetime

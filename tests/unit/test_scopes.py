@@ -28,6 +28,7 @@ look    GET     /v1/openapi.json
 look    GET     /v1/pools
 change  POST    /v1/pools
 look    GET     /v1/pools/{name}
+change  POST    /v1/pools/{name}/grow
 change  DELETE  /v1/pools/{name}
 look    GET     /v1/volumes
 change  POST    /v1/volumes

@@ -4,7 +4,7 @@ from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
-from ringstone.pools import Usage, open_pool
+from ringstone.pools import DrivePool, Space, Usage, open_pool
 from ringstone.state import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
 from ringstone.units import utc
 
@@ -14,11 +14,16 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
     pool = open_pool(record)
     reason = None
     usage = Usage(None, None)
+    space = None
     try:
         # What only another host reaches is that one's to judge.
         if service.pools.reaches(record):
             pool.check()
-            usage = pool.usage()
+            if isinstance(pool, DrivePool):
+                space = pool.space()
+                usage = Usage(space.capacity, space.free)
+            else:
+                usage = pool.usage()
     except RingstoneError as error:
         reason = error.message
     return models.Pool(
@@ -31,9 +36,22 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
         reason=reason,
         total=usage.total,
         free=usage.free,
+        space=None if space is None else _space_view(space),
         provisioned=sum(volume.size for volume in volumes),
         volumes=len(volumes),
         created_at=utc(record.created_ns),
+    )
+
+
+def _space_view(space: Space) -> models.Space:
+    return models.Space(
+        size=space.size,
+        capacity=space.capacity,
+        used=space.used,
+        free=space.free,
+        promised=space.promised,
+        promised_at_most=space.promised_at_most,
+        reclaiming=space.reclaiming,
     )
 
 

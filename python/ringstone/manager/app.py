@@ -102,6 +102,12 @@ def show_pool(name: str, manager: Manager) -> models.Pool:
     return views.pool_views(manager, [manager.store.pool(name)])[0]
 
 
+@router.post("/pools/{name}/grow", tags=["pools"])
+def grow_pool(name: str, manager: Manager, body: models.PoolGrow | None = None) -> models.Pool:
+    """Use all of a store pool's drive that has become longer; volumes are served meanwhile."""
+    return manager.grow_pool(name, body.size if body else None)
+
+
 @router.delete("/pools/{name}", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, manager: Manager) -> None:
     """The pool must have no volumes."""
