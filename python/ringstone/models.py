@@ -142,10 +142,19 @@ class VolumeResize(_Request):
 
 
 class SnapshotCreate(_Request):
+    """`also`: further volumes of the same store pool, which get a snapshot of that name at the same point."""
+
     name: str
+    also: list[str] = []
 
 
 class SnapshotClone(_Request):
+    """`name`: the new volume's."""
+
+    name: str
+
+
+class VolumeClone(_Request):
     """`name`: the new volume's."""
 
     name: str
@@ -226,7 +235,8 @@ class Attachment(_Answer):
 
 class Volume(_Answer):
     """`state`: ready, failed (its backing is missing or damaged; `reason` says what), creating or deleting.
-    `allocated`: bytes it takes of the medium, None when unknown. `detail`: how the engine serves it, while
+    `allocated`: bytes it takes of the medium, None when unknown; `shared`: bytes beside these that it reads from
+    snapshots, its own and its parents', in a store pool. `detail`: how the engine serves it, while
     attached."""
 
     name: str
@@ -238,18 +248,32 @@ class Volume(_Answer):
     state: str
     reason: str | None
     allocated: int | None
+    shared: int | None = None
     detail: str | None
     attachment: Attachment | None
     created_at: datetime
 
 
 class Snapshot(_Answer):
-    """`size`: the volume's when it was made."""
+    """`size`: the volume's when it was made. `own`: bytes of the medium that were written between the snapshot before
+    and this one; None when unknown."""
 
     volume: str
     name: str
     size: int
+    own: int | None = None
     created_at: datetime
+
+
+class Difference(_Answer):
+    """Where the volume's content at snapshot `until` (None: now) may differ from that at `since` (None: from nothing):
+    `ranges` of offset and length in bytes, in ascending order. `changed`: their lengths added up."""
+
+    volume: str
+    since: str | None
+    until: str | None
+    changed: int
+    ranges: list[tuple[int, int]]
 
 
 class Event(_Answer):

@@ -40,6 +40,8 @@ change  POST    /v1/volumes/{volume}/snapshots
 change  DELETE  /v1/volumes/{volume}/snapshots/{name}
 change  POST    /v1/volumes/{volume}/snapshots/{name}/revert
 change  POST    /v1/volumes/{volume}/snapshots/{name}/clone
+change  POST    /v1/volumes/{volume}/clone
+look    GET     /v1/volumes/{volume}/diff
 change  POST    /v1/volumes/{volume}/flatten
 look    GET     /v1/attachments
 change  POST    /v1/attachments

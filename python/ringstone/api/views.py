@@ -4,7 +4,7 @@ from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
-from ringstone.pools import DrivePool, Space, Usage, open_pool
+from ringstone.pools import DrivePool, LayerPool, Pool, Space, Usage, open_pool
 from ringstone.state import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
 from ringstone.units import utc
 
@@ -21,6 +21,7 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
             pool.check()
             if isinstance(pool, DrivePool):
                 space = pool.space()
+                service.space.note(record.name, space)
                 usage = Usage(space.capacity, space.free)
             else:
                 usage = pool.usage()
@@ -56,11 +57,12 @@ def _space_view(space: Space) -> models.Space:
 
 
 def volume_views(service: Service, records: list[VolumeRecord]) -> list[models.Volume]:
-    """One question to the engine for all of them."""
+    """One question to the engine for all of them, and one pool for all of its volumes, which asks the medium once."""
     opened = {volume.name: volume for volume in service.engine.volumes()}
     attached = {view.volume: view for view in attachment_views(service, service.store.attachments())}
+    pools = {name: open_pool(service.store.pool(name)) for name in {record.pool for record in records}}
     return [
-        _volume_view(service, record, opened.get(record.name), attached.get(record.name))
+        _volume_view(service, record, pools[record.pool], opened.get(record.name), attached.get(record.name))
         for record in records
     ]
 
@@ -68,12 +70,13 @@ def volume_views(service: Service, records: list[VolumeRecord]) -> list[models.V
 def _volume_view(
     service: Service,
     record: VolumeRecord,
+    pool: Pool,
     opened: EngineVolume | None,
     attachment: models.Attachment | None,
 ) -> models.Volume:
-    pool = service.store.pool(record.pool)
-    reason = service.volumes.failure(record)
+    reason = service.volumes.failure(record, pool)
     state = "failed" if reason and record.state is VolumeState.READY else record.state.value
+    reached = service.pools.reaches(pool.record)
     return models.Volume(
         name=record.name,
         id=record.id,
@@ -83,7 +86,8 @@ def _volume_view(
         block_size=record.block_size,
         state=state,
         reason=reason,
-        allocated=open_pool(pool).allocated(record) if service.pools.reaches(pool) else None,
+        allocated=pool.allocated(record) if reached else None,
+        shared=pool.shared(record) if reached and isinstance(pool, LayerPool) else None,
         detail=opened.detail if opened else None,
         attachment=attachment,
         created_at=utc(record.created_ns),

@@ -198,8 +198,8 @@ class LayerPool(SnapshotPool, Protocol):
         nothing): offset and length in bytes, in ascending order."""
         ...
 
-    def shared(self, volume: VolumeRecord) -> int:
-        """Bytes of the medium that it reads from snapshots, its own and its parents'."""
+    def shared(self, volume: VolumeRecord) -> int | None:
+        """Bytes of the medium that it reads from snapshots, its own and its parents'; None when not known."""
         ...
 
 

@@ -26,8 +26,8 @@ def medium(path: str) -> str | None:
         return None
     if stat.S_ISBLK(found.st_mode):
         return f"device {found.st_rdev}"
-    kind = "directory" if stat.S_ISDIR(found.st_mode) else "file"
-    return f"{kind} {found.st_dev}:{found.st_ino}"
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory"}
+    return f"{kinds.get(stat.S_IFMT(found.st_mode), 'other')} {found.st_dev}:{found.st_ino}"
 
 
 @contextmanager

@@ -48,9 +48,15 @@ def placed(record: PoolRecord, directory: Path) -> PoolRecord:
     options = {**record.options}
     if not os.path.lexists(path):
         options["managed"] = True
-    elif (found := store_door.look(path)) is not None:
+    elif (found := _uuid_at(path)) is not None:
         options["replaces"] = found
     return replace(record, path=path, options=options)
+
+
+def _uuid_at(path: str) -> str | None:
+    """Of the store there; None where there is none, nor a drive that could have one."""
+    found = occupancy.medium(path)
+    return store_door.look(path) if found and found.startswith(("device ", "file ")) else None
 
 
 class StorePool:
@@ -66,7 +72,7 @@ class StorePool:
         self._path = record.path
         self._options = store_options.of(record)
         self._opened: OpenStore | None = None
-        self._listed: dict[str, StoredVolume] | None = None
+        self._listed: dict[str, StoredVolume] | RingstoneError | None = None
 
     # made and gone
 
@@ -124,7 +130,7 @@ class StorePool:
 
     def _empty(self, fd: int, erase: bool) -> None:
         occupancy.refuse_users(self._path)
-        there = store_door.look(self._path)
+        there = _uuid_at(self._path)
         held = f"a Ringstone store ({there})" if there else occupancy.content(self._path)
         if held is None:
             return
@@ -137,9 +143,7 @@ class StorePool:
         occupancy.clear(fd)
 
     def discard(self) -> None:
-        found = None
-        with suppress(NoDeviceError):
-            found = store_door.look(self._path)
+        found = _uuid_at(self._path)
         if not self._is_own(found):
             return
         if found is not None:
@@ -204,7 +208,7 @@ class StorePool:
             raise NoDeviceError(
                 f"The drive {self._path} of pool {name!r} is not there. Check the path and the cabling, or `lsblk`."
             )
-        found = store_door.look(self._path)
+        found = _uuid_at(self._path)
         if uuid is None or found == uuid:
             return
         if found is None:
@@ -222,9 +226,15 @@ class StorePool:
         return self._door(patient=patient)
 
     def _volumes(self) -> dict[str, StoredVolume]:
-        # Kept for as long as this object, which serves one call of the API: a list of volumes asks for each.
+        # Kept for as long as this object, which serves one call of the API: a list of volumes asks for each. So is a
+        # failure, as a store that is damaged takes long to say so.
         if self._listed is None:
-            self._listed = {volume.name: volume for volume in self._door().volumes()}
+            try:
+                self._listed = {volume.name: volume for volume in self._door().volumes()}
+            except RingstoneError as error:
+                self._listed = error
+        if isinstance(self._listed, RingstoneError):
+            raise self._listed
         return self._listed
 
     def _volume(self, volume: VolumeRecord) -> StoredVolume:
@@ -234,10 +244,7 @@ class StorePool:
         return found
 
     def identity(self) -> str | None:
-        try:
-            found = store_door.look(self._path)
-        except NoDeviceError:
-            return None
+        found = _uuid_at(self._path)
         return None if found is None else f"store {found}"
 
     def check(self) -> None:
@@ -385,5 +392,8 @@ class StorePool:
     def diff(self, volume: VolumeRecord, since: str | None, until: str | None) -> list[tuple[int, int]]:
         return self._door().diff(volume.name, since, until)
 
-    def shared(self, volume: VolumeRecord) -> int:
-        return self._volume(volume).inherited
+    def shared(self, volume: VolumeRecord) -> int | None:
+        try:
+            return self._volume(volume).inherited
+        except RingstoneError:
+            return None
