@@ -16,7 +16,11 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 # What a device has beyond its volume, which grows.
 _SPARE = 64 * MIB
-KINDS = ("memory", "file", "device", "rbd")
+KINDS = ("memory", "file", "device", "rbd", "store")
+
+# Kinds whose medium has snapshots.
+SNAPSHOT_KINDS = ("rbd", "store")
+STORE_SIZE = 512 * MIB
 
 
 class Volumes:
@@ -33,6 +37,10 @@ class Volumes:
         if self.kind == "rbd":
             ceph: CephCluster = self._request.getfixturevalue("ceph")
             make_rbd_pool(self._gateway, ceph, "rbd")
+        if self.kind == "store":
+            with self._gateway.client() as client:
+                store = models.StoreOptions(size=STORE_SIZE)
+                client.create_pool(models.PoolCreate(name="store", type="store", store=store))
         return self
 
     def serve(self, volume: str = "disk", **more: Any) -> models.Attachment:
@@ -63,6 +71,6 @@ class Volumes:
             for volume in reversed(self._made):
                 if client.volume(volume).attachment is not None:
                     client.detach(volume, force=True)
-                for snapshot in client.snapshots(volume) if self.kind == "rbd" else []:
+                for snapshot in client.snapshots(volume) if self.kind in SNAPSHOT_KINDS else []:
                     client.delete_snapshot(volume, snapshot.name)
                 client.delete_volume(volume)
