@@ -166,7 +166,7 @@ pub fn check_store(path: &Path) -> Result<StoreReport, EngineError> {
     let recovered = ringstone_store::recover(&drive, boot).map_err(DriveError::from)?;
     let faults = ringstone_store::check(&recovered);
     let (uuid, extent) = (recovered.superblock.uuid, recovered.superblock.layout.extents.bytes());
-    let mut keeper = Keeper::new(recovered, boot, Arc::default());
+    let mut keeper = Keeper::new(recovered, boot, Arc::default()).map_err(DriveError::from)?;
     let notes = std::iter::from_fn(|| keeper.next_event()).collect();
     Ok(StoreReport { uuid, extent, figures: keeper.figures(), volumes: keeper.volumes(), faults, notes })
 }
@@ -214,7 +214,7 @@ impl Engine {
     ) -> Result<StoreParts, EngineError> {
         let boot = boot_id()?;
         let recovered = ringstone_store::recover(&*drive, boot).map_err(DriveError::from)?;
-        let keeper = Keeper::new(recovered, boot, self.epochs.clone());
+        let keeper = Keeper::new(recovered, boot, self.epochs.clone()).map_err(DriveError::from)?;
         let caller = self.caller()?;
         self.call(move |control| control.keep(path, drive, keeper, caller))?
     }

@@ -17,6 +17,9 @@ impl Keeper {
         let live = self.catalog.volumes.get(&id)?.live;
         let map = Arc::new(Map::new(self.extents(), self.places.clone()));
         let tag = map.live();
+        if self.failed.is_some() {
+            map.hold();
+        }
         let mut names = NodeNames::default();
         let mut tombs = BTreeMap::new();
         self.for_layers(live, |depth, slot, entry| match entry.kind {

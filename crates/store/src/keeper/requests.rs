@@ -238,6 +238,7 @@ impl Keeper {
             taken,
             commit,
             stage: Stage::Record,
+            held: 0,
         }
     }
 
