@@ -11,17 +11,16 @@ from ringstone.lab.ceph import CephCluster
 from tests.framework.devices import loop_device
 from tests.framework.gateway import GatewayProcess
 from tests.framework.rbd import make_rbd_pool
-from tests.framework.stores import make_store_pool
 
 MIB = 1 << 20
 SIZE = 64 * MIB
 # What a device has beyond its volume, which grows.
 _SPARE = 64 * MIB
-KINDS = ("memory", "file", "device", "store", "rbd")
-# Those that have snapshots.
-SNAPSHOT_KINDS = ("store", "rbd")
-# Of a store's drive: room for all volumes of a test and what is written beside their snapshots.
-_DRIVE = 512 * MIB
+KINDS = ("memory", "file", "device", "rbd", "store")
+
+# Kinds whose medium has snapshots.
+SNAPSHOT_KINDS = ("rbd", "store")
+STORE_SIZE = 512 * MIB
 
 
 class Volumes:
@@ -39,12 +38,10 @@ class Volumes:
             ceph: CephCluster = self._request.getfixturevalue("ceph")
             make_rbd_pool(self._gateway, ceph, "rbd")
         if self.kind == "store":
-            make_store_pool(self._gateway, "store", _DRIVE)
+            with self._gateway.client() as client:
+                store = models.StoreOptions(size=STORE_SIZE)
+                client.create_pool(models.PoolCreate(name="store", type="store", store=store))
         return self
-
-    @property
-    def has_snapshots(self) -> bool:
-        return self.kind in SNAPSHOT_KINDS
 
     def serve(self, volume: str = "disk", **more: Any) -> models.Attachment:
         """Make it and attach it."""
@@ -74,6 +71,6 @@ class Volumes:
             for volume in reversed(self._made):
                 if client.volume(volume).attachment is not None:
                     client.detach(volume, force=True)
-                for snapshot in client.snapshots(volume) if self.has_snapshots else []:
+                for snapshot in client.snapshots(volume) if self.kind in SNAPSHOT_KINDS else []:
                     client.delete_snapshot(volume, snapshot.name)
                 client.delete_volume(volume)

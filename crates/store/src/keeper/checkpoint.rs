@@ -6,7 +6,7 @@
 
 use super::Keeper;
 use crate::format::{zeroed, Page};
-use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
+use crate::geometry::{Layout, BLOCK};
 use crate::io::{Action, Data, Io, Purpose};
 
 /// Pages written at one time.
@@ -29,6 +29,8 @@ pub(super) struct Checkpoint {
     catalog_bytes: u32,
     catalog_crc: u32,
     failed: bool,
+    /// When the superblock is written again.
+    again: Option<u64>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -42,14 +44,24 @@ enum Stage {
 impl Keeper {
     pub(super) fn run_checkpoint(&mut self) {
         if self.checkpoint.is_none() {
-            let (used, all) = self.journal.used();
-            let is_due = used > all / 2 || !self.throttled.is_empty() || self.wants_checkpoint();
-            if !is_due || self.failed.is_some() || self.now < self.checkpoint_after {
+            if !self.is_checkpoint_due() || self.now < self.checkpoint_after {
                 return;
             }
             self.begin_checkpoint();
         }
         self.write_pages();
+        if let Some(checkpoint) = &mut self.checkpoint {
+            if checkpoint.again.take_if(|at| *at <= self.now).is_some() {
+                self.write_superblock();
+            }
+        }
+    }
+
+    pub(super) fn is_checkpoint_due(&self) -> bool {
+        let (used, all) = self.journal.used();
+        // Requests are not the only ones that wait for room.
+        let due = used > all / 2 && !self.paused || !self.journal.has_room() || self.wants_checkpoint();
+        due && self.failed.is_none() && self.possessed
     }
 
     fn begin_checkpoint(&mut self) {
@@ -67,6 +79,7 @@ impl Keeper {
             catalog_bytes: 0,
             catalog_crc: 0,
             failed: false,
+            again: None,
         });
     }
 
@@ -122,6 +135,11 @@ impl Keeper {
         if let Err(errno) = result {
             let error = std::io::Error::from_raw_os_error(errno);
             self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
+            if purpose == Purpose::Superblock {
+                // It may be on the drive all the same, and count. So what it names stays as it is until it is there for certain.
+                checkpoint.again = Some(self.now + AGAIN_NS);
+                return;
+            }
             checkpoint.failed = true;
         }
         match purpose {
@@ -166,11 +184,47 @@ impl Keeper {
         block[0] = next.encode();
         self.out.push_back(Io {
             action: Action::Write { durable: true },
-            offset: SUPERBLOCKS[(next.generation % 2) as usize],
+            offset: next.at(),
             len: BLOCK,
             data: Data::Own(block),
             purpose: Purpose::Superblock,
         });
+    }
+
+    /// What was replayed may be in the drive's cache only; the superblock must not become durable before it.
+    pub(super) fn possess(&mut self) {
+        self.out.push_back(Io {
+            action: Action::Flush,
+            offset: 0,
+            len: 0,
+            data: Data::None,
+            purpose: Purpose::PossessionFlush,
+        });
+    }
+
+    pub(super) fn write_possession(&mut self, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            return self.command_failed(errno);
+        }
+        let mut block = zeroed(1);
+        block[0] = self.superblock.encode();
+        self.out.push_back(Io {
+            action: Action::Write { durable: true },
+            offset: self.superblock.at(),
+            len: BLOCK,
+            data: Data::Own(block),
+            purpose: Purpose::Possession,
+        });
+    }
+
+    pub(super) fn possession_written(&mut self, result: Result<(), i32>) {
+        match result {
+            Ok(()) => {
+                self.possessed = true;
+                self.command_flushed(Ok(()));
+            }
+            Err(errno) => self.command_failed(errno),
+        }
     }
 
     fn end_checkpoint(&mut self, succeeded: bool) {

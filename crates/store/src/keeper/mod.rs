@@ -33,7 +33,7 @@ pub use figures::{Figures, SnapshotInfo, VolumeInfo};
 
 use crate::allocator::Allocator;
 use crate::catalog::{Catalog, Change};
-use crate::epochs::Epochs;
+use crate::epochs::{Epochs, Reader};
 use crate::error::StoreError;
 use crate::format::{Entry, Superblock};
 use crate::geometry::{Extents, Layout};
@@ -131,6 +131,8 @@ pub struct Keeper {
     allocator: Allocator,
     journal: Journal<Commit>,
     epochs: Arc<Epochs>,
+    /// Holds the steps under way.
+    reader: Reader,
     places: Arc<Places>,
     shared: Arc<Shared>,
     open: BTreeMap<u32, Open>,
@@ -155,6 +157,12 @@ pub struct Keeper {
     commands: VecDeque<(u64, Command)>,
     running: Option<(u64, Running)>,
     reap: Option<Reap>,
+    /// Layers changed since somebody looked for some that can go.
+    maybe_reapable: bool,
+    /// Jobs rest.
+    paused: bool,
+    /// The superblock on the drive names this opener.
+    possessed: bool,
     flatten: Option<Flatten>,
     out: VecDeque<Io>,
     done: VecDeque<Done>,
@@ -167,9 +175,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Of a store that [`begin`](crate::begin) has taken possession of.
-    pub(crate) fn new(recovered: Recovered, epochs: Arc<Epochs>) -> Self {
-        let Recovered { superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+    /// Of a store as it was read. Nothing may be asked of it but to open volumes, until [`Command::Possess`] was answered: it
+    /// is another's until then.
+    ///
+    /// # Errors
+    /// Too many stores are open.
+    pub fn new(recovered: Recovered, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Self, StoreError> {
+        let Recovered { mut superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+        let reader = Reader::of_keeper(&epochs)
+            .ok_or_else(|| StoreError::Impossible("a process has 64 of them open at most".into()))?;
+        superblock.take_possession(next, boot);
         let layout = &superblock.layout;
         let allocator = Allocator::new(layout, |slot| slots.get(slot).kind != crate::format::Kind::Free);
         let journal = Journal::new(
@@ -188,14 +203,15 @@ impl Keeper {
                 "power was lost: {dropped} blocks of the journal that no flush had made durable were dropped"
             ));
         }
-        let shared = Arc::new(Shared { unmarked: AtomicBool::new(next > superblock.covered) });
-        Self {
+        let shared = Arc::<Shared>::default();
+        Ok(Self {
             superblock,
             catalog,
             slots,
             allocator,
             journal,
             epochs,
+            reader,
             places,
             shared,
             open: BTreeMap::new(),
@@ -215,6 +231,9 @@ impl Keeper {
             commands: VecDeque::new(),
             running: None,
             reap: None,
+            maybe_reapable: true,
+            paused: false,
+            possessed: false,
             flatten: None,
             out: VecDeque::new(),
             done: VecDeque::new(),
@@ -223,7 +242,7 @@ impl Keeper {
             now: 0,
             failed: None,
             closing: false,
-        }
+        })
     }
 
     pub fn shared(&self) -> Arc<Shared> {
@@ -234,7 +253,8 @@ impl Keeper {
         self.superblock.uuid
     }
 
-    /// Take a guest's request. The answer comes out of [`next_done`](Self::next_done).
+    /// Take a guest's request, which its reactor does not hold any more (see [`Reader::hold`]). The answer comes out of
+    /// [`next_done`](Self::next_done).
     pub fn submit(&mut self, request: Request) {
         self.requests.push_back(request);
     }
@@ -249,6 +269,7 @@ impl Keeper {
         self.now = now;
         let before = (self.out.len(), self.done.len(), self.answers.len());
         self.recycle();
+        self.reader.begin(&self.epochs);
         while let Some(request) = self.requests.pop_front() {
             self.plan(request);
         }
@@ -258,6 +279,7 @@ impl Keeper {
         self.start_flush();
         self.run_checkpoint();
         self.write_journal();
+        self.reader.leave(&self.epochs);
         before != (self.out.len(), self.done.len(), self.answers.len())
     }
 
@@ -295,16 +317,57 @@ impl Keeper {
             && self.out.is_empty()
     }
 
+    /// The superblock is written by somebody else.
+    pub(crate) fn set_possessed(&mut self) {
+        self.possessed = true;
+    }
+
+    /// As it has to be on the drive before anything is asked.
+    pub(crate) fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    fn may_work(&self) -> bool {
+        self.possessed && !self.paused && !self.closing && self.failed.is_none()
+    }
+
+    /// Let jobs rest, or go on. What guests and operators ask is done either way.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Nothing is under way. Jobs that are paused may have more to do.
+    pub fn is_quiet(&self) -> bool {
+        self.operations.len() == self.free_operations.len()
+            && self.requests.is_empty()
+            && self.running.is_none()
+            && self.checkpoint.is_none()
+            && self.flushing.is_idle()
+            && self.journal.is_idle()
+            && self.out.is_empty()
+    }
+
+    /// [`turn`](Self::turn) may find something to do.
+    pub fn wants_turn(&self) -> bool {
+        !self.requests.is_empty()
+            || !self.out.is_empty()
+            || !self.done.is_empty()
+            || !self.answers.is_empty()
+            || !self.commands.is_empty()
+            || self.journal.pending() > 0
+            || self.flushing.is_due()
+            || self.needs_turns()
+    }
+
     /// Waits for time to pass or for reactors to go on, so that somebody has to call [`turn`](Self::turn) again without an event.
     pub fn needs_turns(&self) -> bool {
         !self.starved.is_empty()
             || !self.throttled.is_empty()
-            || !self.retired_slots.is_empty()
-            || !self.retired_nodes.is_empty()
+            || self.has_to_recycle()
             || self.running.is_some()
-            || self.reap.is_some()
-            || self.flatten.is_some()
+            || self.may_work() && (self.reap.is_some() || self.flatten.is_some() || self.maybe_reapable)
             || self.checkpoint.is_some()
+            || self.is_checkpoint_due()
     }
 
     fn layout(&self) -> &Layout {
@@ -322,14 +385,18 @@ impl Keeper {
             Purpose::Operation(id) => self.advance(id, io, result),
             Purpose::Journal(seq) => match result {
                 Ok(()) => {
-                    for (seq, commit) in self.journal.written(seq) {
+                    let commits = self.journal.written(seq);
+                    // Before a map shows anything of it: whoever finds it there must know that it is not durable yet.
+                    self.update_unmarked();
+                    for (seq, commit) in commits {
                         self.apply(seq, commit);
                     }
-                    self.update_unmarked();
                 }
                 Err(errno) => self.fail(errno),
             },
             Purpose::Flush => self.flushed(result),
+            Purpose::PossessionFlush => self.write_possession(result),
+            Purpose::Possession => self.possession_written(result),
             Purpose::Page { .. } | Purpose::Catalog | Purpose::CheckpointFlush | Purpose::Superblock => {
                 self.checkpointed(io.purpose, result);
             }
@@ -337,10 +404,11 @@ impl Keeper {
     }
 
     fn update_unmarked(&self) {
-        self.shared.unmarked.store(self.journal.marked() < self.journal.committed(), Ordering::Release);
+        self.shared.unmarked.store(self.journal.marked() < self.journal.spoken(), Ordering::Release);
     }
 
-    /// The journal cannot be written. What it was to say never counts, here or after a restart.
+    /// The journal cannot be written. What it was to say does not count here; after a restart it may, if it got to the drive all
+    /// the same. So nothing is written in place any more: it might go to where the journal then says that nothing is.
     fn fail(&mut self, errno: i32) {
         if self.failed.replace(errno).is_none() {
             let error = std::io::Error::from_raw_os_error(errno);
@@ -348,11 +416,15 @@ impl Keeper {
                 "the journal could not be written: {error}; nothing changes in maps any more"
             ));
         }
+        self.open.values().for_each(|open| open.map.hold());
         for commit in self.journal.fail() {
             self.abandon(commit, errno);
         }
-        for waiter in self.flushing.take_all() {
-            self.answer_waiter(waiter, Err(errno));
+        if let Some((number, Running::Growing { .. } | Running::Closing)) = self.running {
+            // They wait for a checkpoint, and there will be none.
+            self.running = None;
+            let error = StoreError::Failed(std::io::Error::from_raw_os_error(errno));
+            self.answers.push_back((number, Err(error)));
         }
         for (request, _) in std::mem::take(&mut self.starved) {
             self.done.push_back(Done { token: request.token, result: Err(errno) });
@@ -367,7 +439,7 @@ impl Keeper {
             Then::Nothing => {}
             Then::Operation(id) => self.finish(id, Err(errno)),
             Then::Command => self.command_failed(errno),
-            Then::Reap => self.reap = None,
+            Then::Reap => self.reap_failed(),
             Then::Flatten => self.flatten_failed(errno),
             Then::Marked(waiters) => {
                 waiters.into_iter().for_each(|waiter| self.answer_waiter(waiter, Err(errno)))
@@ -381,5 +453,11 @@ impl Keeper {
 
     fn gone(&mut self, request: &Request) {
         self.refuse(request, errno::ENODEV);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.reader.give_back(&self.epochs);
     }
 }

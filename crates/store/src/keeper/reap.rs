@@ -42,11 +42,17 @@ enum Phase {
 
 impl Keeper {
     pub(super) fn run_reap(&mut self) {
-        if self.failed.is_some() || self.closing || self.is_ending_flatten() {
+        if !self.may_work() || self.is_ending_flatten() {
             return;
         }
         if self.reap.is_none() {
-            let Some((layer, child)) = self.catalog.reapable().first().copied() else { return };
+            if !self.maybe_reapable {
+                return;
+            }
+            let Some((layer, child)) = self.catalog.reapable().first().copied() else {
+                self.maybe_reapable = false;
+                return;
+            };
             self.reap = Some(Reap {
                 layer,
                 child,
@@ -179,6 +185,17 @@ impl Keeper {
         if reap.phase == Phase::Drop && !self.catalog.layers.contains_key(&reap.layer) {
             self.reap = None;
         }
+        self.unlock_reaped(locked);
+    }
+
+    /// The journal cannot be written.
+    pub(super) fn reap_failed(&mut self) {
+        if let Some(reap) = self.reap.take() {
+            self.unlock_reaped(reap.locked);
+        }
+    }
+
+    fn unlock_reaped(&mut self, locked: Vec<(u32, u32)>) {
         for lock in locked {
             self.locks.remove(&lock);
         }
