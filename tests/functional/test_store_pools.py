@@ -163,6 +163,7 @@ def test_room_is_counted_warned_of_and_given_back(gateway: GatewayProcess) -> No
 def test_a_store_is_checked_when_no_gateway_has_it(gateway: GatewayProcess) -> None:
     drive = gateway.root / "drive"
     gateway.cli("pool", "create", "fast", "--type", "store", "--path", str(drive), "--size", "64M")
+    assert drive.stat().st_mode & 0o777 == 0o600
     gateway.cli("volume", "create", "v", "--pool", "fast", "--size", "32M")
     assert verify(gateway.cli_json("volume", "attach", "v")["socket"], operations=500)["passed"]
     gateway.cli("snapshot", "create", "v", "monday")

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -108,7 +109,8 @@ fn missing(path: &Path) -> DriveError {
 }
 
 fn make_file(path: &Path, size: u64) -> std::io::Result<()> {
-    let file = File::options().write(true).create_new(true).open(path)?;
+    // Guests' data is nobody else's.
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     let done = nix::fcntl::posix_fallocate(&file, 0, size as i64).map_err(std::io::Error::from);
     if done.is_err() {
         let _ = std::fs::remove_file(path);
