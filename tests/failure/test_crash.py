@@ -30,7 +30,7 @@ def runs(client: GatewayClient) -> bool:
 
 
 # Memory volumes lie in /dev/shm, so they survive the process.
-@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("kind", ["memory", "file", "store"])
 @pytest.mark.parametrize("end", [crash, restart])
 @pytest.mark.parametrize(
     "more",

@@ -43,7 +43,7 @@ def start_with_kills(gateway: GatewayProcess, chance: random.Random, kills: int,
     gateway.start()
 
 
-@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("kind", ["memory", "file", "store"])
 @pytest.mark.parametrize("ring", [{"packed": False}, {"packed": True}], ids=["split", "packed"])
 @pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.soak)])
 def test_a_gateway_killed_at_any_moment_loses_nothing(

@@ -26,7 +26,7 @@ def unnoticed(load: RunningPattern) -> None:
     assert report.blocks_checked > 0
 
 
-@pytest.mark.parametrize("kind", ["memory", "file"])
+@pytest.mark.parametrize("kind", ["memory", "file", "store"])
 @pytest.mark.parametrize("more", [{}, {"packed": True}], ids=["split", "packed"])
 @pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.soak)])
 def test_guests_do_not_notice(gateway: GatewayProcess, kind: str, more: dict[str, Any], rounds: int) -> None:
