@@ -20,7 +20,6 @@ KINDS = ("memory", "file", "device", "rbd", "store")
 
 # Kinds whose medium has snapshots.
 SNAPSHOT_KINDS = ("rbd", "store")
-STORE_SIZE = 512 * MIB
 
 
 class Volumes:
@@ -37,10 +36,6 @@ class Volumes:
         if self.kind == "rbd":
             ceph: CephCluster = self._request.getfixturevalue("ceph")
             make_rbd_pool(self._gateway, ceph, "rbd")
-        if self.kind == "store":
-            with self._gateway.client() as client:
-                store = models.StoreOptions(size=STORE_SIZE)
-                client.create_pool(models.PoolCreate(name="store", type="store", store=store))
         return self
 
     def serve(self, volume: str = "disk", **more: Any) -> models.Attachment:

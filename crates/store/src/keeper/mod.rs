@@ -163,6 +163,8 @@ pub struct Keeper {
     paused: bool,
     /// The superblock on the drive names this opener.
     possessed: bool,
+    /// Behind the record of the last command that changed the catalog.
+    named: u64,
     flatten: Option<Flatten>,
     out: VecDeque<Io>,
     done: VecDeque<Done>,
@@ -234,6 +236,7 @@ impl Keeper {
             maybe_reapable: true,
             paused: false,
             possessed: false,
+            named: 0,
             flatten: None,
             out: VecDeque::new(),
             done: VecDeque::new(),

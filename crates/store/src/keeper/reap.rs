@@ -53,6 +53,10 @@ impl Keeper {
                 self.maybe_reapable = false;
                 return;
             };
+            if self.journal.marked() < self.named {
+                // What the child gets is soon overwritten in place. The snapshot or volume that had it too must not come back.
+                return self.flushing.wait_once();
+            }
             self.reap = Some(Reap {
                 layer,
                 child,

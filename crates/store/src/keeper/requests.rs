@@ -9,7 +9,7 @@ use super::operations::{Merge, Operation, Stage};
 use super::{Commit, Edit, Keeper, MapChange, FULL_WAIT_NS};
 use crate::format::{zeroed, Entry};
 use crate::geometry::BLOCK;
-use crate::io::{errno, Action, Data, Done, Io, Purpose, Request, RequestKind, ZEROES};
+use crate::io::{errno, Action, Data, Io, Purpose, Request, RequestKind, ZEROES};
 use crate::map::{Part, Parts, Run};
 
 /// Extents that a write takes in one step.
@@ -256,8 +256,10 @@ impl Keeper {
             return self.zero_in_place(request, at, len);
         }
         match open.map.read(request.offset, len) {
+            // Nothing to do, but what made it zero may have to be made durable.
             Run::Zero { .. } => {
-                self.done.push_back(Done { token: request.token, result: Ok(len) });
+                let operation = self.step(request, len, Vec::new(), Vec::new(), Commit::default());
+                self.begin_record(operation);
             }
             Run::At { .. } => {
                 if !self.blocks(&request, (request.offset >> extents.shift) as u32) {
