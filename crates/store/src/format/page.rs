@@ -1,6 +1,7 @@
 //! A page of the table: what some slots hold.
 
 use super::bytes::{Block, Reader, Writer};
+use super::MOST_NUMBER;
 use crate::geometry::ENTRIES_PER_PAGE;
 
 const MAGIC: u32 = 0x4750_5352;
@@ -94,7 +95,7 @@ impl Page {
             return None;
         }
         let generation = from.u64()?;
-        if from.u32()? != number {
+        if from.u32()? != number || generation > MOST_NUMBER {
             return None;
         }
         let count = from.u32()? as usize;

@@ -11,6 +11,7 @@ use crate::format::{zeroed, Entry};
 use crate::geometry::BLOCK;
 use crate::io::{errno, Action, Data, Io, Purpose, Request, RequestKind, ZEROES};
 use crate::map::{Part, Parts, Run};
+use crate::mutants::{self, Mutant};
 
 /// Extents that a write takes in one step.
 const EXTENTS_PER_STEP: u32 = 64;
@@ -277,7 +278,7 @@ impl Keeper {
         let first = (request.offset >> extents.shift) as u32;
         let Some(open) = self.open.get(&request.volume) else { return };
         let layer = self.catalog.volumes.get(&request.volume).map_or(0, |volume| volume.live);
-        let needs_tombs = self.catalog.parent(layer) != 0;
+        let needs_tombs = self.catalog.parent(layer) != 0 && !mutants::is(Mutant::NoTombstone);
         let (map, tag) = (open.map.clone(), open.tag);
         let (mut commit, mut locked, mut taken) = (Commit::default(), Vec::new(), Vec::new());
         let mut at = first;
