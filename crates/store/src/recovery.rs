@@ -164,10 +164,8 @@ fn fault_of(layout: &Layout, catalog: &Catalog, slot: u32, entry: &Entry) -> Opt
     if entry.mask & !layout.extents.full() != 0 || entry.mask == 0 {
         return Some(format!("has granules {:#x}", entry.mask));
     }
-    if entry.kind == Kind::Data && entry.count != 1
-        || entry.count == 0
-        || entry.vextent.checked_add(entry.count).is_none()
-    {
+    let is_run = entry.kind == Kind::Zero && entry.mask == layout.extents.full();
+    if entry.count != 1 && !is_run || entry.count == 0 || entry.vextent.checked_add(entry.count).is_none() {
         return Some(format!("speaks of {} extents from {} on", entry.count, entry.vextent));
     }
     None

@@ -4,6 +4,8 @@ mod bytes;
 mod journal;
 mod page;
 mod superblock;
+#[cfg(test)]
+mod vectors;
 
 pub use bytes::{zeroed, Block, Reader, Writer};
 pub use journal::{JournalBlock, JournalHead, Record, RECORDS_LEN};

@@ -150,6 +150,7 @@ impl Keeper {
         }
         if freed {
             let starved = std::mem::take(&mut self.starved);
+            self.until = starved.iter().map(|(request, until)| (request.token, *until)).collect();
             self.requests.extend(starved.into_iter().map(|(request, _)| request));
         }
     }

@@ -62,7 +62,7 @@ pub enum Command {
     Open {
         name: String,
     },
-    /// As often as it was opened.
+    /// As often as it was opened, and with no request under way.
     Close {
         volume: u32,
     },
@@ -236,6 +236,10 @@ impl Keeper {
                 Ok(Some(Answer::Opened { volume: id, map, size }))
             }
             Command::Close { volume } => {
+                let busy = self.open.get(&volume).filter(|open| open.users == 1 && open.busy > 0);
+                if let (Some(_), Some(volume)) = (busy, self.catalog.volumes.get(&volume)) {
+                    return Err(StoreError::InUse(volume.name.clone()));
+                }
                 self.close_volume(volume);
                 Ok(Some(Answer::Done))
             }

@@ -10,6 +10,7 @@ mod operator;
 mod reference;
 mod rng;
 mod run;
+mod stories;
 mod world;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};

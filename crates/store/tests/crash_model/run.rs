@@ -105,7 +105,13 @@ fn ask_as_guest(world: &mut World) {
 }
 
 /// What a crashed store holds must be what the model allows, as it is or with what was asked last.
-fn look(world: &World, drive: Drive, crash: Crash, boot: [u8; 16], thorough: bool) -> (Seen, Option<Model>) {
+pub fn look(
+    world: &World,
+    drive: Drive,
+    crash: Crash,
+    boot: [u8; 16],
+    thorough: bool,
+) -> (Seen, Option<Model>) {
     let mut calm = Calm::open(drive, boot).unwrap_or_else(|error| panic!("after {crash:?}: {error}"));
     let seen = calm.look().unwrap_or_else(|error| panic!("after {crash:?}: {error}"));
     let first = world.model.allows(crash, &seen);
@@ -143,7 +149,7 @@ fn boot_after(crash: Crash, boot: [u8; 16]) -> [u8; 16] {
 }
 
 /// Look at what would be there if it ended now, and go on as if nothing had been.
-fn look_aside(world: &mut World, states: &mut u64) {
+pub fn look_aside(world: &mut World, states: &mut u64) {
     for crash in [Crash::Killed, Crash::Power] {
         let drive = world.crashed(crash);
         let thorough = world.rng.once_in(24);
