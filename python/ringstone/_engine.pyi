@@ -11,8 +11,8 @@ from typing import TypedDict
 __version__: str
 
 class EngineError(Exception):
-    """`code` is one of: exists, not_found, busy, invalid, no_device, no_space, unsupported, io, gone, stopped,
-    fenced, denied, unreachable."""
+    """`code` is one of: exists, not_found, busy, in_use, invalid, no_device, no_space, unsupported, io, gone, stopped,
+    fenced, denied, unreachable, failed."""
 
     code: str
 
@@ -52,7 +52,7 @@ class VolumeInfo(TypedDict):
     size: int
     block_size: int
     read_only: bool
-    backend: str  # "memory", "file", "rbd", "null", "faulty"
+    backend: str  # "memory", "file", "store", "rbd", "null", "faulty"
     detail: str  # e.g. "io_uring, O_DIRECT" or "memory, 2 MiB pages" or "mapped (tmpfs)"
     discard: bool
     fenced: bool  # another host owns it: it is not served any more
@@ -120,6 +120,8 @@ class Engine:
          "namespace": "", "image": "...", "epoch": 0, "predecessors": ["address", ...]}
             an image of a Ceph cluster, with its exclusive lock unless read_only; every predecessor is on the cluster's
             blocklist when this returns. Error fenced when the image knows a later epoch, busy when another has the lock
+        {"type": "store", "path": "...", "volume": "..."}
+            a volume of the store at `path`, which is opened unless it is (class Store)
         {"type": "null"}
             reads leave the buffer as it is, writes are dropped
         {"type": "faulty", "inner": {...}, "seed": 0, "error_per_million": 0, "delay_us": 0, "torn_per_million": 0,
@@ -216,6 +218,39 @@ class RbdImages:
         self, parent: str, snapshot: str, image: str, *, order: int | None = None, data_pool: str = ""
     ) -> None: ...
     def flatten(self, image: str) -> None: ...
+
+class Store:
+    """A store that this process has open, once per path however often this is called. Needs a running Engine in the
+    process."""
+
+    def __init__(self, path: str) -> None:
+        """Opens it, takes its lock. Error in_use, no_device, failed, invalid."""
+    @staticmethod
+    def format(path: str, *, size: int | None = None, extent: int = 65536) -> str:
+        """Makes a store, returns its uuid (hex); a regular file is created and preallocated with `size` bytes if it is
+        not there."""
+    @staticmethod
+    def look(path: str) -> str | None:
+        """uuid (hex) of the store there, None if there is none; no lock."""
+    @staticmethod
+    def check(path: str) -> str:
+        """Offline; JSON {"uuid", "size", "extent", "capacity", "used", "volumes": [as in list], "faults": [str],
+        "notes": [str]}"""
+    def call(self, command: str) -> str:
+        """JSON in, JSON out; blocks. Commands:
+        {"op": "create", "name", "size"}, {"op": "delete", "name"}, {"op": "resize", "name", "size"}
+        {"op": "snapshot", "volumes": [..], "name"}: of all of them at one point
+        {"op": "delete_snapshot", "volume", "name"}, {"op": "revert", "volume", "name"}
+        {"op": "clone", "volume", "snapshot" | null, "name"}
+        {"op": "flatten", "volume"}: answers when done
+        {"op": "list"} -> {"volumes": [{"name", "size", "created_s", "own", "inherited", "origin": [volume, snapshot] |
+            null, "open", "snapshots": [{"name", "size", "created_s", "own"}]}]}
+        {"op": "figures"} -> {"size", "capacity", "used", "promised", "reclaiming"}
+        {"op": "diff", "volume", "from" | null, "to" | null} -> {"ranges": [[offset, length], ..]}
+        {"op": "grow"}: takes the drive's present length
+        Others answer {}. Error not_found, exists, busy, in_use, no_space, invalid, failed."""
+    def close(self) -> None:
+        """Writes a checkpoint and lets go. Error busy while a volume of it is open."""
 
 def load(config: str) -> str:
     """Drive a vhost-user-blk socket (crates/load). JSON in, JSON out; see ringstone.bench."""

@@ -1,7 +1,7 @@
 """Synchronous clients of the control API, for the CLI, tools and tests: of a gateway on this host, and of a manager or
 another host's gateway over the network."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import NoneType, TracebackType
 from typing import TYPE_CHECKING, Any, Self, TypeVar
@@ -58,6 +58,11 @@ class ApiClient:
     def create_pool(self, pool: models.PoolCreate) -> models.Pool:
         return self._call(models.Pool, "POST", "/pools", body=pool.model_dump(exclude_defaults=True))
 
+    def grow_pool(self, name: str, size: int | None = None) -> models.Pool:
+        """Use all of its drive; a file is made `size` bytes long before."""
+        body = {} if size is None else {"size": size}
+        return self._call(models.Pool, "POST", f"/pools/{_name(name)}/grow", body=body)
+
     def delete_pool(self, name: str) -> None:
         self._call(NoneType, "DELETE", f"/pools/{_name(name)}")
 
@@ -89,8 +94,11 @@ class ApiClient:
         """Oldest first."""
         return self._get(list[models.Snapshot], f"/volumes/{_name(volume)}/snapshots")
 
-    def create_snapshot(self, volume: str, name: str) -> models.Snapshot:
-        return self._call(models.Snapshot, "POST", f"/volumes/{_name(volume)}/snapshots", body={"name": name})
+    def create_snapshot(self, volume: str, name: str, *, also: Sequence[str] = ()) -> models.Snapshot:
+        """`also`: further volumes of the same store pool, at the same point."""
+        # A release before does not know of others.
+        body = {"name": name, "also": list(also)} if also else {"name": name}
+        return self._call(models.Snapshot, "POST", f"/volumes/{_name(volume)}/snapshots", body=body)
 
     def delete_snapshot(self, volume: str, name: str) -> None:
         self._call(NoneType, "DELETE", f"/volumes/{_name(volume)}/snapshots/{_name(name)}")
@@ -101,6 +109,15 @@ class ApiClient:
     def clone_snapshot(self, volume: str, snapshot: str, new: str) -> models.Volume:
         path = f"/volumes/{_name(volume)}/snapshots/{_name(snapshot)}/clone"
         return self._call(models.Volume, "POST", path, body={"name": new})
+
+    def clone_volume(self, volume: str, new: str) -> models.Volume:
+        """Of what it holds now, in a store pool."""
+        return self._call(models.Volume, "POST", f"/volumes/{_name(volume)}/clone", body={"name": new})
+
+    def diff(self, volume: str, *, since: str | None = None, until: str | None = None) -> models.Difference:
+        """What has changed from snapshot `since` (from nothing) to snapshot `until` (to now), in a store pool."""
+        query = {"since": since, "until": until}
+        return self._call(models.Difference, "GET", f"/volumes/{_name(volume)}/diff", query=query)
 
     def flatten(self, volume: str) -> None:
         self._call(NoneType, "POST", f"/volumes/{_name(volume)}/flatten")

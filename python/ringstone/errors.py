@@ -191,6 +191,9 @@ _BY_CODE: dict[str, type[RingstoneError]] = {
     )
 }
 
+# The engine's word for a drive that another process has open. It means the same as busy for whoever asked.
+_BY_CODE["in_use"] = BusyError
+
 _BY_ERRNO: dict[int, type[RingstoneError]] = {
     errno.ENOENT: NoDeviceError,
     errno.ENODEV: NoDeviceError,

@@ -57,11 +57,23 @@ class RbdOptions(_Request):
     data_pool: str | None = None
 
 
+class StoreOptions(_Request):
+    """How a store pool is made. `size`: bytes of its file, where that is not there yet. `extent`: bytes of the unit in
+    which blocks have a place, a power of two from 16 KiB to 1 MiB, by default 64 KiB. `overcommit`: how many times the
+    capacity the volumes' sizes may add up to, by default 10."""
+
+    size: Size | None = None
+    extent: int | None = Field(default=None, strict=True)
+    overcommit: float | None = None
+
+
 class PoolCreate(_Request):
-    """`path`: a directory, or for a file pool also a block device; without it the gateway chooses.
+    """`path`: a directory, for a file pool also a block device, for a store pool a block device or file; without it the
+    gateway chooses.
     `capacity`: the most that the volumes' sizes may add up to. `hugepages`: a memory pool on hugetlbfs.
     `direct`: whether a file pool bypasses the page cache. `host`: where it is to be; a gateway takes only its own
-    name. `erase`: a block device that holds something may be taken, and loses it when a volume is made."""
+    name. `erase`: a block device that holds something may be taken, and loses it: for a store pool at once, else when a
+    volume is made."""
 
     name: str
     type: str
@@ -72,12 +84,34 @@ class PoolCreate(_Request):
     direct: Literal["auto", "on", "off"] = "auto"
     faults: Faults | None = None
     rbd: RbdOptions | None = None
+    store: StoreOptions | None = None
     erase: bool = False
+
+
+class PoolGrow(_Request):
+    """`size`: of a store pool's file from now on; a device has its own."""
+
+    size: Size | None = None
+
+
+class Space(_Answer):
+    """Of a store pool's drive. `size`: of all of it; `capacity`: of it, for volumes' blocks; `used` and `free` are of
+    that; `promised`: the volumes' sizes added up, which may be `promised_at_most`; `reclaiming`: what deleted volumes
+    and snapshots still use and is being freed."""
+
+    size: int
+    capacity: int
+    used: int
+    free: int
+    promised: int
+    promised_at_most: int
+    reclaiming: int
 
 
 class Pool(_Answer):
     """`host`: the only one that reaches it. `state` is ready, or failed with a `reason`. `provisioned`: the volumes'
-    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there."""
+    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there. `space`
+    is of store pools."""
 
     name: str
     type: str
@@ -88,6 +122,7 @@ class Pool(_Answer):
     reason: str | None
     total: int | None
     free: int | None
+    space: Space | None = None
     provisioned: int
     volumes: int
     created_at: datetime
@@ -107,10 +142,19 @@ class VolumeResize(_Request):
 
 
 class SnapshotCreate(_Request):
+    """`also`: further volumes of the same store pool, which get a snapshot of that name at the same point."""
+
     name: str
+    also: list[str] = []
 
 
 class SnapshotClone(_Request):
+    """`name`: the new volume's."""
+
+    name: str
+
+
+class VolumeClone(_Request):
     """`name`: the new volume's."""
 
     name: str
@@ -191,7 +235,8 @@ class Attachment(_Answer):
 
 class Volume(_Answer):
     """`state`: ready, failed (its backing is missing or damaged; `reason` says what), creating or deleting.
-    `allocated`: bytes it takes of the medium, None when unknown. `detail`: how the engine serves it, while
+    `allocated`: bytes it takes of the medium, None when unknown; `shared`: bytes beside these that it reads from
+    snapshots, its own and its parents', in a store pool. `detail`: how the engine serves it, while
     attached."""
 
     name: str
@@ -203,18 +248,32 @@ class Volume(_Answer):
     state: str
     reason: str | None
     allocated: int | None
+    shared: int | None = None
     detail: str | None
     attachment: Attachment | None
     created_at: datetime
 
 
 class Snapshot(_Answer):
-    """`size`: the volume's when it was made."""
+    """`size`: the volume's when it was made. `own`: bytes of the medium that were written between the snapshot before
+    and this one; None when unknown."""
 
     volume: str
     name: str
     size: int
+    own: int | None = None
     created_at: datetime
+
+
+class Difference(_Answer):
+    """Where the volume's content at snapshot `until` (None: now) may differ from that at `since` (None: from nothing):
+    `ranges` of offset and length in bytes, in ascending order. `changed`: their lengths added up."""
+
+    volume: str
+    since: str | None
+    until: str | None
+    changed: int
+    ranges: list[tuple[int, int]]
 
 
 class Event(_Answer):

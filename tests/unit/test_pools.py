@@ -510,5 +510,5 @@ def test_a_faulty_pool_wraps_another(memory_dir: Path) -> None:
 
 
 def test_an_unknown_type_is_refused() -> None:
-    with pytest.raises(RingstoneError, match="not a pool type; use memory, file, rbd, null"):
+    with pytest.raises(RingstoneError, match="not a pool type; use memory, file, store, rbd, null"):
         open_pool(record("tape", None))

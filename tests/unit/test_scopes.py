@@ -28,6 +28,7 @@ look    GET     /v1/openapi.json
 look    GET     /v1/pools
 change  POST    /v1/pools
 look    GET     /v1/pools/{name}
+change  POST    /v1/pools/{name}/grow
 change  DELETE  /v1/pools/{name}
 look    GET     /v1/volumes
 change  POST    /v1/volumes
@@ -39,6 +40,8 @@ change  POST    /v1/volumes/{volume}/snapshots
 change  DELETE  /v1/volumes/{volume}/snapshots/{name}
 change  POST    /v1/volumes/{volume}/snapshots/{name}/revert
 change  POST    /v1/volumes/{volume}/snapshots/{name}/clone
+change  POST    /v1/volumes/{volume}/clone
+look    GET     /v1/volumes/{volume}/diff
 change  POST    /v1/volumes/{volume}/flatten
 look    GET     /v1/attachments
 change  POST    /v1/attachments

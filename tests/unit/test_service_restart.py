@@ -113,7 +113,7 @@ def test_a_missing_backing_fails_its_volume_and_no_other(host: Host) -> None:
     away = lost.rename(host.root / "away")
     host.crash_and_restart()
     assert [one.volume for one in host.engine.attachments()] == ["a", "c"]
-    reason = host.service.volumes.failure(host.store.volume("b"))
+    reason = host.service.volumes.failure(host.store.volume("b"), host.service.pools.reach("p"))
     assert reason is not None
     assert str(lost) in reason
     assert host.service.attachment_failure("b") is not None

@@ -102,7 +102,7 @@ impl Backing for FileDrive {
     }
 
     fn capacity(&self) -> Result<u64, DriveError> {
-        self.len()
+        self.length()
     }
 
     fn sync(&self) -> io::Result<()> {

@@ -3,6 +3,7 @@ use std::path::PathBuf;
 
 use ringstone_mapping::MappingError;
 use ringstone_rbd::RbdError;
+use ringstone_store::StoreError;
 
 /// Why a drive could not be opened or used.
 #[derive(Debug, thiserror::Error)]
@@ -31,6 +32,8 @@ pub enum DriveError {
     Mapping(#[from] MappingError),
     #[error(transparent)]
     Rbd(#[from] RbdError),
+    #[error(transparent)]
+    Store(#[from] StoreError),
     #[error("the file behind the volume was cut while it was in use")]
     Poisoned,
 }

@@ -81,6 +81,31 @@ impl FileDrive {
         Self::over(file, path, size, block_size, read_only, direct)
     }
 
+    /// One that is only looked at, whoever has it open.
+    ///
+    /// # Errors
+    /// It is missing or of the wrong type.
+    pub fn look(path: &Path) -> Result<Self, DriveError> {
+        let fail = |source| DriveError::Open { path: path.to_owned(), source };
+        let kind = std::fs::metadata(path).map_err(fail)?.file_type();
+        if !kind.is_file() && !kind.is_block_device() {
+            return Err(DriveError::WrongType { path: path.to_owned() });
+        }
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(fail)?;
+        Ok(Self {
+            file,
+            path: path.to_owned(),
+            direct: false,
+            block_device: kind.is_block_device(),
+            memory_align: 1,
+            offset_align: 1,
+            punch: false,
+            dsync: false,
+            zero_range: AtomicBool::new(false),
+            lock: Lock::Unavailable,
+        })
+    }
+
     /// The drive of a process that hands it over: its own open file, with the lock or the claim on it.
     ///
     /// # Errors
@@ -178,19 +203,28 @@ impl FileDrive {
         self.file.sync_data()
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    pub(crate) fn as_file(&self) -> &File {
+        &self.file
+    }
+
+    /// What offsets and lengths must be multiples of.
+    pub fn offset_align(&self) -> u32 {
+        self.offset_align
+    }
+
+    pub fn path(&self) -> &Path {
         &self.path
     }
 
     /// Bytes of the file or device.
-    pub(crate) fn len(&self) -> Result<u64, DriveError> {
+    pub fn length(&self) -> Result<u64, DriveError> {
         let fail = |source| DriveError::Open { path: self.path.clone(), source };
         // The end of a block device is found by seeking; the offset is not used by anybody else.
         (&self.file).seek(SeekFrom::End(0)).map_err(fail)
     }
 
     fn check_len(&self, want: u64) -> Result<(), DriveError> {
-        let have = self.len()?;
+        let have = self.length()?;
         if have < want {
             return Err(DriveError::TooShort { path: self.path.clone(), have, want });
         }

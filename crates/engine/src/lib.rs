@@ -3,6 +3,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use pyo3::create_exception;
@@ -12,6 +13,7 @@ use pyo3::types::{PyDict, PyList};
 use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, SocketRights, Takeover, VolumeSpec};
 
 mod rbd;
+mod store;
 
 create_exception!(_engine, EngineError, PyException);
 
@@ -38,7 +40,16 @@ fn duplicate(fd: RawFd) -> PyResult<OwnedFd> {
 }
 
 #[pyclass]
-struct Engine(gateway::Engine);
+struct Engine(Arc<gateway::Engine>);
+
+impl Engine {
+    /// Stores of this process are opened with it.
+    fn made(engine: gateway::Engine) -> Self {
+        let engine = Arc::new(engine);
+        store::set_host(&engine);
+        Self(engine)
+    }
+}
 
 #[pymethods]
 impl Engine {
@@ -52,7 +63,7 @@ impl Engine {
         balance: bool,
     ) -> PyResult<Self> {
         let settings = EngineSettings { cores, idle_us, stats_path, balance, topology: None };
-        py.detach(|| gateway::Engine::start(&settings)).map(Self).map_err(|e| engine_error(py, &e))
+        py.detach(|| gateway::Engine::start(&settings)).map(Self::made).map_err(|e| engine_error(py, &e))
     }
 
     #[staticmethod]
@@ -81,7 +92,7 @@ impl Engine {
             extras.set_item(name, std::os::fd::IntoRawFd::into_raw_fd(fd))?;
         }
         report.set_item("extras", extras)?;
-        Ok((Self(taken.engine), report))
+        Ok((Self::made(taken.engine), report))
     }
 
     #[pyo3(signature = (socket, *, version, extras, drain_ms = 10_000))]
@@ -288,6 +299,7 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add("EngineError", module.py().get_type::<EngineError>())?;
     module.add_class::<Engine>()?;
     module.add_class::<rbd::RbdImages>()?;
+    module.add_class::<store::Store>()?;
     module.add_function(wrap_pyfunction!(load, module)?)?;
     module.add_function(wrap_pyfunction!(limit, module)?)
 }

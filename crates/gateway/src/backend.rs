@@ -47,6 +47,11 @@ pub enum BackendSpec {
         #[serde(default)]
         incoming: bool,
     },
+    /// A volume of a store, by its name there.
+    Store {
+        path: PathBuf,
+        volume: String,
+    },
     Null,
     Faulty {
         inner: Box<BackendSpec>,
@@ -86,6 +91,7 @@ impl BackendSpec {
             Self::Memory { .. } => "memory",
             Self::File { .. } => "file",
             Self::Rbd { .. } => "rbd",
+            Self::Store { .. } => "store",
             Self::Null => "null",
             Self::Faulty { .. } => "faulty",
         }
@@ -128,8 +134,11 @@ impl BackendSpec {
             }
             Self::Rbd { incoming, .. } => Drive::Rbd(self.open_image(size, read_only, *incoming)?),
             Self::Null => Drive::Null,
+            // Opened by the engine, which has the store.
+            Self::Store { .. } => return Err(EngineError::FaultyInner("store".into())),
             Self::Faulty { inner, .. } => {
-                if matches!(**inner, Self::Null | Self::Rbd { .. } | Self::Faulty { .. }) {
+                if matches!(**inner, Self::Null | Self::Rbd { .. } | Self::Store { .. } | Self::Faulty { .. })
+                {
                     return Err(EngineError::FaultyInner(inner.kind().into()));
                 }
                 inner.open(size, block_size, read_only)?.0
@@ -172,7 +181,7 @@ impl BackendSpec {
         match self {
             Self::Memory { path, .. } => path.as_ref(),
             Self::File { path, .. } => Some(path),
-            Self::Rbd { .. } | Self::Null => None,
+            Self::Rbd { .. } | Self::Store { .. } | Self::Null => None,
             Self::Faulty { inner, .. } => inner.path(),
         }
     }

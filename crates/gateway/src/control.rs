@@ -24,6 +24,7 @@ use crate::error::EngineError;
 use crate::events::{Events, Level};
 use crate::moves::BALANCE_EVERY;
 use crate::placement::Reactors;
+use crate::stores::Stores;
 use crate::topology::Topology;
 
 /// A call of the engine, run on the control thread.
@@ -84,6 +85,8 @@ impl Pulse {
 pub struct Control {
     pub volumes: HashMap<String, OpenVolume>,
     pub attachments: HashMap<u64, Attachment>,
+    pub stores: Stores,
+    pub next_store: u64,
     pub page: StatsPage,
     pub events: Events,
     pub stopping: bool,
@@ -135,6 +138,8 @@ impl Control {
         Ok(Self {
             volumes: HashMap::new(),
             attachments: HashMap::new(),
+            stores: Stores::new(),
+            next_store: 1,
             page,
             events,
             stopping: false,

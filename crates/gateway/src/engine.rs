@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringstone_blockdev::{Drive, DriveError};
 use ringstone_reactor::{ReactorHandle, ReactorSettings};
+use ringstone_store::{Epochs, Reader};
 use ringstone_telemetry::{Clock, ReactorView, StatsPage, MAX_REACTORS};
 use ringstone_volume::Volume;
 
@@ -117,6 +118,9 @@ pub struct Engine {
     reactors_bell: Arc<OwnedFd>,
     /// Reactors come and go one at a time.
     changing: Mutex<()>,
+    /// Stores are opened and closed one at a time.
+    pub(crate) opening: Mutex<()>,
+    pub(crate) epochs: Arc<Epochs>,
     views: Vec<ReactorView>,
     pulse: Arc<Pulse>,
     watchdog: Mutex<Option<Watchdog>>,
@@ -144,9 +148,17 @@ impl Engine {
         let theirs = Arc::new(reactors_bell.as_fd().try_clone_to_owned().map_err(system("dup"))?);
         let topology = settings.topology.clone().unwrap_or_else(Topology::of_this_machine);
         let mut reactors = Reactors::new();
+        let epochs = Arc::<Epochs>::default();
         for (index, core) in settings.cores.iter().enumerate() {
             let own = ReactorSettings { core: *core, idle_ns: settings.idle_us * 1000 };
-            let handle = ReactorHandle::start(own, clock, page.reactor(index), theirs.clone())?;
+            let handle = ReactorHandle::start(
+                own,
+                clock,
+                page.reactor(index),
+                theirs.clone(),
+                epochs.clone(),
+                Reader::new(index),
+            )?;
             reactors.put(index, *core, topology.node_of_core(*core), handle, page.reactor(index));
         }
         // Slots that no reactor has yet look stopped.
@@ -179,6 +191,8 @@ impl Engine {
             clock,
             reactors_bell: theirs,
             changing: Mutex::new(()),
+            opening: Mutex::new(()),
+            epochs,
             views,
             pulse,
             watchdog: Mutex::new(None),
@@ -223,7 +237,10 @@ impl Engine {
             return Err(EngineError::VolumeExists(spec.name.clone()));
         }
         // On the caller's thread: opening may take long.
-        let (drive, faults) = spec.backend.open(spec.size, spec.block_size, spec.read_only)?;
+        let (drive, faults) = match &spec.backend {
+            BackendSpec::Store { path, volume } => (self.open_store_volume(spec, path, volume)?, None),
+            backend => backend.open(spec.size, spec.block_size, spec.read_only)?,
+        };
         let volume =
             Volume::new(&spec.name, &spec.serial, spec.size, spec.block_size, spec.read_only, drive, faults)?;
         volume.set_incoming(spec.backend.is_incoming());
@@ -448,7 +465,14 @@ impl Engine {
             Ok((index, counts, control.page.reactor(index)))
         })??;
         let settings = ReactorSettings { core, idle_ns: self.idle_us * 1000 };
-        let started = ReactorHandle::start(settings, self.clock, counts, self.reactors_bell.clone());
+        let started = ReactorHandle::start(
+            settings,
+            self.clock,
+            counts,
+            self.reactors_bell.clone(),
+            self.epochs.clone(),
+            Reader::new(index),
+        );
         let handle = match started {
             Ok(handle) => handle,
             Err(error) => {
@@ -521,6 +545,7 @@ impl Engine {
             // Detached meanwhile by somebody else: as good.
             let _ = self.detach(&attachment.volume, true);
         }
+        self.close_stores();
         let _ = self.call(|control| control.stopping = true);
         self.calls.lock().unwrap_or_else(|e| e.into_inner()).take();
         let thread = self.thread.lock().unwrap_or_else(|e| e.into_inner()).take();

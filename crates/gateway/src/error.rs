@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use ringstone_blockdev::DriveError;
 use ringstone_rbd::RbdError;
 use ringstone_reactor::ReactorError;
+use ringstone_store::StoreError;
 use ringstone_telemetry::TelemetryError;
 use ringstone_volume::VolumeError;
 
@@ -90,6 +91,10 @@ pub enum EngineError {
     Backend(serde_json::Error),
     #[error("a faulty drive cannot be put over {0:?}; use memory or file")]
     FaultyInner(String),
+    #[error("the store {0} is not open")]
+    NoStore(PathBuf),
+    #[error("volume {1:?} of the store {0} is open; close it first")]
+    StoreInUse(PathBuf, String),
     #[error("somebody else listens on {path}; stop that process or choose another socket path")]
     SocketTaken { path: PathBuf },
     #[error("{path} exists and is no socket; remove it or choose another socket path")]
@@ -126,10 +131,13 @@ impl EngineError {
             | Self::SocketTaken { .. }
             | Self::NotASocket { .. }
             | Self::ReactorExists { .. } => Code::Exists,
-            Self::NoVolume(_) | Self::NotAttached(_) | Self::NoReactor { .. } => Code::NotFound,
+            Self::NoVolume(_) | Self::NotAttached(_) | Self::NoReactor { .. } | Self::NoStore(_) => {
+                Code::NotFound
+            }
             Self::Attached(_)
             | Self::NotIncoming(_)
             | Self::QueuesRun(_)
+            | Self::StoreInUse(..)
             | Self::Held(_)
             | Self::Connected(_)
             | Self::TwoFrontends(_)
@@ -169,8 +177,32 @@ fn volume_code(error: &VolumeError) -> Code {
             }
             DriveError::NoDirect { .. } => Code::Unsupported,
             DriveError::Rbd(error) => rbd_code(error),
+            DriveError::Store(error) => store_code(error),
         },
         _ => Code::Invalid,
+    }
+}
+
+/// The kind of an error of a store.
+pub fn store_code(error: &StoreError) -> Code {
+    match error {
+        StoreError::Drive { .. } | StoreError::Damaged { .. } | StoreError::Failed(_) => Code::Io,
+        StoreError::NoStore => Code::NoDevice,
+        StoreError::Version { .. } => Code::Unsupported,
+        StoreError::Truncated { .. } | StoreError::Full { .. } | StoreError::CatalogFull => Code::NoSpace,
+        StoreError::NoVolume(_) | StoreError::NoSnapshot { .. } => Code::NotFound,
+        StoreError::VolumeExists(_) | StoreError::SnapshotExists { .. } => Code::Exists,
+        StoreError::HasClones { .. }
+        | StoreError::HasSnapshots { .. }
+        | StoreError::InUse(_)
+        | StoreError::Busy { .. }
+        | StoreError::Slow(_) => Code::Busy,
+        StoreError::Impossible(_)
+        | StoreError::NoParent(_)
+        | StoreError::Name { .. }
+        | StoreError::Shrink { .. }
+        | StoreError::Size { .. } => Code::Invalid,
+        StoreError::Closed => Code::Stopped,
     }
 }
 

@@ -18,6 +18,7 @@
 //! | `handover/` | going on in another process |
 //! | `descriptors.rs` | room in the table of file descriptors |
 //! | `device.rs` | the virtio-blk device a session shows |
+//! | `stores.rs` | stores that are open, and the way to their keepers |
 //! | `backend.rs` | what a volume's JSON description opens |
 //! | `events.rs` | the log the control API reads |
 //! | `watchdog.rs` | signs of life to the service manager |
@@ -37,13 +38,15 @@ mod listener;
 mod moves;
 mod placement;
 mod serve;
+mod stores;
 mod topology;
 mod watchdog;
 
 pub use backend::BackendSpec;
 pub use engine::{AttachmentInfo, Engine, EngineSettings, QueueInfo, ReactorInfo, VolumeInfo, VolumeSpec};
-pub use error::{rbd_code, Code, EngineError};
+pub use error::{rbd_code, store_code, Code, EngineError};
 pub use events::{Event, Level};
 pub use handover::{HandedOver, TakenOver, Takeover};
 pub use listener::SocketRights;
+pub use stores::{check_store, format_store, look_for_store, StoreReport};
 pub use topology::Topology;

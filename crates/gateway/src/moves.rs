@@ -109,6 +109,7 @@ impl Control {
             return Err(EngineError::LastReactor { core });
         }
         self.reactors.leave(reactor, done);
+        self.move_stores(reactor);
         let mut leaving = Vec::new();
         for live in self.attachments.values_mut().flat_map(|attachment| &mut attachment.frontends) {
             for at in 0..live.rings.len() {

@@ -400,6 +400,8 @@ impl Control {
                     }
                 }
             }
+            Reply::Kept(keeping) => self.kept(reactor, keeping),
+            Reply::StoreSays { id, message } => self.store_says(id, message),
             // The last reactor's was the last.
             Reply::Passed(outgrown) => self.reaper.take(outgrown),
             Reply::Failed { key, message } => {

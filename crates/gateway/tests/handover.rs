@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use common::upgrade::{settings, upgrade, DRAIN};
 use common::*;
-use ringstone_gateway::{Engine, EngineError, Takeover};
+use ringstone_gateway::{format_store, Engine, EngineError, Takeover};
+use ringstone_store::Command;
 use ringstone_vhost_user::Link;
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -59,6 +60,21 @@ fn a_file_goes_over_with_its_lock() {
     goes_over(
         |host| format!(r#"{{"type":"file","path":{:?}}}"#, host.disk_file(16 << 20)),
         F_EVENT_IDX | F_INDIRECT,
+    );
+}
+
+/// The new process reads the store from the drive, and has it when it is told to go.
+#[test]
+fn a_volume_of_a_store_goes_over_with_its_keeper() {
+    goes_over(
+        |host| {
+            let path = host.path("store");
+            format_store(&path, Some(64 << 20), 64 << 10).unwrap();
+            let create = Command::Create { name: "vol".into(), size: 16 << 20, created_s: 1 };
+            host.engine.open_store(&path).unwrap().call(create).unwrap();
+            format!(r#"{{"type":"store","path":{path:?},"volume":"vol"}}"#)
+        },
+        F_EVENT_IDX,
     );
 }
 

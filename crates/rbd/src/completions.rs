@@ -1,4 +1,4 @@
-//! How librbd's threads give requests back to a reactor: an intrusive stack that many push onto and one empties, without a
+//! How other threads give requests to a reactor, and back to it: an intrusive stack that many push onto and one empties, without a
 //! lock (Treiber, Systems Programming: Coping with Parallelism, 1986; taking all at once makes it free of ABA).
 
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -28,7 +28,7 @@ impl Default for Ticket {
 
 impl Ticket {
     /// Before submission: `tag` comes back from `completions`.
-    pub(crate) fn address_to(&self, completions: &Arc<Completions>, tag: u64) {
+    pub fn address_to(&self, completions: &Arc<Completions>, tag: u64) {
         self.tag.store(tag, Ordering::Relaxed);
         let held = Arc::into_raw(completions.clone()).cast_mut();
         let before = self.completions.swap(held, Ordering::Relaxed);
@@ -47,7 +47,7 @@ impl Ticket {
     }
 
     /// Give it back, from any thread. The ticket may be gone when this returns.
-    pub(crate) fn give_back(&self, result: i64) {
+    pub fn give_back(&self, result: i64) {
         let Some(completions) = self.take_completions() else {
             debug_assert!(false, "a ticket came back that was not out");
             return;

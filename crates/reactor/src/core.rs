@@ -6,12 +6,14 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 
 use ringstone_rbd::Completions;
+use ringstone_store::{Epochs, Reader};
 use ringstone_telemetry::{Clock, QueueCounter, ReactorCounter, ReactorStats};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::{Chain, Notify};
 
 use crate::guests::{Budget, Guests, Held, Quota};
 use crate::handle::{Command, Outbox, Reply};
+use crate::keepers::Keepers;
 use crate::mailbox::Receiver;
 use crate::patience::{Awaited, Patience};
 use crate::pools::Pools;
@@ -43,10 +45,13 @@ pub struct Shared {
     pub held: Vec<Held>,
     pub delayed: Delayed,
     pub outbox: Outbox,
-    /// What librbd's threads give back.
+    /// What librbd's threads and keepers give back.
     pub returned: Arc<Completions>,
     /// Requests that librbd has.
     pub at_librbd: u32,
+    /// When places of stores may be used again, and this reactor's part in that.
+    pub epochs: Arc<Epochs>,
+    pub reader: Reader,
 }
 
 /// Requests that a faulty drive holds back, by the tick at which they go on.
@@ -121,6 +126,7 @@ pub struct Reactor {
     active: Vec<u16>,
     guests: Guests,
     patience: Patience,
+    keepers: Keepers,
     /// Every queue here is of an image.
     only_images: bool,
     running: bool,
@@ -138,6 +144,7 @@ impl Reactor {
             generations: Vec::new(),
             active: Vec::new(),
             guests: Guests::default(),
+            keepers: Keepers::default(),
             running: true,
         }
     }
@@ -150,7 +157,7 @@ impl Reactor {
         let mut last_work = accounted;
         let mut idle_turns = 0u32;
         let mut awaited = Awaited::Work;
-        while self.running || !self.active.is_empty() {
+        while self.running || !self.active.is_empty() || !self.keepers.are_at_rest() {
             self.shared.began = 0;
             let had = self.shared.at_librbd;
             if self.turn() {
@@ -183,6 +190,7 @@ impl Reactor {
                 }
             }
         }
+        self.shared.reader.leave(&self.shared.epochs);
         // Last of all, as whoever watches takes a reactor that polls and does not turn for one that is stuck.
         self.shared.stats.set_removed();
     }
@@ -206,6 +214,8 @@ impl Reactor {
     /// One turn; true if there was anything to do.
     #[inline]
     fn turn(&mut self) -> bool {
+        // Before any map is looked into.
+        self.shared.reader.begin(&self.shared.epochs);
         let mut work = self.mail();
         work |= self.reap();
         if self.shared.returned.pending() {
@@ -219,6 +229,7 @@ impl Reactor {
             guest = if guest + 1 < self.guests.numbers() { guest + 1 } else { 0 };
         }
         work |= self.resume_delayed();
+        work |= self.keepers.turn(&mut self.shared);
         self.flush_dirty();
         self.shared.uring.turn();
         if stopping {
@@ -293,24 +304,30 @@ impl Reactor {
         reaped > 0
     }
 
-    /// What librbd has done.
+    /// What librbd and keepers have done.
     fn reap_returned(&mut self) {
         self.shared.work_found();
         let mut reaped = 0;
+        let mut of_images = 0;
         let returned = self.shared.returned.clone();
         returned.take(|tag, result| {
             reaped += 1;
             if let Tag::Request { place, generation, head } = Tag::decode(tag) {
                 if let Some(queue) = &mut self.places[usize::from(place)] {
+                    let of_image = queue.is_of_image();
+                    of_images += u32::from(of_image);
                     each!(&mut **queue, queue => {
                         if queue.generation == generation {
-                            queue.returned(head, result, &mut self.shared);
+                            match of_image {
+                                true => queue.returned(head, result, &mut self.shared),
+                                false => queue.answered(head, result, &mut self.shared),
+                            }
                         }
                     });
                 }
             }
         });
-        self.shared.at_librbd -= reaped as u32;
+        self.shared.at_librbd -= of_images;
         self.flush_dirty();
         self.shared.stats.add(ReactorCounter::Reaped, reaped);
     }
@@ -343,6 +360,16 @@ impl Reactor {
             Tag::Mail => {
                 if !completion.more {
                     self.shared.uring.watch(self.wake.as_raw_fd(), Tag::Mail);
+                }
+            }
+            Tag::Store { place, io } => {
+                if let Some(keeping) = self.keepers.at(place) {
+                    keeping.completed(io, completion.result, &mut self.shared);
+                }
+            }
+            Tag::StoreBell { place } => {
+                if let Some(keeping) = self.keepers.at(place) {
+                    keeping.rung(completion.more, &mut self.shared);
                 }
             }
             Tag::Ignore => {}
@@ -412,8 +439,23 @@ impl Reactor {
                     }
                 }
             }
+            Command::Keep(keeping) => self.keepers.add(keeping, &mut self.shared),
+            Command::StopKeeping(id) => {
+                if let Some(keeping) = self.keepers.of(id) {
+                    keeping.stop();
+                }
+            }
+            Command::Store { id, command, answered } => {
+                // Where there is none, whoever waits hears that the other end is gone.
+                if let Some(keeping) = self.keepers.of(id) {
+                    keeping.command(command, answered);
+                }
+            }
             Command::Pass(outgrown) => self.shared.outbox.send(Reply::Passed(outgrown)),
-            Command::Shutdown => self.running = false,
+            Command::Shutdown => {
+                self.running = false;
+                self.keepers.stop();
+            }
         }
     }
 
@@ -510,10 +552,13 @@ impl Reactor {
                 });
             }
         }
+        waiting |= !self.keepers.may_sleep();
         if !waiting && self.shared.returned.may_sleep() {
             let before = self.shared.clock.now();
-            let timeout =
+            let delayed =
                 self.shared.delayed.next().map(|until| self.shared.clock.ns(until.saturating_sub(before)));
+            let timeout = delayed.into_iter().chain(self.keepers.patience()).min();
+            self.shared.reader.leave(&self.shared.epochs);
             self.publish_uring_counts();
             self.shared.stats.set_asleep(true);
             self.shared.uring.sleep(timeout);
@@ -523,6 +568,7 @@ impl Reactor {
             self.shared.stats.add(ReactorCounter::AsleepNs, asleep);
             self.shared.stats.add(ReactorCounter::WakeUps, 1);
         }
+        self.keepers.awake();
         for place in queues {
             if let Some(queue) = &mut self.places[place] {
                 each!(&mut **queue, queue => queue.set_kicks(Notify::Suppressed));

@@ -29,6 +29,7 @@ impl<R: VirtRing> RingQueue<R> {
             (_, Drive::Mapped(drive)) => self.carry(head, drive, shared),
             (_, Drive::File(drive)) => self.carry(head, drive, shared),
             (_, Drive::Rbd(drive)) => self.carry(head, drive, shared),
+            (_, Drive::Store(drive)) => self.carry(head, drive, shared),
         }
     }
 
@@ -50,6 +51,7 @@ impl<R: VirtRing> RingQueue<R> {
             debug_assert!(false, "completion of a request that is not in flight");
             return;
         }
+        self.end_hold(head, shared);
         if self.left(head, result, shared) {
             return;
         }

@@ -6,6 +6,7 @@ use std::thread::JoinHandle;
 
 use ringstone_blockdev::Outgrown;
 use ringstone_rbd::Completions;
+use ringstone_store::{Epochs, Reader};
 use ringstone_telemetry::{Clock, ReactorStats};
 use ringstone_virtqueue::Chain;
 
@@ -13,6 +14,7 @@ use crate::affinity;
 use crate::core::{Delayed, Reactor, Shared};
 use crate::error::ReactorError;
 use crate::guests::{Budget, Quota};
+use crate::keeping::{Answered, Keeping};
 use crate::mailbox::{mailbox, Receiver, Sender};
 use crate::pools::Pools;
 use crate::queue::{Queue, QueueKey};
@@ -35,6 +37,16 @@ pub enum Command {
     SetKick(QueueKey, Option<OwnedFd>),
     /// Give this back: whoever sent it knows then that a turn has begun since.
     Pass(Arc<Outgrown>),
+    /// Run a store's keeper from now on.
+    Keep(Box<Keeping>),
+    /// Bring the keeper of this store to rest, and give it back as [`Reply::Kept`].
+    StopKeeping(u64),
+    /// For the keeper of this store.
+    Store {
+        id: u64,
+        command: ringstone_store::Command,
+        answered: Answered,
+    },
     /// End once every queue has been stopped.
     Shutdown,
 }
@@ -49,6 +61,13 @@ pub enum Reply {
     },
     /// [`Command::Pass`] came by.
     Passed(Arc<Outgrown>),
+    /// What [`Command::StopKeeping`] asked for.
+    Kept(Box<Keeping>),
+    /// A store has something to say.
+    StoreSays {
+        id: u64,
+        message: String,
+    },
     /// An I/O error worth a log line.
     Trouble {
         key: QueueKey,
@@ -95,7 +114,8 @@ pub struct ReactorHandle {
 }
 
 impl ReactorHandle {
-    /// Start a reactor thread bound to its core. `control` is an eventfd that is written when there is a [`Reply`].
+    /// Start a reactor thread bound to its core. `control` is an eventfd that is written when there is a [`Reply`]; `reader` is
+    /// its part in the engine's epochs.
     ///
     /// # Errors
     /// No usable io_uring, or a core that this process may not use.
@@ -104,6 +124,8 @@ impl ReactorHandle {
         clock: Clock,
         stats: ReactorStats,
         control: Arc<OwnedFd>,
+        epochs: Arc<Epochs>,
+        reader: Reader,
     ) -> Result<Self, ReactorError> {
         let (sender, inbox) = mailbox(CAPACITY);
         let (replies, receiver) = mailbox(CAPACITY);
@@ -115,7 +137,7 @@ impl ReactorHandle {
         let (core, idle_ns) = (settings.core, settings.idle_ns);
         let thread = std::thread::Builder::new()
             .name(format!("reactor-{core}"))
-            .spawn(move || match prepare(&settings, clock, stats, outbox, returned) {
+            .spawn(move || match prepare(&settings, clock, stats, outbox, returned, (epochs, reader)) {
                 Ok(shared) => {
                     let idle = shared.clock.ticks(idle_ns);
                     let _ = ready.send(Ok(()));
@@ -167,6 +189,7 @@ fn prepare(
     stats: ReactorStats,
     outbox: Outbox,
     returned: Arc<Completions>,
+    (epochs, reader): (Arc<Epochs>, Reader),
 ) -> Result<Shared, ReactorError> {
     affinity::bind(settings.core).map_err(|source| ReactorError::Bind { core: settings.core, source })?;
     let mut uring = Uring::new().map_err(ReactorError::Uring)?;
@@ -187,6 +210,8 @@ fn prepare(
         outbox,
         returned,
         at_librbd: 0,
+        epochs,
+        reader,
     })
 }
 

@@ -16,6 +16,7 @@
 //! | `tally.rs` | counting a batch |
 //! | `execute.rs` | carrying a request out, in steps where it must be |
 //! | `carrier/` | what a kind of drive does with a request: one small interface, a file for each kind |
+//! | `keepers.rs`, `keeping.rs`, `errand.rs` | stores' keepers on their reactor, and requests on their way to it |
 //! | `guests.rs` | fairness: what one guest may have of a turn and of the pools |
 //! | `slots.rs` | requests in flight |
 //! | `pools.rs` | iovec blocks and bounce buffers shared by the queues of a reactor |
@@ -26,10 +27,13 @@
 mod affinity;
 mod carrier;
 mod core;
+mod errand;
 mod error;
 mod execute;
 mod guests;
 mod handle;
+mod keepers;
+mod keeping;
 mod mailbox;
 mod mover;
 mod patience;
@@ -41,4 +45,5 @@ mod uring;
 
 pub use error::ReactorError;
 pub use handle::{Command, ReactorHandle, ReactorSettings, Reply};
+pub use keeping::{Answered, Keeping};
 pub use queue::{Queue, QueueKey, QueueParts, Ring};

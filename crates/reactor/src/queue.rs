@@ -7,12 +7,13 @@ use std::sync::Arc;
 
 use ringstone_blockdev::{Drive, Fault, FaultDice};
 use ringstone_rbd::Ticket;
-use ringstone_telemetry::{Latency, QueueCounter, QueueStats, ReactorCounter};
+use ringstone_telemetry::{QueueCounter, QueueStats, ReactorCounter};
 use ringstone_virtio_blk::{parse, status, Geometry, Operation, Request};
 use ringstone_virtqueue::{GuestByte, Notify, PackedRing, RingError, RingSetup, SplitRing, VirtRing};
 use ringstone_volume::Volume;
 
 use crate::core::Shared;
+use crate::errand::Errand;
 use crate::mover::{Inline, Mover, Nothing, Submitted};
 use crate::slots::Slot;
 use crate::tally::Tally;
@@ -131,6 +132,8 @@ pub struct RingQueue<R> {
     pub(crate) slots: Box<[Slot]>,
     /// A slot's request at librbd; none for other drives.
     pub(crate) tickets: Box<[Ticket]>,
+    /// A slot's request at a store's keeper; none for other drives.
+    pub(crate) errands: Box<[Errand]>,
     pub(crate) in_flight: u32,
     /// Requests whose next step waits for its turn.
     pub(crate) partial: VecDeque<u16>,
@@ -168,10 +171,12 @@ impl<R: VirtRing> RingQueue<R> {
     fn new(ring: R, parts: QueueParts) -> Self {
         let size = usize::from(ring.size());
         let at_librbd = if matches!(parts.volume.drive(), Drive::Rbd(_)) { size } else { 0 };
+        let at_keeper = if matches!(parts.volume.drive(), Drive::Store(_)) { size } else { 0 };
         let dice = parts.volume.faults().map(|faults| FaultDice::new(faults, usize::from(parts.key.vring)));
         Self {
             slots: (0..size).map(|_| Slot::default()).collect(),
             tickets: (0..at_librbd).map(|_| Ticket::default()).collect(),
+            errands: (0..at_keeper).map(|_| Errand::default()).collect(),
             in_flight: 0,
             partial: VecDeque::new(),
             starved: VecDeque::new(),
@@ -252,6 +257,7 @@ impl<R: VirtRing> RingQueue<R> {
     }
 
     fn forget(&mut self, head: u16, shared: &mut Shared) {
+        self.end_hold(head, shared);
         self.slots[usize::from(head)].release(&mut shared.pools, &mut shared.held[usize::from(self.guest)]);
         self.in_flight -= 1;
     }
@@ -338,7 +344,9 @@ impl<R: VirtRing> RingQueue<R> {
             _ if self.dice.is_some() => self.take(waiting.min(BATCH), &Submitted, shared),
             Drive::Mapped(drive) => self.take(waiting.min(BATCH), &Inline(drive), shared),
             Drive::Null => self.take(waiting.min(BATCH), &Nothing, shared),
-            Drive::File(_) | Drive::Rbd(_) => self.take(waiting.min(BATCH), &Submitted, shared),
+            Drive::File(_) | Drive::Rbd(_) | Drive::Store(_) => {
+                self.take(waiting.min(BATCH), &Submitted, shared)
+            }
         };
         if let Err(error) = result {
             self.fail(error.to_string());
@@ -382,7 +390,8 @@ impl<R: VirtRing> RingQueue<R> {
         self.flush(shared);
         let spent = shared.clock.ns(shared.clock.now() - started);
         self.parts.stats.add(QueueCounter::BusyNs, spent);
-        self.count(&tally, spent);
+        tally.count(&self.parts.stats, spent);
+        self.errors += tally.errors;
         result
     }
 
@@ -516,7 +525,8 @@ impl<R: VirtRing> RingQueue<R> {
         slot.release(&mut shared.pools, &mut shared.held[usize::from(self.guest)]);
         self.ring.push_used(head, written);
         self.in_flight -= 1;
-        self.count(&tally, ns);
+        tally.count(&self.parts.stats, ns);
+        self.errors += tally.errors;
         self.parts.stats.set(QueueCounter::InFlight, u64::from(self.in_flight));
         if !self.dirty {
             self.dirty = true;
@@ -552,44 +562,6 @@ impl<R: VirtRing> RingQueue<R> {
             shared.uring.signal(call.as_raw_fd());
             self.parts.stats.add(QueueCounter::Calls, 1);
             shared.stats.add(ReactorCounter::Calls, 1);
-        }
-    }
-
-    #[inline(always)]
-    fn count(&mut self, tally: &Tally, ns: u64) {
-        let stats = &self.parts.stats;
-        let each = [
-            (QueueCounter::Reads, tally.reads, Some(Latency::Read)),
-            (QueueCounter::Writes, tally.writes, Some(Latency::Write)),
-            (QueueCounter::BytesRead, tally.bytes_read, None),
-            (QueueCounter::BytesWritten, tally.bytes_written, None),
-        ];
-        for (counter, n, latency) in each {
-            if n > 0 {
-                stats.add(counter, n);
-                if let Some(kind) = latency {
-                    stats.latency(kind, ns, n);
-                }
-            }
-        }
-        if tally.rare() {
-            self.count_rare(tally, ns);
-        }
-    }
-
-    #[cold]
-    fn count_rare(&mut self, tally: &Tally, ns: u64) {
-        let stats = &self.parts.stats;
-        stats.add(QueueCounter::Flushes, tally.flushes);
-        stats.add(QueueCounter::Discards, tally.discards);
-        stats.add(QueueCounter::WriteZeroes, tally.zeroes);
-        stats.add(QueueCounter::Others, tally.others);
-        stats.add(QueueCounter::BytesDiscarded, tally.bytes_discarded);
-        stats.add(QueueCounter::Errors, tally.errors);
-        self.errors += tally.errors;
-        let others = tally.flushes + tally.discards + tally.zeroes + tally.others;
-        if others > 0 {
-            stats.latency(Latency::Other, ns, others);
         }
     }
 }

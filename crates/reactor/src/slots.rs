@@ -28,6 +28,8 @@ pub(crate) struct Slot {
     pub asked: u64,
     /// The range is zeroed; what is under way is making that durable.
     pub syncing: bool,
+    /// What the request holds of an epoch, with 1 added; 0: nothing. See `ringstone_store::Epochs`.
+    pub epoch: u8,
     /// Clock tick at which it was found.
     pub started: u64,
     /// Zeroes are written from a buffer, as the file system cannot do it.
@@ -65,6 +67,7 @@ impl Default for Slot {
             under_way: 0,
             asked: 0,
             syncing: false,
+            epoch: 0,
             started: 0,
             zero_by_writing: false,
             bounce: None,

@@ -1,5 +1,6 @@
 //! What a batch of requests adds to the counters.
 
+use ringstone_telemetry::{Latency, QueueCounter, QueueStats};
 use ringstone_virtio_blk::{Operation, Request};
 
 /// Requests done in one go, counted together.
@@ -45,7 +46,43 @@ impl Tally {
     }
 
     #[inline(always)]
-    pub fn rare(&self) -> bool {
+    fn rare(&self) -> bool {
         self.flushes + self.discards + self.zeroes + self.others + self.errors > 0
+    }
+
+    /// Add it to a queue's counters; each request took `ns`.
+    #[inline(always)]
+    pub fn count(&self, stats: &QueueStats, ns: u64) {
+        let each = [
+            (QueueCounter::Reads, self.reads, Some(Latency::Read)),
+            (QueueCounter::Writes, self.writes, Some(Latency::Write)),
+            (QueueCounter::BytesRead, self.bytes_read, None),
+            (QueueCounter::BytesWritten, self.bytes_written, None),
+        ];
+        for (counter, n, latency) in each {
+            if n > 0 {
+                stats.add(counter, n);
+                if let Some(kind) = latency {
+                    stats.latency(kind, ns, n);
+                }
+            }
+        }
+        if self.rare() {
+            self.count_rare(stats, ns);
+        }
+    }
+
+    #[cold]
+    fn count_rare(&self, stats: &QueueStats, ns: u64) {
+        stats.add(QueueCounter::Flushes, self.flushes);
+        stats.add(QueueCounter::Discards, self.discards);
+        stats.add(QueueCounter::WriteZeroes, self.zeroes);
+        stats.add(QueueCounter::Others, self.others);
+        stats.add(QueueCounter::BytesDiscarded, self.bytes_discarded);
+        stats.add(QueueCounter::Errors, self.errors);
+        let others = self.flushes + self.discards + self.zeroes + self.others;
+        if others > 0 {
+            stats.latency(Latency::Other, ns, others);
+        }
     }
 }

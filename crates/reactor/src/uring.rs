@@ -19,6 +19,10 @@ pub enum Tag {
     Request { place: u16, generation: u16, head: u16 },
     /// A kick descriptor became readable.
     Kick { place: u16, generation: u16 },
+    /// Something that a store's keeper wanted of its drive, by number.
+    Store { place: u16, io: u32 },
+    /// Somebody asks a store's keeper, while its reactor sleeps.
+    StoreBell { place: u16 },
     /// Mail.
     Mail,
     /// Nobody waits for it.
@@ -35,6 +39,8 @@ impl Tag {
             Self::Request { place, generation, head } => pack(1, place, generation, head),
             Self::Kick { place, generation } => pack(2, place, generation, 0),
             Self::Mail => pack(3, 0, 0, 0),
+            Self::Store { place, io } => pack(4, place, (io >> 16) as u16, io as u16),
+            Self::StoreBell { place } => pack(5, place, 0, 0),
         }
     }
 
@@ -45,6 +51,8 @@ impl Tag {
             1 => Self::Request { place, generation, head },
             2 => Self::Kick { place, generation },
             3 => Self::Mail,
+            4 => Self::Store { place, io: data as u32 },
+            5 => Self::StoreBell { place },
             _ => Self::Ignore,
         }
     }
@@ -104,7 +112,7 @@ impl Uring {
             self.enter();
         }
         self.queued += 1;
-        self.in_flight += u32::from(matches!(tag, Tag::Request { .. }));
+        self.in_flight += u32::from(matches!(tag, Tag::Request { .. } | Tag::Store { .. }));
     }
 
     /// Wake whoever waits on eventfd `fd`. It goes through the ring, so a descriptor that blocks cannot hold the reactor.
@@ -205,7 +213,7 @@ impl Uring {
     pub fn reap(&mut self) -> Option<Completion> {
         let entry = self.ring.completion().next()?;
         let tag = Tag::decode(entry.user_data());
-        self.in_flight -= u32::from(matches!(tag, Tag::Request { .. }));
+        self.in_flight -= u32::from(matches!(tag, Tag::Request { .. } | Tag::Store { .. }));
         Some(Completion { tag, result: entry.result(), more: io_uring::cqueue::more(entry.flags()) })
     }
 }
@@ -221,6 +229,8 @@ mod tests {
             Tag::Mail,
             Tag::Kick { place: 7, generation: 65535 },
             Tag::Request { place: 65535, generation: 1, head: 32767 },
+            Tag::Store { place: 65535, io: 0xfedc_ba98 },
+            Tag::StoreBell { place: 3 },
         ] {
             assert_eq!(Tag::decode(tag.encode()), tag);
         }

@@ -8,10 +8,12 @@
 //! A reactor holds a request while I/O of its own for it is under way, no longer: not while the keeper has it, which holds what
 //! it does by itself and may have the request wait for others to end, and not while nothing is under way.
 
-use std::sync::atomic::{fence, AtomicU64, Ordering};
+use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
 
 /// Reactors that may take part.
-pub const MOST_READERS: usize = 64;
+pub const MOST_READERS: usize = 256;
+/// Keepers that may take part: stores that are open.
+const MOST_KEEPERS: usize = 64;
 const ABSENT: u64 = u64::MAX;
 
 /// On a cache line of its own, as each is written by another core.
@@ -21,13 +23,22 @@ struct Oldest(AtomicU64);
 /// See the module.
 pub struct Epochs {
     now: AtomicU64,
-    /// The last one is the keeper's.
-    oldest: [Oldest; MOST_READERS + 1],
+    /// Behind the reactors' are the keepers'.
+    oldest: [Oldest; MOST_READERS + MOST_KEEPERS],
+    /// Readers from this number on were never here.
+    readers: AtomicUsize,
+    /// A bit for each keeper that has a part.
+    keepers: AtomicU64,
 }
 
 impl Default for Epochs {
     fn default() -> Self {
-        Self { now: AtomicU64::new(1), oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS + 1] }
+        Self {
+            now: AtomicU64::new(1),
+            oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS + MOST_KEEPERS],
+            readers: AtomicUsize::new(0),
+            keepers: AtomicU64::new(0),
+        }
     }
 }
 
@@ -57,7 +68,11 @@ impl Epochs {
     fn floor(&self) -> u64 {
         // Pairs with the fence in `Reader::begin` of a reactor that was absent.
         fence(Ordering::SeqCst);
-        self.oldest.iter().map(|oldest| oldest.0.load(Ordering::Acquire)).min().unwrap_or(ABSENT)
+        self.oldest[..self.readers.load(Ordering::Relaxed)]
+            .iter()
+            .map(|oldest| oldest.0.load(Ordering::Acquire))
+            .min()
+            .unwrap_or(ABSENT)
     }
 }
 
@@ -78,8 +93,18 @@ impl Reader {
         Self { index, epoch: 0, held: [0; 2] }
     }
 
-    pub(crate) fn keeper() -> Self {
-        Self { index: MOST_READERS, epoch: 0, held: [0; 2] }
+    /// A keeper's part; None where there are too many. It is to be [given back](Self::give_back).
+    pub(crate) fn of_keeper(epochs: &Epochs) -> Option<Self> {
+        let claim = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
+        let before = epochs.keepers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+        Some(Self { index: MOST_READERS + before.trailing_ones() as usize, epoch: 0, held: [0; 2] })
+    }
+
+    /// The keeper goes, and with it all that it held.
+    pub(crate) fn give_back(&mut self, epochs: &Epochs) {
+        self.held = [0; 2];
+        self.leave(epochs);
+        epochs.keepers.fetch_and(!(1 << (self.index - MOST_READERS)), Ordering::Relaxed);
     }
 
     /// A turn begins. Maps are looked into between this and [`leave`](Self::leave) only.
@@ -94,6 +119,9 @@ impl Reader {
     #[cold]
     fn renew(&mut self, epochs: &Epochs, now: u64) {
         let was_absent = self.epoch == 0;
+        if was_absent {
+            epochs.readers.fetch_max(self.index + 1, Ordering::Relaxed);
+        }
         self.epoch = now;
         self.publish(epochs);
         if was_absent {

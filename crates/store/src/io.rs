@@ -59,6 +59,8 @@ pub(crate) enum Purpose {
     Catalog,
     CheckpointFlush,
     Superblock,
+    PossessionFlush,
+    Possession,
 }
 
 /// What a guest asks of the keeper: all that cannot be done in place.

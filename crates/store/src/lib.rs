@@ -65,20 +65,11 @@ pub use recovery::{format, recover, superblock, Recovered};
 /// # Errors
 /// There is no store, it is damaged, or the drive fails; nothing has changed then but perhaps the superblock's opener.
 pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Keeper, StoreError> {
-    let mut recovered = recover(medium, boot)?;
-    let superblock = &mut recovered.superblock;
-    superblock.generation += 1;
-    superblock.incarnation += 1;
-    superblock.began = recovered.next;
-    // The flush below makes durable what was replayed. It must not be dropped later: what it freed is given out again.
-    if !mutants::is(mutants::Mutant::DropReplayed) {
-        superblock.covered = recovered.next;
-    }
-    superblock.boot = boot;
-    let at = geometry::SUPERBLOCKS[(superblock.generation % 2) as usize];
+    let mut keeper = Keeper::new(recover(medium, boot)?, boot, epochs)?;
     // What was replayed may be in the drive's cache only; the superblock must not become durable before it.
     medium::flush(medium)?;
-    medium::write(medium, at, &[superblock.encode()])?;
+    medium::write(medium, keeper.superblock().at(), &[keeper.superblock().encode()])?;
     medium::flush(medium)?;
-    Ok(Keeper::new(recovered, epochs))
+    keeper.set_possessed();
+    Ok(keeper)
 }

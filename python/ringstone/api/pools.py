@@ -26,18 +26,29 @@ def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
         raise InvalidError("Only faulty pools take faults; leave them out.")
     if body.rbd is not None and body.type != "rbd":
         raise InvalidError("Only rbd pools take the options of a Ceph cluster; leave them out.")
+    if body.store is not None and body.type != "store":
+        raise InvalidError("Only store pools take a size, an extent and an overcommit; leave them out.")
     service.refuse_other_host(body.host)
     options: dict[str, JsonValue] = {"direct": body.direct} if body.type in ("file", "faulty") else {}
     if body.type == "faulty":
         options |= (body.faults or models.Faults()).model_dump()
     if body.rbd is not None:
         options |= body.rbd.model_dump(exclude_none=True)
+    if body.store is not None:
+        options |= body.store.model_dump(exclude_none=True)
     record = PoolRecord(body.name, body.type, body.path, body.capacity, time.time_ns(), options)
     return pool_view(service, service.pools.create(record, hugepages=body.hugepages, erase=body.erase))
 
 
 @router.get("/{name}")
 def show_pool(name: str, service: ServiceDep) -> models.Pool:
+    return pool_view(service, service.store.pool(name))
+
+
+@router.post("/{name}/grow")
+def grow_pool(name: str, service: ServiceDep, body: models.PoolGrow | None = None) -> models.Pool:
+    """Use all of a store pool's drive that has become longer; volumes are served meanwhile."""
+    service.pools.grow(name, body.size if body else None)
     return pool_view(service, service.store.pool(name))
 
 

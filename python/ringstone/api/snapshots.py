@@ -1,8 +1,9 @@
 """/v1/volumes/VOLUME/snapshots, and what is made of them"""
 
 from datetime import UTC, datetime
+from typing import Annotated
 
-from fastapi import APIRouter, status
+from fastapi import APIRouter, Query, status
 
 from ringstone import models
 from ringstone.api.context import ServiceDep
@@ -15,7 +16,9 @@ router = APIRouter(prefix="/volumes/{volume}", tags=["snapshots"])
 
 def _view(volume: str, snapshot: Snapshot) -> models.Snapshot:
     created = datetime.fromtimestamp(snapshot.created_s, UTC)
-    return models.Snapshot(volume=volume, name=snapshot.name, size=snapshot.size, created_at=created)
+    return models.Snapshot(
+        volume=volume, name=snapshot.name, size=snapshot.size, own=snapshot.own, created_at=created
+    )
 
 
 @router.get("/snapshots")
@@ -26,8 +29,9 @@ def list_snapshots(volume: str, service: ServiceDep) -> list[models.Snapshot]:
 
 @router.post("/snapshots", status_code=status.HTTP_201_CREATED)
 def create_snapshot(volume: str, body: models.SnapshotCreate, service: ServiceDep) -> models.Snapshot:
-    """Holds every write that was acknowledged before; the volume may be attached."""
-    return _view(volume, Snapshots(service).create(volume, body.name))
+    """Holds every write that was acknowledged before; the volume may be attached. Of several volumes at one point with
+    `also`; the answer is that of VOLUME."""
+    return _view(volume, Snapshots(service).create(volume, body.name, body.also))
 
 
 @router.delete("/snapshots/{name}", status_code=status.HTTP_204_NO_CONTENT)
@@ -47,6 +51,26 @@ def clone_snapshot(volume: str, name: str, body: models.SnapshotClone, service: 
     """Make a volume of it, in the same pool."""
     record = Snapshots(service).clone(volume, name, body.name)
     return volume_views(service, [record])[0]
+
+
+@router.post("/clone", status_code=status.HTTP_201_CREATED)
+def clone_volume(volume: str, body: models.VolumeClone, service: ServiceDep) -> models.Volume:
+    """Make a volume of what it holds now, in the same store pool; it may be attached."""
+    record = Snapshots(service).clone(volume, None, body.name)
+    return volume_views(service, [record])[0]
+
+
+@router.get("/diff")
+def diff_volume(
+    volume: str,
+    service: ServiceDep,
+    since: Annotated[str | None, Query(description="A snapshot; by default from nothing.")] = None,
+    until: Annotated[str | None, Query(description="A later snapshot; by default what it holds now.")] = None,
+) -> models.Difference:
+    """Where its content has changed from one snapshot to another, in a store pool."""
+    ranges = Snapshots(service).diff(volume, since, until)
+    changed = sum(length for _, length in ranges)
+    return models.Difference(volume=volume, since=since, until=until, changed=changed, ranges=list(ranges))
 
 
 @router.post("/flatten", status_code=status.HTTP_204_NO_CONTENT)

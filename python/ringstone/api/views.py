@@ -4,7 +4,7 @@ from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
-from ringstone.pools import Usage, open_pool
+from ringstone.pools import DrivePool, LayerPool, Pool, Space, Usage, open_pool
 from ringstone.state import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
 from ringstone.units import utc
 
@@ -14,11 +14,17 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
     pool = open_pool(record)
     reason = None
     usage = Usage(None, None)
+    space = None
     try:
         # What only another host reaches is that one's to judge.
         if service.pools.reaches(record):
             pool.check()
-            usage = pool.usage()
+            if isinstance(pool, DrivePool):
+                space = pool.space()
+                service.space.note(record.name, space)
+                usage = Usage(space.capacity, space.free)
+            else:
+                usage = pool.usage()
     except RingstoneError as error:
         reason = error.message
     return models.Pool(
@@ -31,18 +37,32 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
         reason=reason,
         total=usage.total,
         free=usage.free,
+        space=None if space is None else _space_view(space),
         provisioned=sum(volume.size for volume in volumes),
         volumes=len(volumes),
         created_at=utc(record.created_ns),
     )
 
 
+def _space_view(space: Space) -> models.Space:
+    return models.Space(
+        size=space.size,
+        capacity=space.capacity,
+        used=space.used,
+        free=space.free,
+        promised=space.promised,
+        promised_at_most=space.promised_at_most,
+        reclaiming=space.reclaiming,
+    )
+
+
 def volume_views(service: Service, records: list[VolumeRecord]) -> list[models.Volume]:
-    """One question to the engine for all of them."""
+    """One question to the engine for all of them, and one pool for all of its volumes, which asks the medium once."""
     opened = {volume.name: volume for volume in service.engine.volumes()}
     attached = {view.volume: view for view in attachment_views(service, service.store.attachments())}
+    pools = {name: open_pool(service.store.pool(name)) for name in {record.pool for record in records}}
     return [
-        _volume_view(service, record, opened.get(record.name), attached.get(record.name))
+        _volume_view(service, record, pools[record.pool], opened.get(record.name), attached.get(record.name))
         for record in records
     ]
 
@@ -50,12 +70,13 @@ def volume_views(service: Service, records: list[VolumeRecord]) -> list[models.V
 def _volume_view(
     service: Service,
     record: VolumeRecord,
+    pool: Pool,
     opened: EngineVolume | None,
     attachment: models.Attachment | None,
 ) -> models.Volume:
-    pool = service.store.pool(record.pool)
-    reason = service.volumes.failure(record)
+    reason = service.volumes.failure(record, pool)
     state = "failed" if reason and record.state is VolumeState.READY else record.state.value
+    reached = service.pools.reaches(pool.record)
     return models.Volume(
         name=record.name,
         id=record.id,
@@ -65,7 +86,8 @@ def _volume_view(
         block_size=record.block_size,
         state=state,
         reason=reason,
-        allocated=open_pool(pool).allocated(record) if service.pools.reaches(pool) else None,
+        allocated=pool.allocated(record) if reached else None,
+        shared=pool.shared(record) if reached and isinstance(pool, LayerPool) else None,
         detail=opened.detail if opened else None,
         attachment=attachment,
         created_at=utc(record.created_ns),

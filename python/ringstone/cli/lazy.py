@@ -17,6 +17,7 @@ _COMMANDS: dict[str, tuple[str, str | None]] = {
     "pool": ("pool", None),
     "volume": ("volume", None),
     "snapshot": ("snapshot", None),
+    "store": ("store", None),
     "reactor": ("reactor", None),
     "state": ("state", None),
     "vm": ("vm", None),

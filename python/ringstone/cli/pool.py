@@ -21,7 +21,7 @@ from ringstone.cli.context import (
 from ringstone.units import format_size
 
 app = typer.Typer(
-    help="Where volumes' blocks are kept: memory, a directory, a block device, a Ceph cluster.",
+    help="Where volumes' blocks are kept: memory, a directory, a block device, a store, a Ceph cluster.",
     no_args_is_help=True,
 )
 
@@ -29,6 +29,7 @@ app = typer.Typer(
 class PoolType(StrEnum):
     MEMORY = "memory"
     FILE = "file"
+    STORE = "store"
     RBD = "rbd"
     NULL = "null"
 
@@ -48,8 +49,8 @@ def create(
         typer.Option(
             "--type",
             help=(
-                "memory: gone with the host; file: a directory or block device; rbd: a pool of a Ceph cluster; "
-                "null: keeps nothing."
+                "memory: gone with the host; file: a directory or block device; store: a block device or file for "
+                "many volumes, with snapshots; rbd: a pool of a Ceph cluster; null: keeps nothing."
             ),
         ),
     ],
@@ -57,8 +58,8 @@ def create(
         Path | None,
         typer.Option(
             help=(
-                "Directory or block device; default /dev/shm/ringstone-POOL for memory, <state "
-                "dir>/pools/POOL for file."
+                "Directory, block device or, for a store, file; default /dev/shm/ringstone-POOL for memory, <state "
+                "dir>/pools/POOL for file, <state dir>/pools/POOL.store for a store."
             )
         ),
     ] = None,
@@ -68,6 +69,29 @@ def create(
             parser=size_argument,
             metavar="SIZE",
             help="The most that the volumes' sizes may add up to, such as 100G.",
+        ),
+    ] = None,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument,
+            metavar="SIZE",
+            help="Store pool: the size of its file, which is made; a device has its own.",
+        ),
+    ] = None,
+    extent: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument,
+            metavar="SIZE",
+            help="Store pool: the unit in which blocks have a place, 16K to 1M; default 64K.",
+        ),
+    ] = None,
+    overcommit: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FACTOR",
+            help="Store pool: how many times its capacity the volumes' sizes may add up to; default 10.",
         ),
     ] = None,
     hugepages: Annotated[
@@ -102,7 +126,7 @@ def create(
     erase: Annotated[
         bool,
         typer.Option(
-            "--yes", help="File pool on a block device: it may hold something, which is to be lost."
+            "--yes", help="On a block device or a store's file: it may hold something, which is to be lost."
         ),
     ] = False,
     json_output: JsonOption = False,
@@ -119,6 +143,8 @@ def create(
         "data_pool": data_pool,
     }
     given = {option: value for option, value in given.items() if value is not None}
+    chosen = {"size": size, "extent": extent, "overcommit": overcommit}
+    chosen = {option: value for option, value in chosen.items() if value is not None}
     request = models.PoolCreate(
         name=name,
         type=kind.value,
@@ -128,6 +154,7 @@ def create(
         hugepages=hugepages,
         direct=mode,
         rbd=models.RbdOptions.model_validate(given) if given else None,
+        store=models.StoreOptions.model_validate(chosen) if chosen else None,
         erase=erase,
     )
     with cli.client() as client:
@@ -135,7 +162,9 @@ def create(
     if cli.json:
         print_json(pool)
     else:
-        print(f"Made {pool.type} pool {pool.name}" + (f" in {pool.path}." if pool.path else "."))
+        where = f" {'on' if pool.space else 'in'} {pool.path}" if pool.path else ""
+        room = f", with room for {format_size(pool.space.capacity)}" if pool.space else ""
+        print(f"Made {pool.type} pool {pool.name}{where}{room}.")
 
 
 @app.command("list")
@@ -186,11 +215,52 @@ def show(context: typer.Context, name: PoolName, json_output: JsonOption = False
         "provisioned": format_size(pool.provisioned),
         "capacity": _size(pool.capacity),
         "medium": f"{_size(pool.free)} free of {_size(pool.total)}",
+        **_space_rows(pool),
         "made": pool.created_at.isoformat(timespec="seconds"),
     }
     for label, value in rows.items():
         add_row(table, label, value)
     print_table(table)
+
+
+def _space_rows(pool: models.Pool) -> dict[str, str]:
+    space = pool.space
+    if space is None:
+        return {}
+    share = f" ({100 * space.used / space.capacity:.1f} %)" if space.capacity else ""
+    return {
+        "drive": format_size(space.size),
+        "for blocks": format_size(space.capacity),
+        "used": f"{format_size(space.used)}{share}",
+        "free": format_size(space.free),
+        "reclaiming": format_size(space.reclaiming),
+        "promised": f"{format_size(space.promised)}, at most {format_size(space.promised_at_most)}",
+    }
+
+
+@app.command("grow")
+def grow(
+    context: typer.Context,
+    name: PoolName,
+    size: Annotated[
+        int | None,
+        typer.Option(
+            parser=size_argument,
+            metavar="SIZE",
+            help="The size that the pool's file is to have; not of devices.",
+        ),
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Use all of a store pool's drive after it has become larger. Volumes are served meanwhile."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        pool = client.grow_pool(name, size)
+    if cli.json:
+        print_json(pool)
+    else:
+        room = f" and has room for {format_size(pool.space.capacity)}" if pool.space else ""
+        print(f"Pool {name} uses all of {pool.path}{room}.")
 
 
 @app.command("delete")

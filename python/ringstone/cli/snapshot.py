@@ -5,11 +5,20 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from ringstone.cli.context import JsonOption, VolumeName, add_row, context_of, print_json, print_table
+from ringstone.cli.context import (
+    JsonOption,
+    VolumeName,
+    add_row,
+    complete_volumes,
+    context_of,
+    print_json,
+    print_table,
+)
 from ringstone.units import format_size
 
 app = typer.Typer(
-    help="Snapshots of volumes in pools that have them (rbd), and clones of those.", no_args_is_help=True
+    help="Snapshots of volumes in pools that have them (store, rbd), and clones of those.",
+    no_args_is_help=True,
 )
 
 SnapshotName = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snapshot's name.")]
@@ -17,16 +26,28 @@ SnapshotName = Annotated[str, typer.Argument(metavar="SNAPSHOT", help="The snaps
 
 @app.command("create")
 def create(
-    context: typer.Context, volume: VolumeName, name: SnapshotName, json_output: JsonOption = False
+    context: typer.Context,
+    volume: VolumeName,
+    name: SnapshotName,
+    also: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="VOLUME",
+            help="Store pool: another volume that gets one of that name at the same point; may be repeated.",
+            autocompletion=complete_volumes,
+        ),
+    ] = None,
+    json_output: JsonOption = False,
 ) -> None:
     """Make a snapshot; a running guest may write on."""
     cli = context_of(context, json_output)
     with cli.client() as client:
-        snapshot = client.create_snapshot(volume, name)
+        snapshot = client.create_snapshot(volume, name, also=also or [])
     if cli.json:
         print_json(snapshot)
     else:
-        print(f"Made snapshot {name} of volume {volume}.")
+        of = f"volumes {', '.join((volume, *also))}" if also else f"volume {volume}"
+        print(f"Made snapshot {name} of {of}.")
 
 
 @app.command("list")
@@ -40,12 +61,14 @@ def list_(context: typer.Context, volume: VolumeName, json_output: JsonOption = 
         return
     table = Table("snapshot", box=None, header_style="bold")
     table.add_column("size", justify="right")
+    table.add_column("own", justify="right")
     table.add_column("made")
     for snapshot in snapshots:
         add_row(
             table,
             snapshot.name,
             format_size(snapshot.size),
+            "-" if snapshot.own is None else format_size(snapshot.own),
             snapshot.created_at.isoformat(timespec="seconds"),
         )
     print_table(table)
@@ -95,6 +118,29 @@ def clone(
         print_json(made)
     else:
         print(f"Made volume {made.name}, {format_size(made.size)}, of {volume}@{name}.")
+
+
+@app.command("diff")
+def diff(
+    context: typer.Context,
+    volume: VolumeName,
+    since: Annotated[
+        str | None, typer.Option("--from", metavar="SNAPSHOT", help="Default: from nothing, all there is.")
+    ] = None,
+    until: Annotated[
+        str | None, typer.Option("--to", metavar="SNAPSHOT", help="Default: what the volume holds now.")
+    ] = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Show where a volume in a store pool has changed: a line of offset and length in bytes for each range."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        found = client.diff(volume, since=since, until=until)
+    if cli.json:
+        print_json(found)
+        return
+    for offset, length in found.ranges:
+        print(f"{offset} {length}")
 
 
 @app.command("flatten")

@@ -108,6 +108,7 @@ def show(context: typer.Context, name: VolumeName, json_output: JsonOption = Fal
         "pool": volume.pool,
         "size": f"{format_size(volume.size)} ({volume.size} bytes)",
         "allocated": "-" if volume.allocated is None else format_size(volume.allocated),
+        **({} if volume.shared is None else {"shared": format_size(volume.shared)}),
         "block size": str(volume.block_size),
         "state": volume.state if volume.reason is None else f"{volume.state}: {volume.reason}",
         "made": volume.created_at.isoformat(timespec="seconds"),
@@ -144,6 +145,24 @@ def _attachment_rows(volume: models.Volume) -> dict[str, str]:
             f"{format_size(attachment.memory_bytes)} in {attachment.memory_regions} regions"
         )
     return rows
+
+
+@app.command("clone")
+def clone(
+    context: typer.Context,
+    name: VolumeName,
+    new: Annotated[str, typer.Argument(metavar="NEW", help="A name for the new volume.")],
+    json_output: JsonOption = False,
+) -> None:
+    """Make a volume of what another one in a store pool holds now, in use or not. They share blocks until they are
+    written; `ringstone snapshot clone` does it of a snapshot."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        volume = client.clone_volume(name, new)
+    if cli.json:
+        print_json(volume)
+    else:
+        print(f"Made volume {volume.name}, {format_size(volume.size)}, of {name}.")
 
 
 @app.command("resize")

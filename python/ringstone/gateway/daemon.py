@@ -2,7 +2,7 @@
 
 Lock, state, engine, restored attachments: guests get their disks back first. Only then is the control API
 imported, which takes longer than all before it, and started. After that Python only waits for requests, events
-and signals; nothing here runs by the clock, and the watchdog is the engine's.
+and signals; only the look at pools' space runs by the clock here, and the watchdog is the engine's.
 """
 
 import fcntl
@@ -112,6 +112,8 @@ def run_gateway(config: GatewayConfig, *, takeover: bool = False) -> None:
             membership.follow()
         if service.waits_for_backings:
             stack.enter_context(_waiting_for_backings(service, config.backing_wait_s))
+        stack.callback(service.space.stop)
+        service.space.start()
         successor = _serve_api(config, begun, service, started_ns, stack)
     if successor.failed:
         raise GoneError(

@@ -1,19 +1,23 @@
 """The logic of pools over the store: made, deleted, and which of them this host reaches."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from ringstone.errors import ExistsError, InvalidError
+from ringstone.errors import ExistsError, InvalidError, UnsupportedError
 from ringstone.gateway import checks
 from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.unfinished import Unfinished
-from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, Pool, open_pool
+from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, DrivePool, Pool, open_pool
 from ringstone.pools.memory import default_path
+from ringstone.pools.occupancy import medium
 from ringstone.state import PoolRecord, Store
 from ringstone.state.records import POOLS
+from ringstone.units import format_size
 
 
 class Pools:
@@ -49,23 +53,38 @@ class Pools:
                 "Only memory pools can be on hugepages; leave hugepages out or make a memory pool."
             )
         with self._locks.hold(f"pool {record.name}"):
+            if any(known.name == record.name for known in self._store.pools()):
+                raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
             record = self._placed(
                 replace(record, host=None if record.type in SHARED_TYPES else self._host), hugepages
             )
-            pool = open_pool(record)
-            if any(known.name == record.name for known in self._store.pools()):
-                raise ExistsError(f"A pool {record.name!r} exists already; choose another name.")
+            # Before anything is made, or erased.
+            with self._alone_with(record):
+                return self._make(record, erase)
 
-            def add() -> None:
-                self._refuse_shared_medium(pool)
-                self._store.add_pool(record)
+    @contextmanager
+    def _alone_with(self, record: PoolRecord) -> Iterator[None]:
+        """Nobody else makes a pool of the same medium meanwhile. ExistsError when there is one."""
+        if record.path is None:
+            yield
+            return
+        with self._locks.hold(f"medium {medium(record.path) or os.path.realpath(record.path)}"):
+            self._refuse_shared_medium(open_pool(record))
+            yield
 
-            with self._unfinished.noted(record), undoing(self._events) as undo_later:
-                pool.prepare(erase=erase)
-                undo_later("preparing the pool", pool.discard)
-                self._store.transact(add)
-            self._events.say("info", f"Made {record.type} pool {record.name}.")
-            return record
+    def _make(self, record: PoolRecord, erase: bool) -> PoolRecord:
+        pool = open_pool(record)
+
+        def add() -> None:
+            self._refuse_shared_medium(pool)
+            self._store.add_pool(pool.record)
+
+        with self._unfinished.noted(record), undoing(self._events) as undo_later:
+            pool.prepare(erase=erase)
+            undo_later("preparing the pool", pool.discard)
+            self._store.transact(add)
+        self._events.say("info", f"Made {record.type} pool {record.name}.")
+        return pool.record
 
     def _placed(self, record: PoolRecord, hugepages: bool) -> PoolRecord:
         kind = record.options.get("inner", "memory") if record.type == "faulty" else record.type
@@ -76,6 +95,11 @@ class Pools:
         ours = {**record.options, "managed": True}
         if record.path is not None:
             checks.check_absolute("path", record.path)
+        if kind == "store":
+            from ringstone.pools import store
+
+            return store.placed(record, self._directory)
+        if record.path is not None:
             # A directory in memory is gone after a restart of the host and made anew then, so it is made now
             # too.
             made = kind == "memory" and not os.path.lexists(record.path)
@@ -87,15 +111,26 @@ class Pools:
         return replace(record, path=path, options=ours)
 
     def _refuse_shared_medium(self, pool: Pool) -> None:
-        identity = pool.identity()
-        if identity is None:
-            return
+        mine = _media(pool)
         for other in self._store.pools():
-            if other.host == pool.record.host and open_pool(other).identity() == identity:
+            if other.host == pool.record.host and not mine.isdisjoint(_media(open_pool(other))):
                 raise ExistsError(
                     f"{pool.record.path or 'That pool of Ceph'} already belongs to pool {other.name!r}; choose another "
                     f"{'path' if pool.record.path else 'one'}."
                 )
+
+    def grow(self, name: str, size: int | None) -> None:
+        """Use all of a drive that has become longer; a file is made `size` bytes long first."""
+        with self._locks.hold(f"pool {name}"):
+            pool = self.reach(name)
+            if not isinstance(pool, DrivePool):
+                raise UnsupportedError(
+                    f"Pool {name!r} is a {pool.record.type} pool, which has nothing to grow; only store pools do."
+                )
+            before = pool.space().capacity
+            pool.grow(size)
+            more = format_size(pool.space().capacity - before)
+            self._events.say("info", f"Pool {name} has grown by {more}.")
 
     def delete(self, name: str) -> None:
         """BusyError while it has volumes."""
@@ -127,3 +162,9 @@ class Pools:
                 f"Pool {name!r} is on host {record.host!r} and this is {self._host!r}; do it on that host."
             )
         return open_pool(record)
+
+
+def _media(pool: Pool) -> frozenset[str]:
+    """What names the pool's medium, in its own words and by its path."""
+    path = pool.record.path
+    return frozenset(filter(None, (pool.identity(), medium(path) if path else None)))

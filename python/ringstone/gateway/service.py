@@ -18,6 +18,7 @@ from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
 from ringstone.gateway.rights import UNSAID, SocketRights
 from ringstone.gateway.sockets import Sockets
+from ringstone.gateway.space import SpaceWatch
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.volumes import Volumes
 from ringstone.pools import SharedPool
@@ -70,6 +71,7 @@ class Service:
             directory=state_dir / "pools",
             allow_test_pools=allow_test_pools,
         )
+        self.space = SpaceWatch(store, self.pools, events)
         self.volumes = Volumes(
             store, engine, events, self.locks, self.pools, host=host, unfinished=state_dir / "unfinished"
         )

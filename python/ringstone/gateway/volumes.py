@@ -8,11 +8,11 @@ and cleans it up. The engine has a volume open only while it is attached.
 import time
 import uuid
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
-from ringstone.errors import BusyError, InvalidError, RingstoneError
+from ringstone.errors import BusyError, InvalidError, NoDeviceError, NotFoundError, RingstoneError
 from ringstone.gateway import checks
 from ringstone.gateway.engine import EnginePort, EngineVolume
 from ringstone.gateway.events import EventLog
@@ -173,6 +173,8 @@ class Volumes:
                     )
                 self._store.set_volume_state(name, VolumeState.DELETING)
 
+            if volume.state is VolumeState.READY:
+                _refuse_snapshots(pool, volume)
             with self.noted(pool, volume):
                 self._store.transact(mark)
                 pool.remove_backing(volume)
@@ -239,15 +241,14 @@ class Volumes:
             raise BusyError(f"Volume {name!r} is still being made; wait a moment and try again.")
         return volume
 
-    def failure(self, volume: VolumeRecord) -> str | None:
-        """Why the volume cannot be used now; None when it can."""
+    def failure(self, volume: VolumeRecord, pool: Pool) -> str | None:
+        """Why the volume, which is in `pool`, cannot be used now; None when it can."""
         if volume.state is not VolumeState.READY:
             return None
         try:
-            record = self._store.pool(volume.pool)
             # What is in a cluster is not asked for at every look: it takes long, and for ever when OSDs are away.
-            if record.host == self._host:
-                open_pool(record).check_backing(volume)
+            if pool.record.host == self._host:
+                pool.check_backing(volume)
         except RingstoneError as error:
             return error.message
         return None
@@ -269,3 +270,15 @@ class Volumes:
             else "Deleting the volume was interrupted and has been finished.",
             volume=volume.name,
         )
+
+
+def _refuse_snapshots(pool: Pool, volume: VolumeRecord) -> None:
+    """BusyError when it has some. It would stay half deleted, and its snapshots could not be deleted any more."""
+    if not isinstance(pool, SnapshotPool):
+        return
+    with suppress(NoDeviceError, NotFoundError):
+        if names := [snapshot.name for snapshot in pool.snapshots(volume)]:
+            raise BusyError(
+                f"Volume {volume.name!r} has snapshots ({', '.join(names)}); run `ringstone snapshot delete "
+                f"{volume.name} {names[0]}` first."
+            )

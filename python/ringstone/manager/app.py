@@ -102,6 +102,12 @@ def show_pool(name: str, manager: Manager) -> models.Pool:
     return views.pool_views(manager, [manager.store.pool(name)])[0]
 
 
+@router.post("/pools/{name}/grow", tags=["pools"])
+def grow_pool(name: str, manager: Manager, body: models.PoolGrow | None = None) -> models.Pool:
+    """Use all of a store pool's drive that has become longer; volumes are served meanwhile."""
+    return manager.grow_pool(name, body.size if body else None)
+
+
 @router.delete("/pools/{name}", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, manager: Manager) -> None:
     """The pool must have no volumes."""
@@ -152,7 +158,8 @@ def list_snapshots(volume: str, manager: Manager) -> list[models.Snapshot]:
 
 @router.post("/volumes/{volume}/snapshots", tags=["snapshots"], status_code=status.HTTP_201_CREATED)
 def create_snapshot(volume: str, body: models.SnapshotCreate, manager: Manager) -> models.Snapshot:
-    return manager.at_volume(volume, lambda client: client.create_snapshot(volume, body.name))
+    """Of several volumes of one store pool at one point with `also`."""
+    return manager.at_volume(volume, lambda client: client.create_snapshot(volume, body.name, also=body.also))
 
 
 @router.delete(
@@ -177,6 +184,20 @@ def revert_volume(volume: str, name: str, manager: Manager) -> None:
 def clone_snapshot(volume: str, name: str, body: models.SnapshotClone, manager: Manager) -> models.Volume:
     """Make a volume of it, in the same pool."""
     return manager.at_volume(volume, lambda client: client.clone_snapshot(volume, name, body.name))
+
+
+@router.post("/volumes/{volume}/clone", tags=["snapshots"], status_code=status.HTTP_201_CREATED)
+def clone_volume(volume: str, body: models.VolumeClone, manager: Manager) -> models.Volume:
+    """Make a volume of what it holds now, in the same store pool; it may be attached."""
+    return manager.at_volume(volume, lambda client: client.clone_volume(volume, body.name))
+
+
+@router.get("/volumes/{volume}/diff", tags=["snapshots"])
+def diff_volume(
+    volume: str, manager: Manager, since: str | None = None, until: str | None = None
+) -> models.Difference:
+    """Where its content has changed from one snapshot to another, in a store pool."""
+    return manager.at_volume(volume, lambda client: client.diff(volume, since=since, until=until))
 
 
 @router.post("/volumes/{volume}/flatten", tags=["snapshots"], status_code=status.HTTP_204_NO_CONTENT)

@@ -39,6 +39,9 @@ class Operations:
     def delete_pool(self, name: str) -> None:
         self._at_pool(self.store.pool(name), lambda client: client.delete_pool(name))
 
+    def grow_pool(self, name: str, size: int | None) -> models.Pool:
+        return self._at_pool(self.store.pool(name), lambda client: client.grow_pool(name, size))
+
     def _at_pool(self, pool: PoolRecord, step: Callable[[RemoteClient], T]) -> T:
         return self.hosts.any(step) if pool.host is None else self.hosts.change(pool.host, step)
 

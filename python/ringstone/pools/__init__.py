@@ -4,7 +4,16 @@ import os
 import stat
 
 from ringstone.errors import InvalidError
-from ringstone.pools.base import Pool, SharedPool, Snapshot, SnapshotPool, Usage
+from ringstone.pools.base import (
+    DrivePool,
+    LayerPool,
+    Pool,
+    SharedPool,
+    Snapshot,
+    SnapshotPool,
+    Space,
+    Usage,
+)
 from ringstone.pools.device import DevicePool
 from ringstone.pools.faulty import FaultyPool
 from ringstone.pools.file import FilePool
@@ -16,15 +25,18 @@ __all__ = [
     "PUBLIC_TYPES",
     "SHARED_TYPES",
     "TEST_TYPES",
+    "DrivePool",
+    "LayerPool",
     "Pool",
     "SharedPool",
     "Snapshot",
     "SnapshotPool",
+    "Space",
     "Usage",
     "open_pool",
 ]
 
-PUBLIC_TYPES = ("memory", "file", "rbd", "null")
+PUBLIC_TYPES = ("memory", "file", "store", "rbd", "null")
 TEST_TYPES = ("faulty",)
 # Types that every host reaches; a pool of any other belongs to one host.
 SHARED_TYPES = ("rbd",)
@@ -33,13 +45,17 @@ SHARED_TYPES = ("rbd",)
 def open_pool(record: PoolRecord) -> Pool:
     """The pool that `record` describes. Touches nothing but the type of its path; InvalidError for an unknown
     type."""
+    # Types are imported here that not everybody has, so that nobody without such a pool waits for that.
     match record.type:
         case "memory":
             return MemoryPool(record)
         case "file":
             return DevicePool(record) if _is_block_device(record.path) else FilePool(record)
+        case "store":
+            from ringstone.pools.store import StorePool
+
+            return StorePool(record)
         case "rbd":
-            # Only here, so that nobody without such a pool waits for the import.
             from ringstone.pools.rbd import RbdPool
 
             return RbdPool(record)

@@ -21,11 +21,31 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`size`: the volume's when it was made, in bytes. `created_s`: seconds since 1970."""
+    """`size`: the volume's when it was made, in bytes. `created_s`: seconds since 1970. `own`: bytes of the medium that
+    were written between the snapshot before and this one; None when not known."""
 
     name: str
     size: int
     created_s: int
+    own: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """Bytes of a drive that volumes share. `size`: of the drive; `capacity`: of it, for volumes' blocks; `used`: of
+    that, what holds something; `promised`: the volumes' sizes added up; `promised_at_most`: the most that those may be;
+    `reclaiming`: what deleted volumes and snapshots still use and is being freed."""
+
+    size: int
+    capacity: int
+    used: int
+    promised: int
+    promised_at_most: int
+    reclaiming: int
+
+    @property
+    def free(self) -> int:
+        return self.capacity - self.used
 
 
 class Pool(Protocol):
@@ -35,7 +55,7 @@ class Pool(Protocol):
 
     def prepare(self, *, erase: bool = False) -> None:
         """When the pool is made: check its path, and make its directory where it is ours to make. `erase`: a device
-        that holds something may be taken; without it ExistsError. Nothing is erased yet."""
+        that holds something may be taken; without it ExistsError. `record` may say more of the pool afterwards."""
         ...
 
     def discard(self) -> None:
@@ -157,6 +177,41 @@ class SnapshotPool(Protocol):
 
     def parent(self, volume: VolumeRecord) -> str | None:
         """`volume@snapshot` that a clone still reads from."""
+        ...
+
+
+@runtime_checkable
+class LayerPool(SnapshotPool, Protocol):
+    """What a pool offers beside, if its volumes are layers of one store."""
+
+    def create_group_snapshot(self, volumes: Sequence[VolumeRecord], name: str) -> None:
+        """Of all of them at one point: what was acknowledged before it is in, what was sent after it is not. All or
+        none; ExistsError when the name is taken in one of them."""
+        ...
+
+    def clone_running(self, parent: VolumeRecord, volume: VolumeRecord) -> None:
+        """Make the backing of `volume` of what `parent` holds now, which may be attached."""
+        ...
+
+    def diff(self, volume: VolumeRecord, since: str | None, until: str | None) -> list[tuple[int, int]]:
+        """Where the volume's content at snapshot `until` (None: now) may differ from that at `since` (None: from
+        nothing): offset and length in bytes, in ascending order."""
+        ...
+
+    def shared(self, volume: VolumeRecord) -> int | None:
+        """Bytes of the medium that it reads from snapshots, its own and its parents'; None when not known."""
+        ...
+
+
+@runtime_checkable
+class DrivePool(Protocol):
+    """What a pool offers beside, if it has a drive of its own that volumes share."""
+
+    def space(self) -> Space: ...
+
+    def grow(self, size: int | None) -> None:
+        """Use all of a drive that has become longer; a file is made `size` bytes long before. InvalidError when that
+        adds nothing."""
         ...
 
 

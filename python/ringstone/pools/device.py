@@ -5,9 +5,7 @@ import fcntl
 import os
 import stat
 import struct
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from ringstone.errors import (
     BusyError,
@@ -28,8 +26,6 @@ _BLKZEROOUT = 0x127F
 _BLKSSZGET = 0x1268
 # Bytes zeroed in one call: whoever is told to end does not wait for a whole drive.
 _ZEROED_AT_ONCE = 256 << 20
-# udev looks at a device for a moment when it appears or was written.
-_PASSING_SECONDS = 2.0
 
 
 class DevicePool:
@@ -45,8 +41,8 @@ class DevicePool:
 
     def prepare(self, *, erase: bool = False) -> None:
         self.check()
-        with self._claimed():
-            self._refuse_users()
+        with occupancy.claimed(self._path):
+            occupancy.refuse_users(self._path)
             try:
                 held = None if erase else occupancy.content(self._path)
             except OSError as error:
@@ -57,39 +53,11 @@ class DevicePool:
                     "device, or say that its content may be lost (--yes, or `erase` in the API)."
                 )
 
-    @contextmanager
-    def _claimed(self) -> Iterator[int]:
-        """The device's descriptor, with the device held against mounts and other claims."""
-        try:
-            # O_EXCL without O_CREAT: the kernel refuses a block device that is mounted or claimed, open(2).
-            fd = os.open(self._path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
-        except OSError as error:
-            raise error_of_os(
-                error, f"opening {self._path} for itself", "Unmount it or stop what uses it, then try again."
-            ) from error
-        try:
-            yield fd
-        finally:
-            os.close(fd)
-
-    def _refuse_users(self) -> None:
-        """Whoever merely has it open is not seen by the claim."""
-        end = time.monotonic() + _PASSING_SECONDS
-        while users := occupancy.users(self._path):
-            if time.monotonic() > end:
-                raise BusyError(
-                    f"{self._path} is open in {', '.join(users)}; stop what uses it, then try again."
-                )
-            time.sleep(0.05)
-
     def discard(self) -> None:
         return
 
     def identity(self) -> str | None:
-        try:
-            return f"device {os.stat(self._path).st_rdev}"
-        except OSError:
-            return None
+        return occupancy.medium(self._path)
 
     def check(self) -> None:
         try:
@@ -149,8 +117,8 @@ class DevicePool:
     def create_backing(self, volume: VolumeRecord) -> None:
         """The device holds another volume's bytes, or whatever was on it before."""
         self.check()
-        with self._claimed() as fd:
-            self._refuse_users()
+        with occupancy.claimed(self._path) as fd:
+            occupancy.refuse_users(self._path)
             self._zero(fd, 0, volume.size)
 
     def _zero(self, fd: int, start: int, end: int) -> None:

@@ -1,19 +1,64 @@
-"""What is on a block device, and who has it open."""
+"""What is on a block device or in a file that is to become one pool's own, and who has it open."""
 
 import json
 import os
 import stat
 import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from ringstone.errors import BusyError, error_of_os
 
 # Bytes looked at where no signature is known: a disk image begins with something, and a backup GPT ends one.
 _EDGE = 1 << 20
 _PROBE_SECONDS = 20
+# udev looks at a device for a moment when it appears or was written.
+_PASSING_SECONDS = 2.0
+
+
+def medium(path: str) -> str | None:
+    """Names what is at `path`, whatever it is called: two names of one device are the same. None where nothing is."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    if stat.S_ISBLK(found.st_mode):
+        return f"device {found.st_rdev}"
+    kinds = {stat.S_IFREG: "file", stat.S_IFDIR: "directory"}
+    return f"{kinds.get(stat.S_IFMT(found.st_mode), 'other')} {found.st_dev}:{found.st_ino}"
+
+
+@contextmanager
+def claimed(path: str) -> Iterator[int]:
+    """A descriptor of a block device that is held against mounts and other claims meanwhile; BusyError where it is in
+    use."""
+    try:
+        # O_EXCL without O_CREAT: the kernel refuses a block device that is mounted or claimed, open(2).
+        fd = os.open(path, os.O_RDWR | os.O_EXCL | os.O_CLOEXEC)
+    except OSError as error:
+        raise error_of_os(
+            error, f"opening {path} for itself", "Unmount it or stop what uses it, then try again."
+        ) from error
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def refuse_users(path: str) -> None:
+    """BusyError that names who has it open: whoever merely has it open is not seen by the claim."""
+    end = time.monotonic() + _PASSING_SECONDS
+    while found := users(path):
+        if time.monotonic() > end:
+            raise BusyError(f"{path} is open in {', '.join(found)}; stop what uses it, then try again.")
+        time.sleep(0.05)
 
 
 def content(path: str) -> str | None:
-    """What a device holds, in words for "it holds ...": what wipefs(8) knows by its signature, or data that it does not
-    know at the begin or end of the device. None for a device that is blank there. OSError."""
+    """What a device or file holds, in words for "it holds ...": what wipefs(8) knows by its signature, or data that it
+    does not know at its begin or end. None where it is blank there. OSError."""
     known = _signatures(path)
     if known:
         return ", ".join(known)
@@ -27,6 +72,16 @@ def content(path: str) -> str | None:
     finally:
         os.close(fd)
     return None
+
+
+def clear(fd: int) -> None:
+    """Zero what content() looks at, so that nobody takes it for what was there. OSError."""
+    size = os.lseek(fd, 0, os.SEEK_END)
+    for start in (0, max(size - _EDGE, 0)):
+        end = min(start + _EDGE, size)
+        while start < end:
+            start += os.pwrite(fd, bytes(end - start), start)
+    os.fsync(fd)
 
 
 def _signatures(path: str) -> list[str]:
@@ -48,16 +103,15 @@ def _signatures(path: str) -> list[str]:
 
 
 def users(path: str) -> list[str]:
-    """Other processes that have the block device open, as `NAME (process PID)`; of those that this one may look
-    into."""
-    device = os.stat(path).st_rdev
+    """Other processes that have it open, as `NAME (process PID)`; of those that this one may look into."""
+    wanted = _identity(os.stat(path))
     found: list[str] = []
     for process in Path("/proc").iterdir():
         if not process.name.isdecimal() or int(process.name) == os.getpid():
             continue
         try:
             opened = (fd.stat() for fd in (process / "fd").iterdir())
-            if any(_is_device(one, device) for one in opened):
+            if any(_identity(one) == wanted for one in opened):
                 found.append(f"{(process / 'comm').read_text().strip()} (process {process.name})")
         except OSError:
             # It has ended, or is another user's.
@@ -65,5 +119,6 @@ def users(path: str) -> list[str]:
     return found
 
 
-def _is_device(opened: os.stat_result, device: int) -> bool:
-    return stat.S_ISBLK(opened.st_mode) and opened.st_rdev == device
+def _identity(found: os.stat_result) -> tuple[int, ...]:
+    """A device is the same by whichever of its nodes it was opened."""
+    return (found.st_rdev,) if stat.S_ISBLK(found.st_mode) else (found.st_dev, found.st_ino)

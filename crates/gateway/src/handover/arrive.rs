@@ -1,14 +1,17 @@
 //! The new process's side: everything is built from what came over, and runs when the old process says so.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::io::{Read, Seek};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ringstone_blockdev::{Drive, FileDrive, StoreDoor, StoreVolume};
 use ringstone_rbd::Image;
 use ringstone_reactor::Ring;
+use ringstone_store::{Command, BLOCK};
 use ringstone_vhost_user::{Connection, Descriptors, Link, Message, Session};
 use ringstone_volume::Volume;
 
@@ -19,6 +22,7 @@ use super::format::{
 use super::images::{self, Images};
 use super::{monotonic_ns, ANSWER};
 use crate::attachment::Attachment;
+use crate::backend::BackendSpec;
 use crate::control::{frontend_event, Control, OpenVolume};
 use crate::descriptors;
 use crate::engine::{Engine, EngineSettings, VolumeSpec};
@@ -135,8 +139,10 @@ impl Takeover {
         for (name, place) in &state.extras {
             extras.push((name.clone(), fds.take(*place).map_err(failed)?));
         }
+        let mut arrived = Arrived { images, ..Arrived::default() };
+        let doors = arrive_stores(engine, &state, &mut fds, &mut arrived)?;
         let build = state.clone();
-        let installed = engine.call(move |control| control.install(&build, &mut fds, &mut images))?;
+        let installed = engine.call(move |control| control.install(&build, &mut fds, &mut arrived))?;
         let told = installed.and_then(|()| {
             self.link.send(kind::INSTALLED, b"", std::iter::empty()).map_err(failed)?;
             next(&mut self.link, kind::GO)
@@ -145,6 +151,12 @@ impl Takeover {
             // Nothing of it is ours: it is let go without a trace.
             engine.abandon();
             return Err(error);
+        }
+        // Only now: until the word to go the stores are the old process's.
+        for (path, door) in doors {
+            if let Err(error) = door.call(Command::Possess) {
+                engine.log_warning(format!("the store {} cannot be written: {error}", path.display()));
+            }
         }
         let since_ns = engine.call(|control| {
             control.thaw();
@@ -157,6 +169,43 @@ impl Takeover {
         }
         Ok((state, extras, since_ns))
     }
+}
+
+/// The way to each store that came over.
+type Doors = Vec<(PathBuf, Arc<dyn StoreDoor>)>;
+
+/// What was opened before the control thread hears of it.
+#[derive(Default)]
+struct Arrived {
+    images: Images,
+    /// Drives of stores' volumes, by the volume's name.
+    of_stores: HashMap<String, Drive>,
+}
+
+/// Read the stores that came over, and open their volumes. Nothing is written: they are the old process's still.
+fn arrive_stores(
+    engine: &Engine,
+    state: &HandoverState,
+    fds: &mut Descriptors,
+    arrived: &mut Arrived,
+) -> Result<Doors, EngineError> {
+    let mut doors = Vec::new();
+    let mut stores = HashMap::new();
+    for store in &state.stores {
+        let file = File::from(fds.take(store.fd).map_err(failed)?);
+        let drive = FileDrive::adopt(file, &store.path, 0, BLOCK as u32, false)?;
+        let parts = engine.borrow_store(store.path.clone(), Arc::new(drive))?;
+        doors.push((store.path.clone(), parts.door.clone()));
+        stores.insert(store.path.clone(), parts);
+    }
+    for volume in &state.volumes {
+        let BackendSpec::Store { path, volume: name } = &volume.backend else { continue };
+        let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
+        let Some(parts) = stores.get(&path) else { continue };
+        let drive = Drive::Store(StoreVolume::open(parts, name, volume.size, volume.block_size)?);
+        arrived.of_stores.insert(volume.name.clone(), drive);
+    }
+    Ok(doors)
 }
 
 fn hear(link: &mut Link) -> Result<Message, EngineError> {
@@ -185,11 +234,12 @@ impl Control {
         &mut self,
         state: &HandoverState,
         fds: &mut Descriptors,
-        images: &mut Images,
+        arrived: &mut Arrived,
     ) -> Result<(), EngineError> {
         self.frozen = true;
         for volume in &state.volumes {
-            let open = resume_volume(volume, fds, images.take(&volume.name))?;
+            let of_store = arrived.of_stores.remove(&volume.name);
+            let open = resume_volume(volume, fds, arrived.images.take(&volume.name), of_store)?;
             self.volumes.insert(volume.name.clone(), open);
         }
         for attachment in &state.attachments {
@@ -256,13 +306,17 @@ fn resume_volume(
     state: &VolumeState,
     fds: &mut Descriptors,
     image: Option<Image>,
+    of_store: Option<Drive>,
 ) -> Result<OpenVolume, EngineError> {
     let mut take = |place: Option<usize>| {
         place.map(|place| fds.take(place)).transpose().map_err(failed).map(|fd| fd.map(File::from))
     };
     let (file, presence) = (take(state.fd)?, take(state.presence)?);
     let presence = presence.map(read_all).transpose().map_err(failed)?;
-    let (drive, faults) = state.backend.adopt(state, file, presence.as_deref(), image)?;
+    let (drive, faults) = match of_store {
+        Some(drive) => (drive, None),
+        None => state.backend.adopt(state, file, presence.as_deref(), image)?,
+    };
     let spec = VolumeSpec {
         name: state.name.clone(),
         backend: state.backend.clone(),

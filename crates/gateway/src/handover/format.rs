@@ -4,6 +4,7 @@
 //! must understand to go on rightly is named in `requires`, so that an older release refuses it and the old process goes on.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use ringstone_vhost_user::SessionState;
 use serde::{Deserialize, Serialize};
@@ -14,7 +15,7 @@ use crate::backend::BackendSpec;
 pub const FORMAT: u32 = 1;
 
 /// What this release understands of `HandoverState::requires`.
-pub const UNDERSTOOD: &[&str] = &["packed-rings", "dirty-log", "shared"];
+pub const UNDERSTOOD: &[&str] = &["packed-rings", "dirty-log", "shared", "stores"];
 
 /// Kinds of messages.
 pub mod kind {
@@ -84,11 +85,21 @@ pub struct HandoverState {
     pub requires: Vec<String>,
     /// CLOCK_MONOTONIC ns at which the old process began to stop its vrings.
     pub stopped_ns: u64,
+    /// Stores that volumes are in. Their keepers rest, and the new process reads them from the drive.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub stores: Vec<StoreState>,
     pub volumes: Vec<VolumeState>,
     pub attachments: Vec<AttachmentState>,
     /// Descriptors of the control side, by name.
     #[serde(default)]
     pub extras: BTreeMap<String, usize>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoreState {
+    pub path: PathBuf,
+    /// Its drive, with the lock on it.
+    pub fd: usize,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,7 +111,7 @@ pub struct VolumeState {
     pub read_only: bool,
     /// As `open_volume` takes it.
     pub backend: BackendSpec,
-    /// What it is open as: `mapped`, `file` or `null`.
+    /// What it is open as: `mapped`, `file`, `rbd`, `store` or `null`.
     pub drive: String,
     #[serde(default)]
     pub fd: Option<usize>,

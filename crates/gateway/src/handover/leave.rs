@@ -3,15 +3,17 @@
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::sync::mpsc::{channel, Sender};
+use std::sync::Arc;
 use std::time::Duration;
 
-use ringstone_blockdev::Drive;
+use ringstone_blockdev::{Drive, FileDrive};
 use ringstone_vhost_user::{Descriptors, Link, Quiet, SessionError};
 
 use super::format::{
     kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Opened, Refused, Serving,
-    VolumeState, FORMAT,
+    StoreState, VolumeState, FORMAT,
 };
 use super::images::{apart, image_of, Lent, LET_GO, OPEN, OWN};
 use super::{monotonic_ns, ANSWER};
@@ -21,6 +23,7 @@ use crate::descriptors;
 use crate::engine::Engine;
 use crate::error::EngineError;
 use crate::frontend::Live;
+use crate::stores::Rested;
 
 /// How long the new process may take to start: Python, reactors, and the first look at its state.
 const START: Duration = Duration::from_secs(120);
@@ -101,9 +104,10 @@ impl Engine {
         descriptors::make_room((3 * descriptors::open()).max(descriptors::AT_START));
 
         let mut lent = Lent::none();
-        let outcome = self
-            .lend_images(&mut link, &mut lent, hello.images, drain)
-            .and_then(|stopped_ns| self.hand_over_stopped(&mut link, version, extras, drain, stopped_ns));
+        let mut rested = Vec::new();
+        let outcome = self.lend_images(&mut link, &mut lent, hello.images, drain).and_then(|stopped_ns| {
+            self.hand_over_stopped(&mut link, version, extras, drain, stopped_ns, &mut rested)
+        });
         match outcome {
             Ok(mut done) => {
                 lent.handed_over();
@@ -117,7 +121,10 @@ impl Engine {
             Err(error) => {
                 // It hears of it, or is gone.
                 refuse(&mut link, &error.to_string());
-                self.call(Control::thaw)?;
+                self.call(move |control| {
+                    control.resume_stores(rested);
+                    control.thaw();
+                })?;
                 Err(error)
             }
         }
@@ -168,13 +175,17 @@ impl Engine {
         extras: Vec<(String, OwnedFd)>,
         drain: Duration,
         stopped_ns: u64,
+        rested: &mut Vec<Rested>,
     ) -> Result<HandedOver, EngineError> {
         let (quiet, at_rest) = channel();
         self.call(move |control| control.freeze(quiet))?;
         at_rest.recv_timeout(drain).map_err(|_| not_drained(drain))?;
+        self.rest_stores(drain, rested)?;
         let drain_ns = monotonic_ns() - stopped_ns;
         let version = version.to_owned();
-        let (state, fds) = self.call(move |control| control.save(version, stopped_ns, &extras))??;
+        let drives = rested.iter().map(Rested::drive).collect::<Vec<_>>();
+        let (state, fds) =
+            self.call(move |control| control.save(version, stopped_ns, &extras, &drives))??;
         let body = serde_json::to_vec(&state).map_err(failed)?;
         link.set_limit(ANSWER).map_err(failed)?;
         link.send(kind::STATE, &body, fds.as_fds()).map_err(failed)?;
@@ -313,8 +324,14 @@ impl Control {
         version: String,
         stopped_ns: u64,
         extras: &[(String, OwnedFd)],
+        drives: &[(PathBuf, Arc<FileDrive>)],
     ) -> Result<(HandoverState, Descriptors), EngineError> {
         let mut fds = Descriptors::default();
+        let stores = drives
+            .iter()
+            .map(|(path, drive)| Ok(StoreState { path: path.clone(), fd: fds.add(drive.file())? }))
+            .collect::<Result<Vec<_>, SessionError>>()
+            .map_err(failed)?;
         let mut volumes =
             self.volumes.values().map(|v| save_volume(v, &mut fds)).collect::<Result<Vec<_>, _>>()?;
         volumes.sort_by(|a, b| a.name.cmp(&b.name));
@@ -332,12 +349,21 @@ impl Control {
         let requires = [
             ("packed-rings", sessions().any(|f| f.session.features & 1 << 34 != 0)),
             ("dirty-log", sessions().any(|f| f.session.log.is_some())),
+            ("stores", !stores.is_empty()),
             ("shared", attachments.iter().any(|attachment| attachment.frontends.len() > 1)),
         ];
         let requires =
             requires.into_iter().filter(|(_, needed)| *needed).map(|(word, _)| word.into()).collect();
-        let state =
-            HandoverState { format: FORMAT, version, requires, stopped_ns, volumes, attachments, extras };
+        let state = HandoverState {
+            format: FORMAT,
+            version,
+            requires,
+            stopped_ns,
+            stores,
+            volumes,
+            attachments,
+            extras,
+        };
         Ok((state, fds))
     }
 }
@@ -363,6 +389,7 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
             Drive::Mapped(_) => "mapped",
             Drive::File(_) => "file",
             Drive::Rbd(_) => "rbd",
+            Drive::Store(_) => "store",
             Drive::Null => "null",
         }
         .into(),

@@ -20,39 +20,11 @@ pub(super) const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_
 const ZERO: i32 = libc::FALLOC_FL_ZERO_RANGE | libc::FALLOC_FL_KEEP_SIZE;
 
 impl Carrier for FileDrive {
-    /// In place if the drive takes the buffers, else through a bounce buffer.
     #[inline]
     fn transfer<R: VirtRing>(&self, head: u16, queue: &mut RingQueue<R>, shared: &mut Shared) {
-        let slot = &mut queue.slots[usize::from(head)];
-        let reading = slot.operation == Operation::Read;
-        let fd = types::Fd(self.fd());
-        let offset = slot.offset + slot.done;
-        let sync = !reading && !queue.parts.writeback.load(Ordering::Relaxed);
-        let rw_flags = if sync { libc::RWF_DSYNC } else { 0 };
-        let (iovecs, step) = slot.step(shared.quota.step, &mut shared.pools);
-        let entry = match iovecs {
-            [one] if self.takes(one.iov_base.cast(), one.iov_len) => {
-                let (pointer, len) = (one.iov_base.cast::<u8>(), one.iov_len as u32);
-                if reading {
-                    opcode::Read::new(fd, pointer, len).offset(offset).build()
-                } else {
-                    opcode::Write::new(fd, pointer, len).offset(offset).rw_flags(rw_flags).build()
-                }
-            }
-            many if many.iter().all(|iov| self.takes(iov.iov_base.cast(), iov.iov_len)) => {
-                let (pointer, count) = (many.as_ptr(), many.len() as u32);
-                if reading {
-                    opcode::Readv::new(fd, pointer, count).offset(offset).build()
-                } else {
-                    opcode::Writev::new(fd, pointer, count).offset(offset).rw_flags(rw_flags).build()
-                }
-            }
-            _ => return queue.transfer_bounced(head, self, offset, rw_flags, shared),
-        };
-        shared.budget.submitted(step);
-        // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
-        // their block until the slot is released.
-        unsafe { queue.submit(head, entry, shared) };
+        let slot = &queue.slots[usize::from(head)];
+        let (offset, most) = (slot.offset + slot.done, shared.quota.step);
+        queue.transfer_on(head, self, offset, most, shared);
     }
 
     fn flush<R: VirtRing>(&self, head: u16, queue: &mut RingQueue<R>, shared: &mut Shared) {
@@ -94,6 +66,48 @@ impl Carrier for FileDrive {
 }
 
 impl<R: VirtRing> RingQueue<R> {
+    /// Move the next bytes of a read or write, `most` at a time, from or to byte `offset` of `drive`: in place if that takes the
+    /// buffers, else through a bounce buffer.
+    #[inline]
+    pub(super) fn transfer_on(
+        &mut self,
+        head: u16,
+        drive: &FileDrive,
+        offset: u64,
+        most: u64,
+        shared: &mut Shared,
+    ) {
+        let slot = &mut self.slots[usize::from(head)];
+        let reading = slot.operation == Operation::Read;
+        let fd = types::Fd(drive.fd());
+        let sync = !reading && !self.parts.writeback.load(Ordering::Relaxed);
+        let rw_flags = if sync { libc::RWF_DSYNC } else { 0 };
+        let (iovecs, step) = slot.step(most, &mut shared.pools);
+        let entry = match iovecs {
+            [one] if drive.takes(one.iov_base.cast(), one.iov_len) => {
+                let (pointer, len) = (one.iov_base.cast::<u8>(), one.iov_len as u32);
+                if reading {
+                    opcode::Read::new(fd, pointer, len).offset(offset).build()
+                } else {
+                    opcode::Write::new(fd, pointer, len).offset(offset).rw_flags(rw_flags).build()
+                }
+            }
+            many if many.iter().all(|iov| drive.takes(iov.iov_base.cast(), iov.iov_len)) => {
+                let (pointer, count) = (many.as_ptr(), many.len() as u32);
+                if reading {
+                    opcode::Readv::new(fd, pointer, count).offset(offset).build()
+                } else {
+                    opcode::Writev::new(fd, pointer, count).offset(offset).rw_flags(rw_flags).build()
+                }
+            }
+            _ => return self.transfer_bounced(head, drive, offset, most, rw_flags, shared),
+        };
+        shared.budget.submitted(step);
+        // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
+        // their block until the slot is released.
+        unsafe { self.submit(head, entry, shared) };
+    }
+
     /// Put an entry of the request in `head`'s slot on the io_uring.
     ///
     /// # Safety
@@ -111,6 +125,7 @@ impl<R: VirtRing> RingQueue<R> {
         head: u16,
         drive: &FileDrive,
         offset: u64,
+        most: u64,
         rw_flags: i32,
         shared: &mut Shared,
     ) {
@@ -128,7 +143,7 @@ impl<R: VirtRing> RingQueue<R> {
             self.parts.stats.add(QueueCounter::Bounces, 1);
         }
         let buffer = shared.pools.bounce(bounce);
-        let len = (slot.len - slot.done).min(BOUNCE_LEN as u64) as usize;
+        let len = (slot.len - slot.done).min(most).min(BOUNCE_LEN as u64) as usize;
         shared.budget.copied(len as u64);
         let fd = types::Fd(drive.fd());
         let entry = if slot.operation == Operation::Read {
@@ -144,7 +159,7 @@ impl<R: VirtRing> RingQueue<R> {
         unsafe { self.submit(head, entry, shared) };
     }
 
-    fn sync(&mut self, head: u16, fd: RawFd, shared: &mut Shared) {
+    pub(super) fn sync(&mut self, head: u16, fd: RawFd, shared: &mut Shared) {
         let entry = opcode::Fsync::new(types::Fd(fd)).flags(types::FsyncFlags::DATASYNC).build();
         // SAFETY: no buffers.
         unsafe { self.submit(head, entry, shared) };
@@ -167,14 +182,17 @@ impl<R: VirtRing> RingQueue<R> {
     /// Have what a write brought made durable, where its own flag does not do that. False when there is nothing to wait for.
     #[inline(always)]
     pub(crate) fn sync_if_due(&mut self, head: u16, shared: &mut Shared) -> bool {
-        match self.drive() {
-            Drive::File(drive) if !drive.honours_dsync() && !self.parts.writeback.load(Ordering::Relaxed) => {
-                self.slots[usize::from(head)].syncing = true;
-                self.sync(head, drive.fd(), shared);
-                true
-            }
-            _ => false,
+        let drive = match self.drive() {
+            Drive::File(drive) => drive,
+            Drive::Store(volume) => volume.drive(),
+            _ => return false,
+        };
+        if drive.honours_dsync() || self.parts.writeback.load(Ordering::Relaxed) {
+            return false;
         }
+        self.slots[usize::from(head)].syncing = true;
+        self.sync(head, drive.fd(), shared);
+        true
     }
 
     /// A step of a discard or of zeroing came back.

@@ -7,6 +7,7 @@
 mod file;
 mod mapped;
 mod rbd;
+mod store;
 
 use ringstone_virtqueue::VirtRing;
 

@@ -4,6 +4,7 @@ use super::bytes::{Block, Reader, Writer};
 use super::MOST_NUMBER;
 use crate::error::StoreError;
 use crate::geometry::{Extents, Layout, Zone, BLOCK, MOST_ZONES, SUPERBLOCKS};
+use crate::mutants::{self, Mutant};
 
 pub const MAGIC: &[u8; 8] = b"RSTSTORE";
 /// Of the format.
@@ -41,6 +42,24 @@ pub struct Superblock {
 }
 
 impl Superblock {
+    /// Another opener has it from here on, whose first block of the journal is `next`.
+    pub(crate) fn take_possession(&mut self, next: u64, boot: [u8; 16]) {
+        self.generation += 1;
+        self.incarnation += 1;
+        self.began = next;
+        // What was replayed is made durable before this is written. It must not be dropped later: what it freed is given out
+        // again.
+        if !mutants::is(Mutant::DropReplayed) {
+            self.covered = next;
+        }
+        self.boot = boot;
+    }
+
+    /// Where this generation of it goes.
+    pub(crate) fn at(&self) -> u64 {
+        SUPERBLOCKS[(self.generation % 2) as usize]
+    }
+
     pub fn encode(&self) -> Block {
         let mut out = Writer(Vec::with_capacity(4096));
         out.0.extend_from_slice(MAGIC);

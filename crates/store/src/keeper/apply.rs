@@ -55,6 +55,7 @@ impl Keeper {
                 self.note_for_reap(entry);
             }
         }
+        self.maybe_reapable |= !commit.catalog.is_empty();
         if !commit.catalog.is_empty() && !matches!(commit.then, Then::Reap) {
             self.named = seq + 1;
         }
@@ -113,15 +114,21 @@ impl Keeper {
         self.retired_slots.iter().filter(|retired| self.layout().place(retired.what).is_some()).count() as u64
     }
 
+    /// Something waits for reactors to go on.
+    pub(super) fn has_to_recycle(&self) -> bool {
+        let marked = self.journal.marked();
+        !self.retired_nodes.is_empty() || self.retired_slots.front().is_some_and(|one| one.seq < marked)
+    }
+
     /// Use again what nobody can touch any more.
     pub(super) fn recycle(&mut self) {
-        let waits = |epoch| !self.epochs.passed(epoch);
-        let newest = self
-            .retired_slots
-            .back()
-            .map(|one| one.epoch)
-            .max(self.retired_nodes.back().map(|one| one.epoch));
-        if newest.is_some_and(waits) {
+        self.give_up_waiting();
+        if !self.has_to_recycle() {
+            return;
+        }
+        let oldest = self.retired_slots.front().map(|one| one.epoch);
+        let oldest = oldest.into_iter().chain(self.retired_nodes.front().map(|one| one.epoch)).min();
+        if oldest.is_some_and(|epoch| !self.epochs.passed(epoch)) {
             self.epochs.advance();
         }
         while self.retired_nodes.front().is_some_and(|retired| self.epochs.passed(retired.epoch)) {
@@ -146,7 +153,6 @@ impl Keeper {
             self.until = starved.iter().map(|(request, until)| (request.token, *until)).collect();
             self.requests.extend(starved.into_iter().map(|(request, _)| request));
         }
-        self.give_up_waiting();
     }
 
     /// The entry of `slot` without the granules in `mask`.

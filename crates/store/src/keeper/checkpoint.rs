@@ -6,7 +6,7 @@
 
 use super::Keeper;
 use crate::format::{zeroed, Page};
-use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
+use crate::geometry::{Layout, BLOCK};
 use crate::io::{Action, Data, Io, Purpose};
 use crate::mutants::{self, Mutant};
 
@@ -45,10 +45,7 @@ enum Stage {
 impl Keeper {
     pub(super) fn run_checkpoint(&mut self) {
         if self.checkpoint.is_none() {
-            let (used, all) = self.journal.used();
-            // Requests are not the only ones that wait for room.
-            let is_due = used > all / 2 || !self.journal.has_room() || self.wants_checkpoint();
-            if !is_due || self.failed.is_some() || self.now < self.checkpoint_after {
+            if !self.is_checkpoint_due() || self.now < self.checkpoint_after {
                 return;
             }
             self.begin_checkpoint();
@@ -59,6 +56,13 @@ impl Keeper {
                 self.write_superblock();
             }
         }
+    }
+
+    pub(super) fn is_checkpoint_due(&self) -> bool {
+        let (used, all) = self.journal.used();
+        // Requests are not the only ones that wait for room.
+        let due = used > all / 2 && !self.paused || !self.journal.has_room() || self.wants_checkpoint();
+        due && self.failed.is_none() && self.possessed
     }
 
     fn begin_checkpoint(&mut self) {
@@ -186,11 +190,47 @@ impl Keeper {
         block[0] = next.encode();
         self.out.push_back(Io {
             action: Action::Write { durable: true },
-            offset: SUPERBLOCKS[(next.generation % 2) as usize],
+            offset: next.at(),
             len: BLOCK,
             data: Data::Own(block),
             purpose: Purpose::Superblock,
         });
+    }
+
+    /// What was replayed may be in the drive's cache only; the superblock must not become durable before it.
+    pub(super) fn possess(&mut self) {
+        self.out.push_back(Io {
+            action: Action::Flush,
+            offset: 0,
+            len: 0,
+            data: Data::None,
+            purpose: Purpose::PossessionFlush,
+        });
+    }
+
+    pub(super) fn write_possession(&mut self, result: Result<(), i32>) {
+        if let Err(errno) = result {
+            return self.command_failed(errno);
+        }
+        let mut block = zeroed(1);
+        block[0] = self.superblock.encode();
+        self.out.push_back(Io {
+            action: Action::Write { durable: true },
+            offset: self.superblock.at(),
+            len: BLOCK,
+            data: Data::Own(block),
+            purpose: Purpose::Possession,
+        });
+    }
+
+    pub(super) fn possession_written(&mut self, result: Result<(), i32>) {
+        match result {
+            Ok(()) => {
+                self.possessed = true;
+                self.command_flushed(Ok(()));
+            }
+            Err(errno) => self.command_failed(errno),
+        }
     }
 
     fn end_checkpoint(&mut self, succeeded: bool) {

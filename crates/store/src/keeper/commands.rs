@@ -78,6 +78,10 @@ pub enum Command {
     Grow {
         size: u64,
     },
+    /// Make durable what was answered.
+    Flush,
+    /// The store is this opener's from here on, and nobody else's.
+    Possess,
     /// Write a checkpoint, and take nothing any more.
     Shutdown,
 }
@@ -239,6 +243,16 @@ impl Keeper {
                 self.close_volume(volume);
                 Ok(Some(Answer::Done))
             }
+            Command::Possess => {
+                self.running = Some((number, Running::Flushing));
+                self.possess();
+                Ok(None)
+            }
+            Command::Flush => {
+                self.running = Some((number, Running::Flushing));
+                self.flushing.wait(Waiter::Command);
+                Ok(None)
+            }
             Command::List => Ok(Some(Answer::Volumes(self.volumes()))),
             Command::Figures => Ok(Some(Answer::Figures(self.figures()))),
             Command::Diff { volume, from, to } => {
@@ -253,6 +267,7 @@ impl Keeper {
                 self.running = Some((number, Running::Growing { zones: self.layout().zones.len() }));
                 Ok(None)
             }
+            Command::Shutdown if !self.possessed => Ok(Some(Answer::Done)),
             Command::Shutdown => {
                 self.closing = true;
                 self.stop_flattening();

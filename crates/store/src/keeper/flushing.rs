@@ -39,6 +39,11 @@ impl Flushing {
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.under_way.is_none()
     }
+
+    /// Somebody waits for a flush that can begin.
+    pub fn is_due(&self) -> bool {
+        !self.waiting.is_empty() && self.under_way.is_none()
+    }
 }
 
 impl Keeper {

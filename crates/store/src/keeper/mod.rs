@@ -159,6 +159,12 @@ pub struct Keeper {
     commands: VecDeque<(u64, Command)>,
     running: Option<(u64, Running)>,
     reap: Option<Reap>,
+    /// Layers changed since somebody looked for some that can go.
+    maybe_reapable: bool,
+    /// Jobs rest.
+    paused: bool,
+    /// The superblock on the drive names this opener.
+    possessed: bool,
     /// Behind the record of the last command that changed the catalog.
     named: u64,
     flatten: Option<Flatten>,
@@ -173,9 +179,16 @@ pub struct Keeper {
 }
 
 impl Keeper {
-    /// Of a store that [`begin`](crate::begin) has taken possession of.
-    pub(crate) fn new(recovered: Recovered, epochs: Arc<Epochs>) -> Self {
-        let Recovered { superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+    /// Of a store as it was read. Nothing may be asked of it but to open volumes, until [`Command::Possess`] was answered: it
+    /// is another's until then.
+    ///
+    /// # Errors
+    /// Too many stores are open.
+    pub fn new(recovered: Recovered, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Self, StoreError> {
+        let Recovered { mut superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+        let reader = Reader::of_keeper(&epochs)
+            .ok_or_else(|| StoreError::Impossible("a process has 64 of them open at most".into()))?;
+        superblock.take_possession(next, boot);
         let layout = &superblock.layout;
         let allocator = Allocator::new(layout, |slot| slots.get(slot).kind != crate::format::Kind::Free);
         let journal = Journal::new(
@@ -194,15 +207,15 @@ impl Keeper {
                 "power was lost: {dropped} blocks of the journal that no flush had made durable were dropped"
             ));
         }
-        let shared = Arc::new(Shared { unmarked: AtomicBool::new(next > superblock.covered) });
-        Self {
+        let shared = Arc::<Shared>::default();
+        Ok(Self {
             superblock,
             catalog,
             slots,
             allocator,
             journal,
             epochs,
-            reader: Reader::keeper(),
+            reader,
             places,
             shared,
             open: BTreeMap::new(),
@@ -223,6 +236,9 @@ impl Keeper {
             commands: VecDeque::new(),
             running: None,
             reap: None,
+            maybe_reapable: true,
+            paused: false,
+            possessed: false,
             named: 0,
             flatten: None,
             out: VecDeque::new(),
@@ -232,7 +248,7 @@ impl Keeper {
             now: 0,
             failed: None,
             closing: false,
-        }
+        })
     }
 
     pub fn shared(&self) -> Arc<Shared> {
@@ -308,16 +324,57 @@ impl Keeper {
             && self.out.is_empty()
     }
 
+    /// The superblock is written by somebody else.
+    pub(crate) fn set_possessed(&mut self) {
+        self.possessed = true;
+    }
+
+    /// As it has to be on the drive before anything is asked.
+    pub(crate) fn superblock(&self) -> &Superblock {
+        &self.superblock
+    }
+
+    fn may_work(&self) -> bool {
+        self.possessed && !self.paused && !self.closing && self.failed.is_none()
+    }
+
+    /// Let jobs rest, or go on. What guests and operators ask is done either way.
+    pub fn pause(&mut self, paused: bool) {
+        self.paused = paused;
+    }
+
+    /// Nothing is under way. Jobs that are paused may have more to do.
+    pub fn is_quiet(&self) -> bool {
+        self.operations.len() == self.free_operations.len()
+            && self.requests.is_empty()
+            && self.running.is_none()
+            && self.checkpoint.is_none()
+            && self.flushing.is_idle()
+            && self.journal.is_idle()
+            && self.out.is_empty()
+    }
+
+    /// [`turn`](Self::turn) may find something to do.
+    pub fn wants_turn(&self) -> bool {
+        !self.requests.is_empty()
+            || !self.out.is_empty()
+            || !self.done.is_empty()
+            || !self.answers.is_empty()
+            || !self.commands.is_empty()
+            || self.journal.pending() > 0
+            || self.flushing.is_due()
+            || self.needs_turns()
+    }
+
     /// Waits for time to pass or for reactors to go on, so that somebody has to call [`turn`](Self::turn) again without an event.
     pub fn needs_turns(&self) -> bool {
         !self.starved.is_empty()
             || !self.throttled.is_empty()
-            || !self.retired_slots.is_empty()
-            || !self.retired_nodes.is_empty()
+            || self.has_to_recycle()
             || self.running.is_some()
-            || self.reap.is_some()
-            || self.flatten.is_some()
+            || self.may_work() && (self.reap.is_some() || self.flatten.is_some() || self.maybe_reapable)
             || self.checkpoint.is_some()
+            || self.is_checkpoint_due()
     }
 
     fn layout(&self) -> &Layout {
@@ -345,6 +402,8 @@ impl Keeper {
                 Err(errno) => self.fail(errno),
             },
             Purpose::Flush => self.flushed(result),
+            Purpose::PossessionFlush => self.write_possession(result),
+            Purpose::Possession => self.possession_written(result),
             Purpose::Page { .. } | Purpose::Catalog | Purpose::CheckpointFlush | Purpose::Superblock => {
                 self.checkpointed(io.purpose, result);
             }
@@ -401,5 +460,11 @@ impl Keeper {
 
     fn gone(&mut self, request: &Request) {
         self.refuse(request, errno::ENODEV);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.reader.give_back(&self.epochs);
     }
 }

@@ -56,13 +56,10 @@ impl Keeper {
     fn for_layers(&self, live: u32, mut with: impl FnMut(usize, u32, &Entry)) {
         let chain = self.catalog.chain(live);
         if let [only] = chain[..] {
-            // The usual case, of which nothing has to be sorted. Tombstones that are left here hide nothing, least of all data of
-            // the same layer.
-            return self
-                .slots
-                .iter()
-                .filter(|(_, entry)| entry.layer == only && entry.kind == Kind::Data)
-                .for_each(|(slot, e)| with(0, slot, e));
+            // The usual case, of which nothing has to be sorted. Tombstones that are left from an older layer hide nothing
+            // any more, and must not hide what was written since.
+            let data = self.slots.iter().filter(|(_, entry)| entry.layer == only && entry.kind == Kind::Data);
+            return data.for_each(|(slot, entry)| with(0, slot, entry));
         }
         let depths: HashMap<u32, usize> =
             chain.iter().enumerate().map(|(depth, layer)| (*layer, depth)).collect();

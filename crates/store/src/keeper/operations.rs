@@ -142,7 +142,7 @@ impl Keeper {
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         operation.stage = Stage::Flush;
         let mut commit = std::mem::take(&mut operation.commit);
-        if commit.slots.is_empty() {
+        if commit.slots.is_empty() && commit.maps.is_empty() {
             return self.committed(id);
         }
         if let Some(errno) = self.failed {

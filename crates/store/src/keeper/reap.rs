@@ -43,11 +43,17 @@ enum Phase {
 
 impl Keeper {
     pub(super) fn run_reap(&mut self) {
-        if self.failed.is_some() || self.closing || self.is_ending_flatten() {
+        if !self.may_work() || self.is_ending_flatten() {
             return;
         }
         if self.reap.is_none() {
-            let Some((layer, child)) = self.catalog.reapable().first().copied() else { return };
+            if !self.maybe_reapable {
+                return;
+            }
+            let Some((layer, child)) = self.catalog.reapable().first().copied() else {
+                self.maybe_reapable = false;
+                return;
+            };
             if self.journal.marked() < self.named && !mutants::is(Mutant::ReapBeforeMark) {
                 // What the child gets is soon overwritten in place. The snapshot or volume that had it too must not come back.
                 return self.flushing.wait_once();

@@ -70,38 +70,29 @@ impl Keeper {
     }
 
     fn write_in_place(&mut self, request: Request, at: u64, len: u64) {
-        let operation = Operation {
-            request: Some(request),
-            volume: request.volume,
-            bytes: len,
-            locked: Vec::new(),
-            taken: Vec::new(),
-            commit: Commit::default(),
-            stage: Stage::Record,
-            held: 0,
-        };
-        self.begin(operation, |id| guest_write(id, &request, at, len));
+        self.in_place(request, len, |id, len| guest_write(id, &request, at, len));
     }
 
     fn zero_in_place(&mut self, request: Request, at: u64, len: u64) {
-        let len = len.min(ZEROES);
-        let operation = Operation {
-            request: Some(request),
-            volume: request.volume,
-            bytes: len,
-            locked: Vec::new(),
-            taken: Vec::new(),
-            commit: Commit::default(),
-            stage: Stage::Record,
-            held: 0,
-        };
-        self.begin(operation, |id| Io {
+        self.in_place(request, len.min(ZEROES), |id, len| Io {
             action: Action::Write { durable: false },
             offset: at,
             len,
             data: Data::Zeroes,
             purpose: Purpose::Operation(id),
         });
+    }
+
+    /// Bytes of one extent, which is locked: a discard beside it must not free the place while they are on their way.
+    fn in_place(&mut self, request: Request, len: u64, io: impl FnOnce(u32, u64) -> Io) {
+        let extents = self.extents();
+        let vextent = (request.offset >> extents.shift) as u32;
+        if self.blocks(&request, vextent) {
+            return;
+        }
+        let len = len.min(extents.bytes() - request.offset % extents.bytes());
+        let operation = self.step(request, len, vec![vextent], Vec::new(), Commit::default());
+        self.begin(operation, |id| io(id, len));
     }
 
     /// A write whose first granule is not the live layer's.

@@ -1,0 +1,171 @@
+//! Stores, for Python's control side: JSON goes in and comes out, as commands are many and rare.
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, Weak};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use pyo3::prelude::*;
+use ringstone_blockdev::StoreDoor;
+use ringstone_gateway::{check_store, format_store, look_for_store, store_code, Engine, EngineError};
+use ringstone_store::{Answer, Command, Figures, StoreError, VolumeInfo};
+use serde::Deserialize;
+use serde_json::{json, Value};
+
+use crate::{engine_error, raise};
+
+/// The engine whose reactors keep stores. A process has one at a time.
+static HOST: Mutex<Weak<Engine>> = Mutex::new(Weak::new());
+
+pub fn set_host(engine: &Arc<Engine>) {
+    *HOST.lock().unwrap_or_else(|e| e.into_inner()) = Arc::downgrade(engine);
+}
+
+fn host() -> Result<Arc<Engine>, EngineError> {
+    HOST.lock().unwrap_or_else(|e| e.into_inner()).upgrade().ok_or(EngineError::Stopped)
+}
+
+fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
+    raise(py, store_code(error).as_str(), error.to_string())
+}
+
+/// As `Store.call` takes it.
+#[derive(Deserialize)]
+#[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
+enum Call {
+    Create { name: String, size: u64 },
+    Delete { name: String },
+    Resize { name: String, size: u64 },
+    Snapshot { volumes: Vec<String>, name: String },
+    DeleteSnapshot { volume: String, name: String },
+    Revert { volume: String, name: String },
+    Clone { volume: String, snapshot: Option<String>, name: String },
+    Flatten { volume: String },
+    List,
+    Figures,
+    Diff { volume: String, from: Option<String>, to: Option<String> },
+    Grow,
+}
+
+fn hex(uuid: [u8; 16]) -> String {
+    uuid.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn volume_json(volume: &VolumeInfo) -> Value {
+    let snapshot = |one: &ringstone_store::SnapshotInfo| json!({"name": one.name, "size": one.size, "created_s": one.created_s, "own": one.own});
+    json!({
+        "name": volume.name,
+        "size": volume.size,
+        "created_s": volume.created_s,
+        "own": volume.own,
+        "inherited": volume.inherited,
+        "origin": volume.origin,
+        "open": volume.open,
+        "snapshots": volume.snapshots.iter().map(snapshot).collect::<Vec<_>>(),
+    })
+}
+
+fn figures_json(figures: &Figures) -> Value {
+    json!({
+        "size": figures.size,
+        "capacity": figures.capacity,
+        "used": figures.used,
+        "promised": figures.promised,
+        "reclaiming": figures.reclaiming,
+    })
+}
+
+fn answer_json(answer: &Answer) -> Value {
+    match answer {
+        Answer::Done | Answer::Opened { .. } => json!({}),
+        Answer::Volumes(volumes) => json!({"volumes": volumes.iter().map(volume_json).collect::<Vec<_>>()}),
+        Answer::Figures(figures) => figures_json(figures),
+        Answer::Ranges(ranges) => json!({"ranges": ranges}),
+    }
+}
+
+#[pyclass(frozen)]
+pub struct Store {
+    path: PathBuf,
+    door: Arc<dyn StoreDoor>,
+}
+
+impl Store {
+    fn command(call: Call) -> Option<Command> {
+        // A clock before 1970 is nobody's; it would only make dates wrong.
+        let created_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        Some(match call {
+            Call::Create { name, size } => Command::Create { name, size, created_s },
+            Call::Delete { name } => Command::Delete { name },
+            Call::Resize { name, size } => Command::Resize { name, size },
+            Call::Snapshot { volumes, name } => Command::Snapshot { volumes, name, created_s },
+            Call::DeleteSnapshot { volume, name } => Command::DeleteSnapshot { volume, name },
+            Call::Revert { volume, name } => Command::Revert { volume, name },
+            Call::Clone { volume, snapshot, name } => Command::Clone { volume, snapshot, name, created_s },
+            Call::Flatten { volume } => Command::Flatten { volume },
+            Call::List => Command::List,
+            Call::Figures => Command::Figures,
+            Call::Diff { volume, from, to } => Command::Diff { volume, from, to },
+            Call::Grow => return None,
+        })
+    }
+}
+
+#[pymethods]
+impl Store {
+    #[new]
+    fn new(py: Python<'_>, path: PathBuf) -> PyResult<Self> {
+        let door = py.detach(|| host()?.open_store(&path)).map_err(|e| engine_error(py, &e))?;
+        Ok(Self { path, door })
+    }
+
+    #[staticmethod]
+    #[pyo3(signature = (path, *, size = None, extent = 65536))]
+    fn format(py: Python<'_>, path: PathBuf, size: Option<u64>, extent: u64) -> PyResult<String> {
+        py.detach(|| format_store(&path, size, extent)).map(hex).map_err(|e| engine_error(py, &e))
+    }
+
+    #[staticmethod]
+    fn look(py: Python<'_>, path: PathBuf) -> PyResult<Option<String>> {
+        let found = py.detach(|| look_for_store(&path)).map_err(|e| engine_error(py, &e))?;
+        Ok(found.map(hex))
+    }
+
+    #[staticmethod]
+    fn check(py: Python<'_>, path: PathBuf) -> PyResult<String> {
+        py.detach(|| checked(&path)).map_err(|e| engine_error(py, &e))
+    }
+
+    fn call(&self, py: Python<'_>, command: &str) -> PyResult<String> {
+        let call: Call =
+            serde_json::from_str(command).map_err(|error| raise(py, "invalid", error.to_string()))?;
+        let answer = match Self::command(call) {
+            Some(command) => {
+                py.detach(|| self.door.call(command)).map_err(|error| store_error(py, &error))?
+            }
+            None => {
+                py.detach(|| host()?.grow_store(&self.path)).map_err(|e| engine_error(py, &e))?;
+                Answer::Done
+            }
+        };
+        Ok(answer_json(&answer).to_string())
+    }
+
+    fn close(&self, py: Python<'_>) -> PyResult<()> {
+        py.detach(|| host()?.close_store(&self.path)).map_err(|e| engine_error(py, &e))
+    }
+}
+
+fn checked(path: &Path) -> Result<String, EngineError> {
+    let report = check_store(path)?;
+    Ok(json!({
+        "uuid": hex(report.uuid),
+        "size": report.figures.size,
+        "extent": report.extent,
+        "capacity": report.figures.capacity,
+        "used": report.figures.used,
+        "volumes": report.volumes.iter().map(volume_json).collect::<Vec<_>>(),
+        "faults": report.faults,
+        "notes": report.notes,
+    })
+    .to_string())
+}

@@ -1,0 +1,168 @@
+"""The door to the engine's stores: their calls with Python's types and the project's errors."""
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from ringstone import _engine
+from ringstone.errors import error_of_code
+from ringstone.pools.base import Snapshot
+
+
+@dataclass(frozen=True, slots=True)
+class StoredVolume:
+    """`own`: bytes written since the latest snapshot; `inherited`: those that it reads from layers before. `origin`:
+    volume and snapshot that it was cloned from and reads from still. `open`: the engine serves it."""
+
+    name: str
+    size: int
+    created_s: int
+    own: int
+    inherited: int
+    origin: tuple[str, str] | None
+    open: bool
+    snapshots: tuple[Snapshot, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """Bytes: as ringstone.pools.base.Space."""
+
+    size: int
+    capacity: int
+    used: int
+    promised: int
+    reclaiming: int
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """What a check has found. `faults` are what cannot be, `notes` what a reader should know and is in order."""
+
+    uuid: str
+    size: int
+    extent: int
+    capacity: int
+    used: int
+    volumes: tuple[StoredVolume, ...]
+    faults: tuple[str, ...]
+    notes: tuple[str, ...]
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    try:
+        yield
+    except _engine.EngineError as error:
+        message = str(error).removesuffix(".")
+        raise error_of_code(error.code, f"{message[:1].upper()}{message[1:]}.") from error
+
+
+def format_store(path: str, *, size: int | None, extent: int) -> str:
+    """Make a store of all that is at `path`, or of a new file of `size` bytes; the uuid that it got."""
+    with _translated():
+        return _engine.Store.format(path, size=size, extent=extent)
+
+
+def look(path: str) -> str | None:
+    """The uuid of the store at `path`, whoever has it open; None where there is none."""
+    with _translated():
+        return _engine.Store.look(path)
+
+
+def check(path: str) -> Report:
+    """Walk through all of a store that nobody has open; nothing is changed."""
+    with _translated():
+        found = json.loads(_engine.Store.check(path))
+    return Report(
+        found["uuid"],
+        found["size"],
+        found["extent"],
+        found["capacity"],
+        found["used"],
+        _volumes(found["volumes"]),
+        tuple(found["faults"]),
+        tuple(found["notes"]),
+    )
+
+
+class OpenStore:
+    """A store that this process has open, from the first of these for its path until close()."""
+
+    def __init__(self, path: str) -> None:
+        """BusyError when another process has it, FailedError when it is damaged."""
+        with _translated():
+            self._store = _engine.Store(path)
+
+    def close(self) -> None:
+        """BusyError while a volume of it is open."""
+        with _translated():
+            self._store.close()
+
+    def create(self, name: str, size: int) -> None:
+        self._call("create", name=name, size=size)
+
+    def delete(self, name: str) -> None:
+        self._call("delete", name=name)
+
+    def resize(self, name: str, size: int) -> None:
+        self._call("resize", name=name, size=size)
+
+    def snapshot(self, volumes: Sequence[str], name: str) -> None:
+        self._call("snapshot", volumes=list(volumes), name=name)
+
+    def delete_snapshot(self, volume: str, name: str) -> None:
+        self._call("delete_snapshot", volume=volume, name=name)
+
+    def revert(self, volume: str, name: str) -> None:
+        self._call("revert", volume=volume, name=name)
+
+    def clone(self, volume: str, snapshot: str | None, name: str) -> None:
+        self._call("clone", volume=volume, snapshot=snapshot, name=name)
+
+    def flatten(self, volume: str) -> None:
+        self._call("flatten", volume=volume)
+
+    def volumes(self) -> tuple[StoredVolume, ...]:
+        return _volumes(self._call("list")["volumes"])
+
+    def figures(self) -> Figures:
+        found = self._call("figures")
+        return Figures(
+            found["size"], found["capacity"], found["used"], found["promised"], found["reclaiming"]
+        )
+
+    def diff(self, volume: str, since: str | None, until: str | None) -> list[tuple[int, int]]:
+        found = self._call("diff", volume=volume, **{"from": since, "to": until})
+        return [(offset, length) for offset, length in found["ranges"]]
+
+    def grow(self) -> None:
+        """Use the drive as long as it is now."""
+        self._call("grow")
+
+    def _call(self, op: str, **values: Any) -> dict[str, Any]:
+        with _translated():
+            answer = self._store.call(json.dumps({"op": op, **values}))
+        found: dict[str, Any] = json.loads(answer)
+        return found
+
+
+def _volumes(found: list[dict[str, Any]]) -> tuple[StoredVolume, ...]:
+    return tuple(
+        StoredVolume(
+            one["name"],
+            one["size"],
+            one["created_s"],
+            one["own"],
+            one["inherited"],
+            tuple(one["origin"]) if one["origin"] else None,
+            one["open"],
+            tuple(
+                Snapshot(snapshot["name"], snapshot["size"], snapshot["created_s"], snapshot["own"])
+                for snapshot in one["snapshots"]
+            ),
+        )
+        for one in found
+    )
