@@ -116,8 +116,16 @@ impl Keeper {
 
     /// Something waits for reactors to go on.
     pub(super) fn has_to_recycle(&self) -> bool {
-        let marked = self.journal.marked();
-        !self.retired_nodes.is_empty() || self.retired_slots.front().is_some_and(|one| one.seq < marked)
+        !self.retired_nodes.is_empty()
+            || self.retired_slots.front().is_some_and(|one| self.is_marked(one.seq))
+    }
+
+    fn may_reuse(&self, one: &Retired<u32>) -> bool {
+        self.is_marked(one.seq) && (self.epochs.passed(one.epoch) || mutants::is(Mutant::ReuseBeforeEpoch))
+    }
+
+    fn is_marked(&self, seq: u64) -> bool {
+        seq < self.journal.marked() || mutants::is(Mutant::ReuseBeforeMark)
     }
 
     /// Use again what nobody can touch any more.
@@ -137,13 +145,8 @@ impl Keeper {
                 open.names.give(node);
             }
         }
-        let marked = self.journal.marked();
         let mut freed = false;
-        let may_go = |one: &Retired<u32>| {
-            (one.seq < marked || mutants::is(Mutant::ReuseBeforeMark))
-                && (self.epochs.passed(one.epoch) || mutants::is(Mutant::ReuseBeforeEpoch))
-        };
-        while self.retired_slots.front().is_some_and(may_go) {
+        while self.retired_slots.front().is_some_and(|one| self.may_reuse(one)) {
             let Some(retired) = self.retired_slots.pop_front() else { break };
             self.allocator.give(retired.what);
             freed = true;

@@ -1,6 +1,6 @@
 //! Faults that the model has found, each as what was done when it showed.
 
-use crate::drive::Crash;
+use crate::drive::{Crash, Flight, What};
 use crate::reference::Wish;
 use crate::run::{look, look_aside, setup};
 use crate::world::{Failing, Kind, Setup, World};
@@ -9,7 +9,26 @@ const EXTENT: u64 = 16 << 10;
 const VOLUME: u64 = 10 * EXTENT;
 
 fn world() -> World {
-    World::new(Setup { extent: EXTENT, room: None, failing: Failing::Nothing, churn: false, ..setup(0) })
+    with_room(None)
+}
+
+fn with_room(room: Option<u64>) -> World {
+    World::new(Setup { extent: EXTENT, room, failing: Failing::Nothing, churn: false, ..setup(0) })
+}
+
+/// Go on with all but I/Os for which `waits` is true; look at each what would be there if it ended.
+fn go_on_without(world: &mut World, steps: u64, waits: impl Fn(&Flight) -> bool) {
+    for _ in 0..steps {
+        world.turn();
+        for reader in &mut world.readers {
+            reader.begin(&world.epochs);
+            reader.leave(&world.epochs);
+        }
+        if let Some(n) = world.drive.flights.iter().position(|flight| !waits(flight)) {
+            world.complete(n);
+        }
+        look_aside(world, &mut 0);
+    }
 }
 
 fn ask(world: &mut World, wish: Wish) {
@@ -61,7 +80,7 @@ fn a_tombstone_does_not_hide_data_of_a_layer_that_is_alone() {
 /// The process was killed when a discard was not flushed. The next one gave the place to another volume; power was lost, the discard was
 /// forgotten, and the first volume read what the other had written.
 #[test]
-fn what_an_opener_replayed_is_not_forgotten_later() {
+pub fn what_an_opener_replayed_is_not_forgotten_later() {
     for seed in 0..20 {
         let mut world = world();
         world.rng = crate::rng::Rng::new(seed);
@@ -80,7 +99,7 @@ fn what_an_opener_replayed_is_not_forgotten_later() {
 /// A snapshot's deletion was not durable yet when the reaper gave its places to the live layer, which overwrote them in place. Power
 /// was lost, and the snapshot was there again with another content.
 #[test]
-fn a_snapshot_that_comes_back_has_what_it_had() {
+pub fn a_snapshot_that_comes_back_has_what_it_had() {
     for seed in 0..30 {
         let mut world = world();
         world.rng = crate::rng::Rng::new(seed);
@@ -102,6 +121,38 @@ fn a_snapshot_that_comes_back_has_what_it_had() {
             look_aside(&mut world, &mut 0);
         }
     }
+}
+
+/// No fault, but what must not be: a place is given to another volume before it is durable that the first one gave it up.
+#[test]
+pub fn a_place_is_used_again_when_that_is_durable() {
+    for seed in 0..6 {
+        let mut world = with_room(Some(2));
+        world.rng = crate::rng::Rng::new(seed);
+        opened(&mut world, "a");
+        opened(&mut world, "b");
+        done(&mut world, "a", Kind::Write, 0, 2 * EXTENT);
+        done(&mut world, "a", Kind::Flush, 0, 0);
+        world.request(0, "a", Kind::Zero { unmap: true }, 0, 2 * EXTENT, false);
+        world.request(1, "b", Kind::Write, 0, 2 * EXTENT, false);
+        go_on_without(&mut world, 30, |flight| matches!(flight.what, What::Flush { .. }));
+        world.drain();
+    }
+}
+
+/// Nor before a read of the first one has ended.
+#[test]
+pub fn a_place_is_used_again_when_nobody_reads_it() {
+    let mut world = with_room(Some(2));
+    opened(&mut world, "a");
+    opened(&mut world, "b");
+    done(&mut world, "a", Kind::Write, 0, 2 * EXTENT);
+    world.request(0, "a", Kind::Read, 0, EXTENT, false);
+    world.request(1, "a", Kind::Zero { unmap: true }, 0, 2 * EXTENT, false);
+    go_on_without(&mut world, 20, |flight| matches!(flight.what, What::Read));
+    world.request(1, "b", Kind::Write, 0, 2 * EXTENT, false);
+    go_on_without(&mut world, 30, |flight| matches!(flight.what, What::Read));
+    world.drain();
 }
 
 /// Zeroes that were asked for durably where an earlier discard, not flushed, had left nothing were answered at once.
