@@ -38,8 +38,11 @@ class StoreDrive:
 
     def serve(self, volume: str, size: int, *, queues: int = 1) -> Path:
         """Attach a volume that is there; the socket it listens on."""
-        backend = {"type": "store", "path": str(self.path), "volume": volume}
-        return self.engine.serve(volume, json.dumps(backend), size=size, queues=queues)
+        return self.engine.serve(volume, self.backend(volume), size=size, queues=queues)
+
+    def backend(self, volume: str) -> str:
+        """As the engine takes it."""
+        return json.dumps({"type": "store", "path": str(self.path), "volume": volume})
 
     def remove(self, volume: str, snapshots: Sequence[str] = ()) -> None:
         """Withdraw and delete a volume, and wait until all that it had is free."""
@@ -86,3 +89,17 @@ def opened(setting: Setting, size: int, name: str = "store") -> Iterator[StoreDr
         drive = StoreDrive(engine, path)
         drive.open()
         yield drive
+
+
+@contextmanager
+def preallocated(setting: Setting, size: int, name: str = "store") -> Iterator[StoreDrive]:
+    """The same on a file that is only allocated, as a pool makes it: for what does not measure first writes."""
+    path = setting.disk / name
+    with started(setting, name) as engine:
+        try:
+            engine.call("format_store", path=str(path), size=size + OVERHEAD)
+            drive = StoreDrive(engine, path)
+            drive.open()
+            yield drive
+        finally:
+            path.unlink(missing_ok=True)
