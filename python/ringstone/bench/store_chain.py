@@ -23,6 +23,8 @@ SNAPSHOTS = 64
 # Blocks that are written between two snapshots.
 BETWEEN = 128
 _BLOCK = 4096
+# Each block that is written first after a snapshot takes an extent.
+_EXTENT = 64 << 10
 MOST = Bar("at most 1.03 times as long", at_most=1.03)
 
 
@@ -51,8 +53,9 @@ def chain(setting: Setting, results: Results) -> None:
     section = (
         f"reads with {SNAPSHOTS} snapshots, {setting.size >> 20} MiB, {BETWEEN} blocks written after each"
     )
+    room = 2 * setting.size + SNAPSHOTS * BETWEEN * _EXTENT + (64 << 20)
     with ExitStack() as stack:
-        drive = stack.enter_context(store_drive.opened(setting, 3 * setting.size))
+        drive = stack.enter_context(store_drive.opened(setting, room))
         for name in ("none", "chain"):
             drive.create(name, setting.size)
             socket = drive.serve(name, setting.size)
