@@ -139,7 +139,7 @@ pub fn recover(medium: &dyn Medium, boot: [u8; 16]) -> Result<Recovered, StoreEr
         return Err(damaged(fault, superblock.layout.catalog_at));
     }
     for (slot, entry) in slots.iter() {
-        if let Some(fault) = fault_of(&superblock.layout, &catalog, slot, entry) {
+        if let Some(fault) = fault_of(&superblock.layout, &catalog, slot, &entry) {
             let (zone, page, _) = superblock.layout.page(superblock.layout.page_of(slot));
             return Err(damaged(format!("slot {slot} {fault}"), zone.page_at(page, 0)));
         }
@@ -210,12 +210,8 @@ fn load_page(
             zone.page_at(in_zone, 0),
         ));
     };
-    let end = (zone.first + zone.slots()).min(first + page.entries.len() as u32);
-    for (slot, entry) in (first..end).zip(&page.entries) {
-        if entry.kind != Kind::Free {
-            slots.load(slot, *entry);
-        }
-    }
+    let there = page.entries.len().min((zone.first + zone.slots() - first) as usize);
+    slots.load(first, &page.entries[..there]);
     slots.set_copy(number, *copy);
     if highest > superblock.table_generation {
         // A checkpoint that did not end has written the other copy. It must not count one day because generations went on.

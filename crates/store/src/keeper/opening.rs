@@ -58,7 +58,7 @@ impl Keeper {
                 .slots
                 .iter()
                 .filter(|(_, entry)| entry.layer == only)
-                .for_each(|(slot, e)| with(0, slot, e));
+                .for_each(|(slot, e)| with(0, slot, &e));
         }
         let depths: HashMap<u32, usize> =
             chain.iter().enumerate().map(|(depth, layer)| (*layer, depth)).collect();
