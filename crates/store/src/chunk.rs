@@ -57,7 +57,7 @@ impl Chunk {
     }
 
     /// All of them.
-    pub fn entries(&self) -> [Entry; LEN] {
+    fn entries(&self) -> [Entry; LEN] {
         let mut entries = [Entry::default(); LEN];
         match self {
             Self::Free => {}
@@ -91,18 +91,32 @@ impl Chunk {
         before
     }
 
-    /// Take the smallest form, where it has the largest.
+    /// From slot `at` on it holds `entries`, and is packed.
+    pub fn put(&mut self, at: u32, entries: &[Entry]) {
+        let mut all = self.entries();
+        all[at as usize..at as usize + entries.len()].copy_from_slice(entries);
+        *self = Self::packed(&all).unwrap_or_else(|| Self::Any(Box::new(all)));
+    }
+
+    /// Take the smallest form.
     pub fn pack(&mut self) {
-        let Self::Any(entries) = self else { return };
+        if let Self::Any(entries) = self {
+            if let Some(packed) = Self::packed(entries) {
+                *self = packed;
+            }
+        }
+    }
+
+    /// The smallest form of these; None if that is as they are.
+    fn packed(entries: &[Entry; LEN]) -> Option<Self> {
         let starts = |n: &usize| *n == 0 || entries[*n] != follows(entries[*n - 1], 1);
         let runs = (0..LEN).filter(starts).count();
         if runs * size_of::<Run>() <= LEN * size_of::<u32>() {
             let run = |n: usize| Run { first: n as u8, entry: entries[n] };
             let runs: Box<[Run]> = (0..LEN).filter(starts).map(run).collect();
-            *self = if *runs == [Run::default()] { Self::Free } else { Self::Runs(runs) };
-            return;
+            return Some(if *runs == [Run::default()] { Self::Free } else { Self::Runs(runs) });
         }
-        let Some(first) = entries.iter().find(|entry| entry.kind != Kind::Free) else { return };
+        let first = entries.iter().find(|entry| entry.kind != Kind::Free)?;
         let (layer, mask) = (first.layer, first.mask);
         let mut vextents = Box::new([NOTHING; LEN]);
         for (vextent, entry) in vextents.iter_mut().zip(entries.iter()) {
@@ -110,10 +124,10 @@ impl Chunk {
                 *vextent = entry.vextent;
             }
             if alike(layer, mask, *vextent) != *entry {
-                return;
+                return None;
             }
         }
-        *self = Self::Alike { layer, mask, vextents };
+        Some(Self::Alike { layer, mask, vextents })
     }
 }
 

@@ -89,8 +89,9 @@ impl Slots {
         let chunks = slots.start / CHUNK..slots.end.div_ceil(CHUNK);
         let taken = chunks.filter(|n| !self.chunks[*n as usize].is_free());
         taken
-            .flat_map(|n| (n * CHUNK..).zip(self.chunks[n as usize].entries()))
-            .filter(move |(slot, entry)| entry.kind != Kind::Free && slots.contains(slot))
+            .flat_map(move |n| (n * CHUNK).max(slots.start)..(n * CHUNK + CHUNK).min(slots.end))
+            .map(|slot| (slot, self.get(slot)))
+            .filter(|(_, entry)| entry.kind != Kind::Free)
     }
 
     /// The entries of a page, from slot `first` on.
@@ -107,13 +108,15 @@ impl Slots {
 
     /// What a page of the table says of slots that are free, from slot `first` on.
     pub fn load(&mut self, first: u32, entries: &[Entry]) {
-        for (slot, entry) in (first..).zip(entries).filter(|(_, entry)| entry.kind != Kind::Free) {
-            self.chunks[(slot / CHUNK) as usize].set(slot % CHUNK, *entry);
-        }
         for same in entries.chunk_by(|a, b| (a.kind, a.layer) == (b.kind, b.layer)) {
             self.count(same[0], same.len() as u64);
         }
-        self.pack(first, first + entries.len() as u32);
+        let (mut at, mut rest) = (first, entries);
+        while !rest.is_empty() {
+            let (here, more) = rest.split_at(rest.len().min((CHUNK - at % CHUNK) as usize));
+            self.chunks[(at / CHUNK) as usize].put(at % CHUNK, here);
+            (at, rest) = (at + here.len() as u32, more);
+        }
     }
 
     /// These slots are not expected to change soon.

@@ -21,9 +21,12 @@ impl Keeper {
         let mut tombs = BTreeMap::new();
         self.for_layers(live, |depth, slot, entry| match entry.kind {
             Kind::Data => {
+                let part = Part::new(slot, entry.mask, if depth == 0 { tag } else { FROZEN });
+                if map.publish_first(entry.vextent, part) {
+                    return;
+                }
                 let mut parts = map.parts(entry.vextent);
-                let tag = if depth == 0 { tag } else { FROZEN };
-                parts.put(Part::new(slot, entry.mask, tag));
+                parts.put(part);
                 // Nobody reads the map yet, so what it replaces is free at once.
                 let node = map.publish(&mut names, entry.vextent, &parts);
                 node.into_iter().for_each(|node| names.give(node));
