@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from ringstone.bench import files
@@ -71,9 +72,10 @@ class StoreDrive:
 @contextmanager
 def started(setting: Setting, name: str) -> Iterator[EngineProcess]:
     """An engine of its own, so that no other is asked for its store's sake, or sleeps less."""
-    directory = setting.directory / name
-    directory.mkdir()
-    with EngineProcess(directory, [setting.cores.server]) as engine:
+    with (
+        TemporaryDirectory(prefix=f"{name}-", dir=setting.directory) as directory,
+        EngineProcess(Path(directory), [setting.cores.server]) as engine,
+    ):
         yield engine
 
 
