@@ -158,7 +158,7 @@ class CephCluster:
             logs=self.folder / "logs",
             environment=_NO_OTHER,
             package=f"ceph-{kind}",
-            # As a service manager has it. Debian 13's Ceph looks for its classes, rbd's too, below "lib/..." from there.
+            # As a service manager has it. Debian 13's Ceph looks for its classes below "lib/...", rbd's too.
             directory=Path("/"),
         )
 
