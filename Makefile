@@ -112,7 +112,7 @@ bench: build ## Measure the gateway against qemu-storage-daemon and the machine'
 
 .PHONY: in-debian
 in-debian: packages ## make TARGET (demo) of the last commit in a fresh Debian SUITE (trixie) of its own, removed afterwards (root)
-	@scripts/in-debian $(or $(SUITE),trixie) $(or $(TARGET),demo)
+	@OLD_MIRROR=$(OLD_MIRROR) scripts/in-debian $(or $(SUITE),trixie) $(or $(TARGET),demo)
 
 .PHONY: format lock
 format: rust python-env ## Format Rust and Python
