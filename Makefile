@@ -99,7 +99,7 @@ test-rust: rust ## The Rust tests alone
 	@$(run-test-rust)
 test-python: build qemus older-release lab-packages ## The Python tests alone: unit, functional and with a real guest
 	@$(run-test-python)
-test-lab: build lab-packages ## The Python tests with Ceph and etcd alone, without guests: try another Debian's with them
+test-lab: engine lab-packages ## The Python tests with Ceph and etcd alone, without guests: try another Debian's with them
 	@$(STEP) lab-tests --say -- $(VENV)/bin/python -m pytest --durations=15 --durations-min=5 -m "not soak and not guest" \
 		$(addprefix tests/functional/test_,rbd.py conformance.py lab.py state.py state_kinds.py etcd_access.py manager.py away.py) \
 		$(addprefix tests/failure/test_,etcd.py full_cluster.py)
