@@ -146,6 +146,12 @@ def test_a_member_that_nobody_believes_is_not_asked_for_ever(
         guarded.etcd.wait_for_leader()
 
 
+def test_a_member_tells_root_who_leads(guarded: Guarded) -> None:
+    """etcd 3.5.30 tells it nobody without a login."""
+    guarded.etcd.login = ("root", guarded.access.root_password_file.read_text().strip())
+    assert guarded.etcd.leader() == 0
+
+
 def test_a_certificate_alone_writes_nothing(guarded: Guarded) -> None:
     """With and without the header by which etcd knows its own JSON gateway's calls: without it, it would take the
     member's certificate for the caller's, if that had a user's name."""
