@@ -49,7 +49,7 @@ def test_tests_that_make_names_exist() -> None:
     named = [
         prefix + name
         for prefix, names in re.findall(r"\$\(addprefix (tests/[^,]+),([^)]+)\)", makefile)
-        for name in names.split()
+        for name in names.replace("\\\n", " ").split()
     ]
     assert named
     assert not [path for path in named if not (ROOT / path).exists()]
