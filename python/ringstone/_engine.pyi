@@ -252,6 +252,10 @@ class Store:
     def close(self) -> None:
         """Writes a checkpoint and lets go. Error busy while a volume of it is open."""
 
+def map_without_data(path: str, volume: str, size: int) -> None:
+    """For measurements: writes a volume of the store at `path`, which nobody has open, from its begin to `size`, as a
+    guest would, but leaves the guest's data out. Error in_use, no_device, failed, invalid, not_found."""
+
 def load(config: str) -> str:
     """Drive a vhost-user-blk socket (crates/load). JSON in, JSON out; see ringstone.bench."""
 

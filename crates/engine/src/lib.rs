@@ -301,5 +301,6 @@ fn _engine(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<rbd::RbdImages>()?;
     module.add_class::<store::Store>()?;
     module.add_function(wrap_pyfunction!(load, module)?)?;
+    module.add_function(wrap_pyfunction!(store::map_without_data, module)?)?;
     module.add_function(wrap_pyfunction!(limit, module)?)
 }

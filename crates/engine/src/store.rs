@@ -155,6 +155,13 @@ impl Store {
     }
 }
 
+/// Only for measurements.
+#[pyfunction]
+#[pyo3(signature = (path, volume, size))]
+pub fn map_without_data(py: Python<'_>, path: PathBuf, volume: &str, size: u64) -> PyResult<()> {
+    py.detach(|| ringstone_gateway::map_without_data(&path, volume, size)).map_err(|e| engine_error(py, &e))
+}
+
 fn checked(path: &Path) -> Result<String, EngineError> {
     let report = check_store(path)?;
     Ok(json!({

@@ -174,7 +174,7 @@ pub fn check_store(path: &Path) -> Result<StoreReport, EngineError> {
 }
 
 /// The host's present boot.
-fn boot_id() -> Result<[u8; 16], EngineError> {
+pub(crate) fn boot_id() -> Result<[u8; 16], EngineError> {
     let system = |source| EngineError::System { what: "reading the boot id", source };
     let text = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").map_err(system)?;
     let digits: String = text.chars().filter(char::is_ascii_hexdigit).collect();

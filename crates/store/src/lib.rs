@@ -15,7 +15,7 @@
 //! |---|---|
 //! | `geometry.rs`, `format/` | where everything is, and what the bytes mean |
 //! | `catalog.rs` | volumes, snapshots, layers |
-//! | `slots.rs`, `allocator.rs` | what each extent of the drive holds; which are free |
+//! | `slots.rs`, `chunk.rs`, `allocator.rs` | what each extent of the drive holds; which are free |
 //! | `map.rs`, `segmented.rs` | where each extent of a volume is |
 //! | `epochs.rs` | when something may be used again |
 //! | `journal.rs` | records on their way to the drive |
@@ -29,6 +29,7 @@
 mod allocator;
 mod catalog;
 mod check;
+mod chunk;
 mod epochs;
 mod error;
 mod format;

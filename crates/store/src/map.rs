@@ -324,6 +324,18 @@ impl Map {
         (before & IS_NODE != 0).then_some(Node(before))
     }
 
+    /// Publish the first part of an extent. False where it has some.
+    pub fn publish_first(&self, vextent: u32, part: Part) -> bool {
+        let page = self.pages.make(vextent / PAGE);
+        let words = page.get_or_init(|| (0..PAGE).map(|_| AtomicU64::new(0)).collect());
+        let word = &words[(vextent % PAGE) as usize];
+        let first = word.load(Ordering::Relaxed) == 0;
+        if first {
+            word.store(part.0, Ordering::Release);
+        }
+        first
+    }
+
     /// The live layer's tag.
     pub fn live(&self) -> u16 {
         self.live.load(Ordering::Relaxed) as u16

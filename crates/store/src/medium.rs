@@ -30,8 +30,12 @@ pub trait Medium {
 
 pub(crate) fn read(medium: &dyn Medium, offset: u64, blocks: usize) -> Result<Box<[Block]>, StoreError> {
     let mut into = zeroed(blocks);
-    medium.read(offset, &mut into).map_err(|source| StoreError::Drive { what: "read", offset, source })?;
+    read_into(medium, offset, &mut into)?;
     Ok(into)
+}
+
+pub(crate) fn read_into(medium: &dyn Medium, offset: u64, into: &mut [Block]) -> Result<(), StoreError> {
+    medium.read(offset, into).map_err(|source| StoreError::Drive { what: "read", offset, source })
 }
 
 pub(crate) fn write(medium: &dyn Medium, offset: u64, from: &[Block]) -> Result<(), StoreError> {

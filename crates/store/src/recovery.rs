@@ -4,7 +4,7 @@ use crate::catalog::Catalog;
 use crate::error::StoreError;
 use crate::format::{zeroed, Block, Entry, JournalBlock, Kind, Page, Record, Superblock};
 use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
-use crate::medium::{flush, read, write, Medium};
+use crate::medium::{flush, read, read_into, write, Medium};
 use crate::mutants::{self, Mutant};
 use crate::slots::Slots;
 
@@ -145,7 +145,7 @@ pub fn recover(medium: &dyn Medium, boot: [u8; 16]) -> Result<Recovered, StoreEr
         return Err(damaged(what, superblock.layout.catalog_at));
     }
     for (slot, entry) in slots.iter() {
-        if let Some(fault) = fault_of(&superblock.layout, &catalog, slot, entry) {
+        if let Some(fault) = fault_of(&superblock.layout, &catalog, slot, &entry) {
             let (zone, page, _) = superblock.layout.page(superblock.layout.page_of(slot));
             return Err(damaged(format!("slot {slot} {fault}"), zone.page_at(page, 0)));
         }
@@ -179,15 +179,15 @@ fn damaged(what: String, offset: u64) -> StoreError {
 fn read_table(medium: &dyn Medium, superblock: &Superblock, slots: &mut Slots) -> Result<u64, StoreError> {
     let layout = &superblock.layout;
     let mut highest = superblock.table_generation;
+    let mut copies = [zeroed(AT_ONCE as usize), zeroed(AT_ONCE as usize)];
     let mut number = 0;
     for zone in &layout.zones {
         let mut page = 0;
         while page < zone.pages() {
             let count = AT_ONCE.min(zone.pages() - page);
-            let copies = [
-                read(medium, zone.page_at(page, 0), count as usize)?,
-                read(medium, zone.page_at(page, 1), count as usize)?,
-            ];
+            for (copy, into) in (0..).zip(&mut copies) {
+                read_into(medium, zone.page_at(page, copy), &mut into[..count as usize])?;
+            }
             for n in 0..count {
                 highest = highest.max(load_page(superblock, slots, number + n, &copies, n as usize)?);
             }
@@ -206,24 +206,24 @@ fn load_page(
     at: usize,
 ) -> Result<u64, StoreError> {
     let (zone, in_zone, first) = superblock.layout.page(number);
-    let pages = [0, 1].map(|copy: usize| Page::decode(&superblock.uuid, number, &copies[copy][at].0));
-    let highest = pages.iter().flatten().map(|page| page.generation).max().unwrap_or(0);
-    let counts = |page: &&(u8, Page)| page.1.generation <= superblock.table_generation;
-    let both: Vec<(u8, Page)> =
-        (0u8..).zip(pages).filter_map(|(copy, page)| page.map(|page| (copy, page))).collect();
-    let Some((copy, page)) = both.iter().filter(counts).max_by_key(|page| page.1.generation) else {
+    let block = |copy: u8| &copies[usize::from(copy)][at].0;
+    let generations = [0, 1].map(|copy| Page::generation(&superblock.uuid, number, block(copy)));
+    let highest = generations.into_iter().flatten().max().unwrap_or(0);
+    let mut both = [0, 1];
+    both.sort_by_key(|copy| std::cmp::Reverse(generations[usize::from(*copy)]));
+    let counts =
+        |copy: &u8| generations[usize::from(*copy)].is_some_and(|g| g <= superblock.table_generation);
+    let mut newest_first = both.into_iter().filter(counts);
+    let decoded = |copy| Page::decode(&superblock.uuid, number, block(copy)).map(|page| (copy, page));
+    let Some((copy, page)) = newest_first.find_map(decoded) else {
         return Err(damaged(
             format!("both copies of page {number} of the table are bad"),
             zone.page_at(in_zone, 0),
         ));
     };
-    let end = (zone.first + zone.slots()).min(first + page.entries.len() as u32);
-    for (slot, entry) in (first..end).zip(&page.entries) {
-        if entry.kind != Kind::Free {
-            slots.load(slot, *entry);
-        }
-    }
-    slots.set_copy(number, *copy);
+    let there = page.entries.len().min((zone.first + zone.slots() - first) as usize);
+    slots.load(first, &page.entries[..there]);
+    slots.set_copy(number, copy);
     if highest > superblock.table_generation {
         // A checkpoint that did not end has written the other copy. It must not count one day because generations went on.
         slots.set_dirty(number);

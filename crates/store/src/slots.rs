@@ -1,7 +1,11 @@
 //! What every slot holds, which pages of the table differ from the drive, and how many extents each layer has.
+//!
+//! An entry has 16 bytes, and a large drive has many. So entries are kept in chunks, and a chunk that is not being changed in the
+//! smallest form that says the same: most of a drive is whole extents in order, of which a chunk has a few bytes.
 
 use std::collections::BTreeMap;
 
+use crate::chunk::{Chunk, CHUNK};
 use crate::format::{Entry, Kind};
 use crate::geometry::{Layout, ENTRIES_PER_PAGE};
 
@@ -39,7 +43,8 @@ impl Bits {
 
 /// See the module.
 pub struct Slots {
-    entries: Vec<Entry>,
+    chunks: Vec<Chunk>,
+    len: u32,
     dirty: Bits,
     /// Which copy of each page counts on the drive.
     copies: Bits,
@@ -50,7 +55,8 @@ pub struct Slots {
 impl Slots {
     pub fn new(layout: &Layout) -> Self {
         let mut this = Self {
-            entries: Vec::new(),
+            chunks: Vec::new(),
+            len: 0,
             dirty: Bits::default(),
             copies: Bits::default(),
             of_layer: BTreeMap::new(),
@@ -60,57 +66,70 @@ impl Slots {
     }
 
     pub fn grow(&mut self, layout: &Layout) {
-        self.entries.resize(layout.slots() as usize, Entry::default());
+        self.len = layout.slots();
+        self.chunks.resize_with(self.len.div_ceil(CHUNK) as usize, Chunk::default);
         self.dirty.resize(layout.pages());
         self.copies.resize(layout.pages());
     }
 
     pub fn len(&self) -> u32 {
-        self.entries.len() as u32
+        self.len
     }
 
     pub fn get(&self, slot: u32) -> Entry {
-        self.entries[slot as usize]
+        self.chunks[(slot / CHUNK) as usize].get(slot % CHUNK)
     }
 
-    pub fn iter(&self) -> impl Iterator<Item = (u32, &Entry)> {
-        self.entries
-            .iter()
-            .enumerate()
-            .map(|(slot, entry)| (slot as u32, entry))
-            .filter(|(_, e)| e.kind != Kind::Free)
+    pub fn iter(&self) -> impl Iterator<Item = (u32, Entry)> + '_ {
+        self.range(0..self.len)
     }
 
     /// As [`iter`](Self::iter), of `slots` only.
-    pub fn range(&self, slots: std::ops::Range<u32>) -> impl Iterator<Item = (u32, &Entry)> {
-        let first = slots.start;
-        let entries = &self.entries[slots.start as usize..slots.end as usize];
-        entries
-            .iter()
-            .enumerate()
-            .map(move |(n, e)| (first + n as u32, e))
-            .filter(|(_, e)| e.kind != Kind::Free)
+    pub fn range(&self, slots: std::ops::Range<u32>) -> impl Iterator<Item = (u32, Entry)> + '_ {
+        let chunks = slots.start / CHUNK..slots.end.div_ceil(CHUNK);
+        let taken = chunks.filter(|n| !self.chunks[*n as usize].is_free());
+        taken
+            .flat_map(move |n| (n * CHUNK).max(slots.start)..(n * CHUNK + CHUNK).min(slots.end))
+            .map(|slot| (slot, self.get(slot)))
+            .filter(|(_, entry)| entry.kind != Kind::Free)
     }
 
     /// The entries of a page, from slot `first` on.
-    pub fn page(&self, first: u32, end: u32) -> &[Entry] {
-        &self.entries[first as usize..end.min(first + ENTRIES_PER_PAGE) as usize]
+    pub fn page(&self, first: u32, end: u32) -> Vec<Entry> {
+        (first..end.min(first + ENTRIES_PER_PAGE)).map(|slot| self.get(slot)).collect()
     }
 
     pub fn set(&mut self, layout: &Layout, slot: u32, entry: Entry) {
-        self.load(slot, entry);
+        let before = self.chunks[(slot / CHUNK) as usize].set(slot % CHUNK, entry);
+        self.count(before, u64::MAX);
+        self.count(entry, 1);
         self.dirty.set(layout.page_of(slot), true);
     }
 
-    /// As [`set`](Self::set), where the page on the drive says the same.
-    pub fn load(&mut self, slot: u32, entry: Entry) {
-        let before = std::mem::replace(&mut self.entries[slot as usize], entry);
-        for (entry, by) in [(before, u64::MAX), (entry, 1)] {
-            if entry.kind != Kind::Free {
-                let (data, zero) = self.of_layer.entry(entry.layer).or_default();
-                let count = if entry.kind == Kind::Data { data } else { zero };
-                *count = count.wrapping_add(by);
-            }
+    /// What a page of the table says of slots that are free, from slot `first` on.
+    pub fn load(&mut self, first: u32, entries: &[Entry]) {
+        for same in entries.chunk_by(|a, b| (a.kind, a.layer) == (b.kind, b.layer)) {
+            self.count(same[0], same.len() as u64);
+        }
+        let (mut at, mut rest) = (first, entries);
+        while !rest.is_empty() {
+            let (here, more) = rest.split_at(rest.len().min((CHUNK - at % CHUNK) as usize));
+            self.chunks[(at / CHUNK) as usize].put(at % CHUNK, here);
+            (at, rest) = (at + here.len() as u32, more);
+        }
+    }
+
+    /// These slots are not expected to change soon.
+    pub fn pack(&mut self, first: u32, end: u32) {
+        let chunks = (first / CHUNK) as usize..end.min(self.len).div_ceil(CHUNK) as usize;
+        self.chunks[chunks].iter_mut().for_each(Chunk::pack);
+    }
+
+    fn count(&mut self, entry: Entry, by: u64) {
+        if entry.kind != Kind::Free {
+            let (data, zero) = self.of_layer.entry(entry.layer).or_default();
+            let count = if entry.kind == Kind::Data { data } else { zero };
+            *count = count.wrapping_add(by);
         }
     }
 

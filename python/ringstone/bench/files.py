@@ -46,8 +46,9 @@ def fill_volume(socket: Path, size: int, cores: Cores) -> None:
     """Write every block of a volume at least once, over its socket. StorageError when that takes too long."""
     shape = Shape(depth=8, block_size=128 << 10, read_share=0, pattern="sequential")
     window = Window(seconds=1.0, warmup=0.0)
-    while drive(socket, shape, window, cores).bytes < size:
-        window = Window(seconds=window.seconds * 2, warmup=0.0)
+    while (written := drive(socket, shape, window, cores).bytes) < size:
+        # Each begins anew.
+        window = Window(seconds=window.seconds * max(2.0, 1.3 * size / written), warmup=0.0)
         if window.seconds > _LONGEST_FILL:
             raise StorageError(
                 f"Filling the {size} bytes of {socket} takes over {_LONGEST_FILL:g} s. "

@@ -22,6 +22,28 @@ def _calls(engine: _engine.Engine) -> dict[str, Callable[..., Any]]:
         "attachments": engine.attachments,
         "events": engine.drain_events,
         "move_queue": engine.move_queue,
+        **_store_calls(),
+    }
+
+
+def _store_calls() -> dict[str, Callable[..., Any]]:
+    """Of stores by their path. A command is a dictionary, as `_engine.Store.call` describes it."""
+    stores: dict[str, _engine.Store] = {}
+
+    def open_store(path: str) -> None:
+        stores[path] = _engine.Store(path)
+
+    def close_store(path: str) -> None:
+        stores.pop(path).close()
+
+    def command(path: str, command: dict[str, Any]) -> Any:
+        return json.loads(stores[path].call(json.dumps(command)))
+
+    return {
+        "format_store": _engine.Store.format,
+        "open_store": open_store,
+        "close_store": close_store,
+        "command": command,
     }
 
 

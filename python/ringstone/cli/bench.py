@@ -16,6 +16,7 @@ from ringstone.bench import hypervisors as qemus
 from ringstone.bench import rbd as ceph
 from ringstone.bench import resilience as recovery
 from ringstone.bench import rest, single, suite
+from ringstone.bench import store as stores
 from ringstone.bench.compare import Plan, Progress, Rounds, limited_by
 from ringstone.bench.machine import describe
 from ringstone.bench.results import Results, figure, ratio_text
@@ -269,6 +270,39 @@ def rbd(
     _write(results, output, as_json=cli.json)
 
 
+@app.command("store")
+def store(
+    context: typer.Context,
+    only: Annotated[list[stores.Part] | None, typer.Option(help="Parts to run; default: all.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Small, short and not written down: to see that it works.")
+    ] = False,
+    name: Annotated[str, typer.Option(help="Part of the result's file name.")] = "store",
+    output: Annotated[Path, typer.Option(help="Directory for the table and the raw figures.")] = Path(
+        "bench/results"
+    ),
+    disk: Annotated[Path, typer.Option(help="Directory on the drive to measure.")] = Path("/var/tmp"),
+    size: Size = "1G",  # type: ignore[assignment]
+    seconds: Seconds = 1.0,
+    warmup: Warmup = 0.2,
+    rounds: RoundCount = 5,
+    server_core: ServerCore = 0,
+    client_core: ClientCore = 1,
+    json_output: JsonOption = False,
+) -> None:
+    """Measure volumes of a store beside a file of the same drive and beside qcow2: first writes, snapshots, clones."""
+    cli = context_of(context, json_output)
+    _check_name(name)
+    plan = Plan(rounds, Window(seconds, warmup))
+    if quick:
+        plan, size = stores.QUICK_PLAN, min(size, stores.QUICK_BYTES)
+    results = Results(name=name, command=stores.COMMAND, plan=plan.text, machine=describe())
+    cores = Cores(server_core, client_core)
+    with prepared(cores=cores, plan=plan, progress=_progress(cli.json), size=size, disk=disk) as setting:
+        stores.run(only or list(stores.Part), setting, results)
+    _write(results, None if quick else output, as_json=cli.json)
+
+
 @app.command("commands")
 def commands(
     context: typer.Context,
@@ -334,14 +368,19 @@ def _check_name(name: str) -> None:
         raise InvalidError(f"{name!r} cannot be part of a file name. Use letters, digits and dashes.")
 
 
-def _write(results: Results, output: Path, *, as_json: bool) -> None:
-    written = results.write(output)
+def _write(results: Results, output: Path | None, *, as_json: bool) -> None:
+    """`output`: None for what is only shown."""
+    written = results.write(output) if output is not None else None
     if as_json:
         print_json(results)
         return
     for section_name in dict.fromkeys(row.section for row in results.rows):
         print_table(_section_table(results, section_name))
-    print(f"{results.verdict}; written to {output / 'README.md'} and {written}.")
+    if output is None:
+        print("\n".join(results.notes))
+        print(f"{results.verdict}; not written down.")
+    else:
+        print(f"{results.verdict}; written to {output / 'README.md'} and {written}.")
 
 
 _SECTIONS = {

@@ -7,6 +7,8 @@ use crate::geometry::ENTRIES_PER_PAGE;
 const MAGIC: u32 = 0x4750_5352;
 const HEADER: usize = 64;
 const ENTRY: usize = 16;
+/// Where the number of entries is.
+const COUNT: usize = 36;
 
 /// What a slot is used for.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -86,8 +88,8 @@ impl Page {
         block.0[4..8].copy_from_slice(&crc.to_le_bytes());
     }
 
-    /// None if it is no sound page of this store with this number.
-    pub fn decode(uuid: &[u8; 16], number: u32, block: &[u8; 4096]) -> Option<Self> {
+    /// The generation; None if it is no sound page of this store with this number.
+    pub fn generation(uuid: &[u8; 16], number: u32, block: &[u8; 4096]) -> Option<u64> {
         let mut from = Reader(block);
         let magic = from.u32()?;
         let crc = from.u32()?;
@@ -95,9 +97,13 @@ impl Page {
             return None;
         }
         let generation = from.u64()?;
-        if from.u32()? != number || generation > MOST_NUMBER {
-            return None;
-        }
+        (from.u32()? == number && generation <= MOST_NUMBER).then_some(generation)
+    }
+
+    /// None if it is no sound page of this store with this number.
+    pub fn decode(uuid: &[u8; 16], number: u32, block: &[u8; 4096]) -> Option<Self> {
+        let generation = Self::generation(uuid, number, block)?;
+        let mut from = Reader(&block[COUNT..]);
         let count = from.u32()? as usize;
         if count > ENTRIES_PER_PAGE as usize {
             return None;

@@ -93,7 +93,8 @@ impl Keeper {
             let copy = self.slots.copy(page) ^ other;
             let mut block = zeroed(1);
             let entries = self.slots.page(first, zone.first + zone.slots());
-            Page::encode(&self.superblock.uuid, page, checkpoint.generation, entries, &mut block[0]);
+            self.slots.pack(first, first + entries.len() as u32);
+            Page::encode(&self.superblock.uuid, page, checkpoint.generation, &entries, &mut block[0]);
             checkpoint.under_way += 1;
             self.out.push_back(Io {
                 action: Action::Write { durable: false },

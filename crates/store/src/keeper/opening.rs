@@ -24,9 +24,12 @@ impl Keeper {
         let mut tombs = BTreeMap::new();
         self.for_layers(live, |depth, slot, entry| match entry.kind {
             Kind::Data => {
+                let part = Part::new(slot, entry.mask, if depth == 0 { tag } else { FROZEN });
+                if map.publish_first(entry.vextent, part) {
+                    return;
+                }
                 let mut parts = map.parts(entry.vextent);
-                let tag = if depth == 0 { tag } else { FROZEN };
-                parts.put(Part::new(slot, entry.mask, tag));
+                parts.put(part);
                 // Nobody reads the map yet, so what it replaces is free at once.
                 let node = map.publish(&mut names, entry.vextent, &parts);
                 node.into_iter().for_each(|node| names.give(node));
@@ -59,7 +62,7 @@ impl Keeper {
             // The usual case, of which nothing has to be sorted. Tombstones that are left from an older layer hide nothing
             // any more, and must not hide what was written since.
             let data = self.slots.iter().filter(|(_, entry)| entry.layer == only && entry.kind == Kind::Data);
-            return data.for_each(|(slot, entry)| with(0, slot, entry));
+            return data.for_each(|(slot, entry)| with(0, slot, &entry));
         }
         let depths: HashMap<u32, usize> =
             chain.iter().enumerate().map(|(depth, layer)| (*layer, depth)).collect();

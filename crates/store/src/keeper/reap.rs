@@ -91,7 +91,7 @@ impl Keeper {
         let end = (reap.at + LOOKS).min(self.slots.len());
         for (_, entry) in self.slots.range(reap.at..end) {
             if Some(entry.layer) == reap.child {
-                reap.note(entry);
+                reap.note(&entry);
             }
         }
         reap.at = end;
