@@ -45,10 +45,12 @@ fn seeds(few: u64) -> std::ops::Range<u64> {
 /// Seeds with which a mutant has to be found.
 const MUTANT_SEEDS: u64 = 40;
 
+type Story = fn();
+
 #[test]
 fn each_mutant_is_found() {
     // A story where one tells of it; else random use finds it soon.
-    let all: [(Mutant, Option<fn()>); 12] = [
+    let all: [(Mutant, Option<Story>); 12] = [
         (Mutant::RecordBeforeData, None),
         (Mutant::ReuseBeforeEpoch, Some(stories::a_place_is_used_again_when_nobody_reads_it)),
         (Mutant::ReuseBeforeMark, Some(stories::a_place_is_used_again_when_that_is_durable)),
