@@ -33,6 +33,7 @@ impl World {
             }
             Wish::Figures => Command::Figures,
             Wish::Shutdown => Command::Shutdown,
+            Wish::Possess => Command::Possess,
         };
         let number = self.next;
         self.next += 1;

@@ -207,6 +207,7 @@ pub enum Wish {
     Grow { size: u64 },
     Figures,
     Shutdown,
+    Possess,
 }
 
 #[derive(Clone, Default)]
@@ -284,7 +285,12 @@ impl Model {
                 let clone = Volume { size, content, snapshots: BTreeMap::new(), origin };
                 self.volumes.insert(name.clone(), clone);
             }
-            Wish::Open { .. } | Wish::Close { .. } | Wish::Grow { .. } | Wish::Figures | Wish::Shutdown => {}
+            Wish::Open { .. }
+            | Wish::Close { .. }
+            | Wish::Grow { .. }
+            | Wish::Figures
+            | Wish::Shutdown
+            | Wish::Possess => {}
         }
     }
 

@@ -172,7 +172,8 @@ fn shut_down(world: &mut World, states: &mut u64) {
     *states += 1;
     let now = world.tick();
     world.model.settle(Crash::Power, &seen, now);
-    world.restart(drive);
+    world.restart(drive, true);
+    world.drain();
 }
 
 /// It ends now, perhaps once more while it is opened again; then go on with what is there.
@@ -195,12 +196,15 @@ fn crash(world: &mut World, states: &mut u64) {
     }
     let (seen, with) = look(world, drive.fork(), worst, world.boot, world.rng.clone().once_in(8));
     *states += 1;
+    // What a command did that nobody was told of is durable only when somebody has taken possession.
+    let is_certain = worst == Crash::Power || world.wish.is_none() && world.model.flattening.is_none();
+    let by_keeper = is_certain && !world.fails && world.rng.once_in(2);
     if let Some(model) = with {
         world.model = model;
     }
     let now = world.tick();
     world.model.settle(worst, &seen, now);
-    world.restart(drive);
+    world.restart(drive, by_keeper);
 }
 
 /// At rest: nothing is wrong with the store, and its figures add up.

@@ -60,7 +60,7 @@ fn end(world: &mut World, crash: Crash) {
     let (seen, _) = look(world, drive.fork(), crash, world.boot, true);
     let now = world.tick();
     world.model.settle(crash, &seen, now);
-    world.restart(drive);
+    world.restart(drive, false);
 }
 
 /// A discard left a tombstone in the live layer, and data was written over it. When the snapshot was deleted, that layer was the only

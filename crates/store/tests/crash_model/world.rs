@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use ringstone_store::{
-    begin, errno, format, Answer, Epochs, Io, Keeper, Layout, Map, Reader, Request, RequestKind, Run, Shared,
-    StoreError,
+    begin, errno, format, recover, Answer, Epochs, Io, Keeper, Layout, Map, Reader, Request, RequestKind,
+    Run, Shared, StoreError,
 };
 
 use crate::drive::{Bench, Crash, Drive, Flight, Owner, What};
@@ -513,10 +513,15 @@ impl World {
         self.drive.crashed(crash, &mut self.rng)
     }
 
-    /// Begin anew on `drive`.
-    pub fn restart(&mut self, mut drive: Drive) {
+    /// Begin anew on `drive`. `by_keeper`: the keeper takes possession by itself, which may end at any I/O too.
+    pub fn restart(&mut self, mut drive: Drive, by_keeper: bool) {
         self.epochs = Arc::new(Epochs::default());
-        let begun = begin(&Bench::new(&mut drive, u64::MAX), self.boot, self.epochs.clone());
+        let bench = Bench::new(&mut drive, u64::MAX);
+        let begun = match by_keeper {
+            true => recover(&bench, self.boot)
+                .and_then(|recovered| Keeper::new(recovered, self.boot, self.epochs.clone())),
+            false => begin(&bench, self.boot, self.epochs.clone()),
+        };
         self.keeper = begun.unwrap_or_else(|error| panic!("it cannot be opened again: {error}"));
         self.shared = self.keeper.shared();
         self.drive = drive;
@@ -525,5 +530,8 @@ impl World {
         self.requests.clear();
         (self.wish, self.flatten) = (None, None);
         self.clock = 1;
+        if by_keeper {
+            self.ask(Wish::Possess);
+        }
     }
 }
