@@ -101,7 +101,7 @@ test-python: build qemus older-release lab-packages ## The Python tests alone: u
 	@$(run-test-python)
 test-lab: build lab-packages ## The Python tests with Ceph and etcd alone, without guests: try another Debian's with them
 	@$(STEP) lab-tests --say -- $(VENV)/bin/python -m pytest --durations=15 --durations-min=5 -m "not soak and not guest" \
-		$(addprefix tests/functional/test_,rbd.py conformance.py lab.py store.py etcd_access.py manager.py away.py) \
+		$(addprefix tests/functional/test_,rbd.py snapshots.py conformance.py lab.py state.py etcd_access.py manager.py away.py) \
 		$(addprefix tests/failure/test_,etcd.py full_cluster.py)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)

@@ -13,7 +13,7 @@ import pytest
 from ringstone.client import GatewayClient
 from ringstone.errors import BusyError
 from tests.framework.gateway import GatewayProcess
-from tests.framework.kinds import KINDS, MIB, SIZE, Volumes
+from tests.framework.kinds import KINDS, MIB, SIZE, SNAPSHOT_KINDS, Volumes
 from tests.framework.load import script, verify
 from tests.framework.pattern import run_pattern, running_pattern
 
@@ -104,7 +104,7 @@ def test_no_change_loses_anything(gateway: GatewayProcess, volumes: Volumes, loa
         with gateway.client() as client:
             grow(client)
             change_reactors(client)
-            if volumes.kind == "rbd":
+            if volumes.kind in SNAPSHOT_KINDS:
                 snapshots(client, volumes)
         gateway.upgrade()
         with gateway.client() as client:
@@ -121,7 +121,7 @@ def test_a_neighbour_that_comes_and_goes_changes_nothing(gateway: GatewayProcess
     with load, gateway.client() as client:
         other = volumes.serve("other").socket
         assert verify(other, operations=500)["passed"]
-        if volumes.kind == "rbd":
+        if volumes.kind in SNAPSHOT_KINDS:
             before = content(other)
             client.create_snapshot("other", "monday")
             assert run_pattern(other, queues=1, seconds=0.5).passed

@@ -1,6 +1,7 @@
 """A gateway that dies under load: what it acknowledged is there, and what was in flight is served, once, when
 it is back."""
 
+import itertools
 import signal
 from typing import Any
 
@@ -30,8 +31,14 @@ def runs(client: GatewayClient) -> bool:
 
 
 # Memory volumes lie in /dev/shm, so they survive the process.
-@pytest.mark.parametrize("kind", ["memory", "file"])
-@pytest.mark.parametrize("end", [crash, restart])
+@pytest.mark.parametrize(
+    ("kind", "end"),
+    [
+        *itertools.product(["memory", "file"], [crash, restart]),
+        ("store", crash),
+        pytest.param("store", restart, marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize(
     "more",
     [

@@ -1,9 +1,9 @@
 """A gateway that is killed at any moment, over and over, under a load that knows the content of every block: at the
 end nothing acknowledged is lost, nothing was completed twice, and no error has reached the guest."""
 
+import itertools
 import random
 import time
-from typing import Any
 
 import pytest
 
@@ -43,18 +43,27 @@ def start_with_kills(gateway: GatewayProcess, chance: random.Random, kills: int,
     gateway.start()
 
 
-@pytest.mark.parametrize("kind", ["memory", "file"])
-@pytest.mark.parametrize("ring", [{"packed": False}, {"packed": True}], ids=["split", "packed"])
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [
+        *itertools.product(["memory", "file"], [False, True]),
+        ("store", True),
+        pytest.param("store", False, marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("rounds", [8, pytest.param(200, marks=pytest.mark.soak)])
 def test_a_gateway_killed_at_any_moment_loses_nothing(
-    gateway: GatewayProcess, chance: random.Random, kind: str, ring: dict[str, Any], rounds: int
+    gateway: GatewayProcess, chance: random.Random, kind: str, packed: bool, rounds: int
 ) -> None:
     begun = time.monotonic()
     gateway.restart()
     whole_s = time.monotonic() - begun
     volume = gateway.serve("disk", kind=kind, queues=QUEUES)
     again = 0
-    with running_pattern(volume.socket, queues=QUEUES, depth=32, **ring) as load, gateway.client() as client:
+    with (
+        running_pattern(volume.socket, queues=QUEUES, depth=32, packed=packed) as load,
+        gateway.client() as client,
+    ):
         for number in range(rounds):
             time.sleep(chance.uniform(0, LATEST_SECONDS))
             gateway.kill()

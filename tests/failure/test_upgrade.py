@@ -2,6 +2,7 @@
 fails the old one goes on."""
 
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -9,7 +10,6 @@ import socket
 import sqlite3
 import subprocess
 import time
-from typing import Any
 
 import pytest
 
@@ -26,12 +26,18 @@ def unnoticed(load: RunningPattern) -> None:
     assert report.blocks_checked > 0
 
 
-@pytest.mark.parametrize("kind", ["memory", "file"])
-@pytest.mark.parametrize("more", [{}, {"packed": True}], ids=["split", "packed"])
+@pytest.mark.parametrize(
+    ("kind", "packed"),
+    [
+        *itertools.product(["memory", "file"], [False, True]),
+        ("store", True),
+        pytest.param("store", False, marks=pytest.mark.soak),
+    ],
+)
 @pytest.mark.parametrize("rounds", [3, pytest.param(50, marks=pytest.mark.soak)])
-def test_guests_do_not_notice(gateway: GatewayProcess, kind: str, more: dict[str, Any], rounds: int) -> None:
+def test_guests_do_not_notice(gateway: GatewayProcess, kind: str, packed: bool, rounds: int) -> None:
     volume = gateway.serve("disk", kind=kind, queues=4)
-    with running_pattern(volume.socket, **more) as load:
+    with running_pattern(volume.socket, packed=packed) as load:
         for _ in range(rounds):
             before = gateway.pid
             report = gateway.upgrade()

@@ -74,6 +74,10 @@ def send_until_it_ends(process: "subprocess.Popen[bytes] | Successor", number: s
             process.send_signal(number)
 
 
+# Bytes of a store pool's file.
+STORE_SIZE = 512 << 20
+
+
 class GatewayProcess:
     """One gateway under test: state, run directory, pools and log below `root`, memory pools below `memory`.
 
@@ -348,9 +352,11 @@ class GatewayProcess:
 
     def make_pool(self, kind: str, name: str = "pool", *, capacity: int | None = None) -> models.Pool:
         """A pool of `kind` below this gateway's directories."""
-        path = {"memory": str(self.memory / name), "file": None, "null": None}[kind]
+        path = str(self.memory / name) if kind == "memory" else None
+        store = models.StoreOptions(size=STORE_SIZE) if kind == "store" else None
+        asked = models.PoolCreate(name=name, type=kind, path=path, capacity=capacity, store=store)
         with self.client() as client:
-            return client.create_pool(models.PoolCreate(name=name, type=kind, path=path, capacity=capacity))
+            return client.create_pool(asked)
 
     def serve(
         self,

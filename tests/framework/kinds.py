@@ -16,7 +16,10 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 # What a device has beyond its volume, which grows.
 _SPARE = 64 * MIB
-KINDS = ("memory", "file", "device", "rbd")
+KINDS = ("memory", "file", "device", "rbd", "store")
+
+# Kinds whose medium has snapshots.
+SNAPSHOT_KINDS = ("rbd", "store")
 
 
 class Volumes:
@@ -63,6 +66,6 @@ class Volumes:
             for volume in reversed(self._made):
                 if client.volume(volume).attachment is not None:
                     client.detach(volume, force=True)
-                for snapshot in client.snapshots(volume) if self.kind == "rbd" else []:
+                for snapshot in client.snapshots(volume) if self.kind in SNAPSHOT_KINDS else []:
                     client.delete_snapshot(volume, snapshot.name)
                 client.delete_volume(volume)

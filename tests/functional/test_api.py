@@ -127,7 +127,7 @@ def test_many_clients_at_once_make_one_volume_each_name(gateway: GatewayProcess)
 
 
 def test_faulty_pools_are_for_tests_only(gateway: GatewayProcess) -> None:
-    with gateway.client() as client, pytest.raises(InvalidError, match="use memory, file, rbd, null"):
+    with gateway.client() as client, pytest.raises(InvalidError, match="use memory, file, store, rbd, null"):
         client.create_pool(PoolCreate(name="f", type="faulty"))
     with GatewayProcess(test_pools=True) as testing:
         testing.start()

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from ringstone import _engine
 from ringstone.errors import ExistsError, InvalidError, NotFoundError
 from ringstone.gateway.snapshots import Snapshots
 from ringstone.gateway.undo import UndoLater
@@ -19,20 +20,29 @@ from ringstone.pools.device import DevicePool
 from ringstone.pools.file import FilePool
 from ringstone.pools.memory import MemoryPool
 from ringstone.pools.rbd import RbdPool
+from ringstone.pools.store import StorePool
 from ringstone.state import PoolRecord, SqliteStore, VolumeState
 from tests.framework.devices import loop_device
 from tests.framework.engine import FakeEngine
+from tests.framework.kinds import SNAPSHOT_KINDS
 from tests.framework.service import Host
 from tests.framework.service import host as host
 
 MIB = 1 << 20
-KINDS = ("file", "memory", "device", "rbd")
+KINDS = ("file", "memory", "device", "store", "rbd")
 # What changes anything outside this process.
 POOL_STEPS = (
     *("prepare", "discard", "create_backing", "remove_backing", "resize_backing"),
-    *("create_snapshot", "remove_snapshot", "revert", "clone_backing", "flatten"),
+    *("create_snapshot", "remove_snapshot", "revert", "clone_backing", "clone_running", "flatten"),
 )
 ENGINE_STEPS = ("open_volume", "close_volume", "resize_volume", "attach", "detach")
+POOLS: dict[str, type] = {
+    "file": FilePool,
+    "memory": MemoryPool,
+    "device": DevicePool,
+    "store": StorePool,
+    "rbd": RbdPool,
+}
 UNDOING = ("volumes", "service", "pools", "snapshots")
 
 
@@ -106,6 +116,9 @@ class Machine:
     def clone(self) -> None:
         Snapshots(self.host.service).clone(self.name, "monday", f"{self.name}-clone")
 
+    def clone_running(self) -> None:
+        Snapshots(self.host.service).clone(self.name, None, f"{self.name}-clone")
+
     def flatten(self) -> None:
         Snapshots(self.host.service).flatten(f"{self.name}-clone")
 
@@ -134,7 +147,7 @@ class Machine:
                 service.detach(volume.name, force=True)
         clones_first = sorted(self.host.store.volumes(), key=lambda one: "clone" not in one.name)
         for volume in clones_first:
-            if self.kind == "rbd":
+            if self.kind in SNAPSHOT_KINDS:
                 for snapshot in Snapshots(service).list(volume.name):
                     Snapshots(service).delete(volume.name, snapshot.name)
             service.volumes.delete(volume.name)
@@ -157,6 +170,20 @@ SNAPSHOTS: dict[str, tuple[tuple[str, ...], str]] = {
     "flatten": (("create", "snapshot", "clone"), "flatten"),
     "delete clone": (("create", "snapshot", "clone", "flatten", "remove_snapshot"), "delete"),
 }
+# What a store has beside.
+LAYERS: dict[str, tuple[tuple[str, ...], str]] = {
+    "clone of a volume in use": (("create", "attach"), "clone_running"),
+}
+
+
+@contextmanager
+def engine(stats: Path) -> Iterator[None]:
+    """A store is the engine's, though this gateway's serves nobody."""
+    running = _engine.Engine([max(os.sched_getaffinity(0))], stats_path=str(stats))
+    try:
+        yield
+    finally:
+        running.stop()
 
 
 @pytest.fixture
@@ -165,6 +192,13 @@ def machine(host: Host, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
     if kind == "device":
         with loop_device(tmp_path / "device.img", 16 * MIB) as device:
             yield Machine(host, kind, PoolRecord("p", "file", str(device), None, 1))
+        return
+    if kind == "store":
+        record = PoolRecord("p", "store", str(tmp_path / "drive"), None, 1, {"size": 256 * MIB})
+        with engine(tmp_path / "stats"):
+            machine = Machine(host, kind, record)
+            yield machine
+            machine.tidy()
         return
     if kind == "rbd":
         ceph: CephCluster = request.getfixturevalue("ceph")
@@ -179,7 +213,7 @@ def machine(host: Host, request: pytest.FixtureRequest, tmp_path: Path) -> Itera
 
 def cut_short(machine: Machine, operation: str, killer: Killer, monkeypatch: pytest.MonkeyPatch) -> bool:
     """False when it came to its end."""
-    pool = {"file": FilePool, "memory": MemoryPool, "device": DevicePool, "rbd": RbdPool}[machine.kind]
+    pool = POOLS[machine.kind]
     with monkeypatch.context() as patched:
         for module in UNDOING:
             patched.setattr(f"ringstone.gateway.{module}.undoing", no_undo)
@@ -248,7 +282,9 @@ def test_a_revert_is_not_finished_behind_an_owner(machine: Machine, monkeypatch:
 CASES = [
     pytest.param(kind, *rest, id=f"{kind}-{name}")
     for kind in KINDS
-    for name, rest in (OPERATIONS | (SNAPSHOTS if kind == "rbd" else {})).items()
+    for name, rest in (
+        OPERATIONS | (SNAPSHOTS if kind in SNAPSHOT_KINDS else {}) | (LAYERS if kind == "store" else {})
+    ).items()
 ]
 
 
@@ -267,7 +303,7 @@ def test_an_operation_is_done_or_undone_wherever_it_was_cut_short(
 
 
 @pytest.mark.parametrize("behind", [False, True], ids=["before", "behind"])
-@pytest.mark.parametrize("machine", ["file", "memory"], indirect=True)
+@pytest.mark.parametrize("machine", ["file", "memory", "store"], indirect=True)
 def test_a_pool_is_made_or_not_and_gone_or_not(
     machine: Machine, behind: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -286,6 +322,6 @@ def test_a_pool_is_made_or_not_and_gone_or_not(
             assert known == (["p"] if operation == "make_pool" else [])
             if known:
                 machine.delete_pool()
-            assert not os.path.lexists(machine.host.memory / "p")
+            assert machine.record.path is None or not os.path.lexists(machine.record.path)
         if machine.host.store.pools():
             machine.delete_pool()

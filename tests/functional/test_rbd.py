@@ -60,31 +60,6 @@ def test_images_are_ceph_s_own(client: GatewayClient, ceph: CephCluster) -> None
     assert zlib.crc32(content[8 * 4096 : 8 * 4096 + 64 * 1024]) == written
 
 
-def test_a_snapshot_keeps_what_was_written_before_it(client: GatewayClient) -> None:
-    client.create_volume("disk", pool="ceph", size=64 * MIB)
-    socket = client.attach("disk").socket
-    before = script(socket, [WRITE, READ])[-1]["crc32"]
-    # While it is attached: the owner of the lock is asked.
-    client.create_snapshot("disk", "monday")
-    assert [snapshot.name for snapshot in client.snapshots("disk")] == ["monday"]
-    with pytest.raises(ExistsError):
-        client.create_snapshot("disk", "monday")
-    after = script(socket, [WRITE | {"fill": {"seed": 8}}, READ])[-1]["crc32"]
-    assert after != before
-    clone = client.clone_snapshot("disk", "monday", "disk-clone")
-    assert clone.size == 64 * MIB
-    copy = client.attach("disk-clone").socket
-    assert script(copy, [READ])[-1]["crc32"] == before
-    with pytest.raises(BusyError):
-        client.revert("disk", "monday")
-    client.detach("disk")
-    client.revert("disk", "monday")
-    assert script(client.attach("disk").socket, [READ])[-1]["crc32"] == before
-    client.flatten("disk-clone")
-    assert script(copy, [READ])[-1]["crc32"] == before
-    assert verify(copy, operations=500)["passed"]
-
-
 def test_a_killed_gateway_gets_its_volumes_back(
     client: GatewayClient, gateway: GatewayProcess, ceph: CephCluster
 ) -> None:
@@ -107,13 +82,6 @@ def test_an_upgrade_hands_the_lock_over(client: GatewayClient, gateway: GatewayP
     gateway.upgrade()
     assert script(socket, [READ])[-1]["crc32"] == written
     assert verify(socket, operations=200)["passed"]
-
-
-def test_a_volume_without_snapshots_says_so(client: GatewayClient, gateway: GatewayProcess) -> None:
-    gateway.make_pool("memory")
-    client.create_volume("plain", pool="pool", size=MIB)
-    with pytest.raises(UnsupportedError, match="rbd pool"):
-        client.create_snapshot("plain", "monday")
 
 
 def test_an_image_of_somebody_else_is_left_alone(client: GatewayClient, ceph: CephCluster) -> None:

@@ -33,7 +33,9 @@ def _children(pid: int) -> set[int]:
     return found
 
 
-@pytest.mark.parametrize("pool", ["file", pytest.param("memory", marks=pytest.mark.soak)])
+@pytest.mark.parametrize(
+    "pool", ["store", *(pytest.param(one, marks=pytest.mark.soak) for one in ("file", "memory"))]
+)
 def test_every_verification_passes_and_nothing_is_left(pool: str, tmp_path: Path, temporary: Path) -> None:
     report = tmp_path / "report.html"
     arguments = ["--json", "--pool", pool, "--size", "256M", "--seconds", "0.5", "--report", str(report)]
@@ -44,7 +46,7 @@ def test_every_verification_passes_and_nothing_is_left(pool: str, tmp_path: Path
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr
     result = json.loads(done.stdout)
     assert result["passed"] is True
-    assert [check["passed"] for check in result["checks"]] == [True] * 6
+    assert [check["passed"] for check in result["checks"]] == [True] * (9 if pool == "store" else 6)
     assert len(result["measurements"]) == 4
     for measurement in result["measurements"]:
         assert measurement["iops"] > 0

@@ -21,6 +21,7 @@ ENGINE_CODES = (
     "unsupported",
     "io",
     "stopped",
+    "failed",
 )
 
 

@@ -76,6 +76,18 @@ def test_a_pool_is_the_store_that_was_made_for_it(tmp_path: Path) -> None:
     assert (tmp_path / "drive").stat().st_size == 64 * MIB
 
 
+def test_its_file_is_on_stable_media_and_so_is_that_it_is_gone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}")))
+    pool = made(tmp_path / "drive")
+    assert synced[-1] == str(tmp_path)
+    synced.clear()
+    again(pool).discard()
+    assert synced == [str(tmp_path / "drive"), str(tmp_path)]
+
+
 def test_without_a_path_it_is_a_file_of_the_gateway(tmp_path: Path) -> None:
     placed = store.placed(record(None, size=64 * MIB), tmp_path / "pools")
     assert placed.path == str(tmp_path / "pools/p.store")

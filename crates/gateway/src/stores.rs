@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::Read;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{channel, Receiver, Sender};
 use std::sync::Arc;
@@ -108,7 +109,8 @@ fn missing(path: &Path) -> DriveError {
 }
 
 fn make_file(path: &Path, size: u64) -> std::io::Result<()> {
-    let file = File::options().write(true).create_new(true).open(path)?;
+    // Guests' data is nobody else's.
+    let file = File::options().write(true).create_new(true).mode(0o600).open(path)?;
     let done = nix::fcntl::posix_fallocate(&file, 0, size as i64).map_err(std::io::Error::from);
     if done.is_err() {
         let _ = std::fs::remove_file(path);
@@ -166,7 +168,7 @@ pub fn check_store(path: &Path) -> Result<StoreReport, EngineError> {
     let recovered = ringstone_store::recover(&drive, boot).map_err(DriveError::from)?;
     let faults = ringstone_store::check(&recovered);
     let (uuid, extent) = (recovered.superblock.uuid, recovered.superblock.layout.extents.bytes());
-    let mut keeper = Keeper::new(recovered, boot, Arc::default());
+    let mut keeper = Keeper::new(recovered, boot, Arc::default()).map_err(DriveError::from)?;
     let notes = std::iter::from_fn(|| keeper.next_event()).collect();
     Ok(StoreReport { uuid, extent, figures: keeper.figures(), volumes: keeper.volumes(), faults, notes })
 }
@@ -214,7 +216,7 @@ impl Engine {
     ) -> Result<StoreParts, EngineError> {
         let boot = boot_id()?;
         let recovered = ringstone_store::recover(&*drive, boot).map_err(DriveError::from)?;
-        let keeper = Keeper::new(recovered, boot, self.epochs.clone());
+        let keeper = Keeper::new(recovered, boot, self.epochs.clone()).map_err(DriveError::from)?;
         let caller = self.caller()?;
         self.call(move |control| control.keep(path, drive, keeper, caller))?
     }

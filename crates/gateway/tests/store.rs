@@ -173,6 +173,29 @@ fn snapshots_keep_what_was_and_clones_begin_with_it() {
     assert_eq!(volumes(&host, &path)[0].own, 256 << 10);
 }
 
+/// A discard above a snapshot leaves word that older blocks are hidden. When the snapshot was gone, and nothing older was there to
+/// hide, that word still hid what had been written since, once the volume was opened again.
+#[test]
+fn what_hid_a_snapshots_blocks_hides_nothing_when_it_is_gone() {
+    let host = Host::new();
+    let path = store(&host);
+    let socket = serve(&host, &path, "vol", 1);
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
+    write(&mut driver, 0, &pattern(1, 64 << 10));
+    tell(&host, &path, Command::Snapshot { volumes: vec!["vol".into()], name: "one".into(), created_s: 2 });
+    driver.write(DATA, &[words(&[0]), pair(128, 0)].concat());
+    assert_eq!(driver.request(DISCARD, 0, Some((DATA, 16))), 0);
+    write(&mut driver, 0, &pattern(2, 64 << 10));
+    tell(&host, &path, Command::DeleteSnapshot { volume: "vol".into(), name: "one".into() });
+    wait_for("the snapshot's space", || used(&host, &path) == 64 << 10);
+    drop(driver);
+    end(&host, "vol");
+    host.engine.close_store(&path).unwrap();
+    let socket = serve(&host, &path, "vol", 1);
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1);
+    assert_eq!(read(&mut driver, 0, 64 << 10), pattern(2, 64 << 10));
+}
+
 /// Two guests' worth of queues on two reactors, of which one has the keeper; and that one is removed.
 #[test]
 fn queues_of_other_reactors_ask_the_keeper_and_it_moves() {

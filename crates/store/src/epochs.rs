@@ -4,11 +4,16 @@
 //! The keeper makes something unreachable in a map, and then begins the next epoch. A reactor reads the epoch when its turn
 //! begins, before it looks into any map, and gives it to the requests that it begins in that turn. It says which is the oldest
 //! that a request of its own still has. Once no reactor has an older one than the next epoch, nobody can still reach it.
+//!
+//! A reactor holds a request while I/O of its own for it is under way, no longer: not while the keeper has it, which holds what
+//! it does by itself and may have the request wait for others to end, and not while nothing is under way.
 
 use std::sync::atomic::{fence, AtomicU64, AtomicUsize, Ordering};
 
 /// Reactors that may take part.
 pub const MOST_READERS: usize = 256;
+/// Keepers that may take part: stores that are open.
+const MOST_KEEPERS: usize = 64;
 const ABSENT: u64 = u64::MAX;
 
 /// On a cache line of its own, as each is written by another core.
@@ -18,17 +23,21 @@ struct Oldest(AtomicU64);
 /// See the module.
 pub struct Epochs {
     now: AtomicU64,
-    oldest: [Oldest; MOST_READERS],
+    /// Behind the reactors' are the keepers'.
+    oldest: [Oldest; MOST_READERS + MOST_KEEPERS],
     /// Readers from this number on were never here.
     readers: AtomicUsize,
+    /// A bit for each keeper that has a part.
+    keepers: AtomicU64,
 }
 
 impl Default for Epochs {
     fn default() -> Self {
         Self {
             now: AtomicU64::new(1),
-            oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS],
+            oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS + MOST_KEEPERS],
             readers: AtomicUsize::new(0),
+            keepers: AtomicU64::new(0),
         }
     }
 }
@@ -82,6 +91,20 @@ impl Reader {
     pub fn new(index: usize) -> Self {
         debug_assert!(index < MOST_READERS);
         Self { index, epoch: 0, held: [0; 2] }
+    }
+
+    /// A keeper's part; None where there are too many. It is to be [given back](Self::give_back).
+    pub(crate) fn of_keeper(epochs: &Epochs) -> Option<Self> {
+        let claim = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
+        let before = epochs.keepers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
+        Some(Self { index: MOST_READERS + before.trailing_ones() as usize, epoch: 0, held: [0; 2] })
+    }
+
+    /// The keeper goes, and with it all that it held.
+    pub(crate) fn give_back(&mut self, epochs: &Epochs) {
+        self.held = [0; 2];
+        self.leave(epochs);
+        epochs.keepers.fetch_and(!(1 << (self.index - MOST_READERS)), Ordering::Relaxed);
     }
 
     /// A turn begins. Maps are looked into between this and [`leave`](Self::leave) only.

@@ -20,6 +20,8 @@ struct UnderWay<C> {
     seq: u64,
     done: bool,
     marked: u64,
+    /// It says more than what is durable.
+    has_records: bool,
     /// Of the groups that end here.
     commits: Vec<C>,
 }
@@ -41,6 +43,8 @@ pub struct Journal<C> {
     next: u64,
     /// Groups before this one count.
     committed: u64,
+    /// Behind the last block that counts and has records. Those behind it say only what is durable.
+    spoken: u64,
     /// Blocks before this one are durable with all they speak of, and a block says so.
     marked: u64,
     /// Blocks before this one are not needed any more.
@@ -62,6 +66,7 @@ impl<C> Journal<C> {
             began: next,
             next,
             committed: next,
+            spoken: next,
             marked,
             tail,
             pending: VecDeque::new(),
@@ -73,6 +78,11 @@ impl<C> Journal<C> {
 
     pub fn committed(&self) -> u64 {
         self.committed
+    }
+
+    /// Records before this number count.
+    pub fn spoken(&self) -> u64 {
+        self.spoken
     }
 
     pub fn marked(&self) -> u64 {
@@ -161,7 +171,8 @@ impl<C> Journal<C> {
         };
         let mut block = zeroed(1);
         JournalBlock::encode(&self.uuid, &head, &records, &mut block[0]);
-        self.under_way.push_back(UnderWay { seq: self.next, done: false, marked, commits });
+        let has_records = !records.is_empty();
+        self.under_way.push_back(UnderWay { seq: self.next, done: false, marked, has_records, commits });
         self.next += 1;
         Some(Out { seq: head.seq, block, durable })
     }
@@ -177,6 +188,9 @@ impl<C> Journal<C> {
             self.marked = self.marked.max(one.marked);
             if !one.commits.is_empty() {
                 self.committed = one.seq + 1;
+                if one.has_records {
+                    self.spoken = self.committed;
+                }
             }
             commits.extend(one.commits.into_iter().map(|commit| (one.seq, commit)));
         }
@@ -248,6 +262,7 @@ mod tests {
         assert_eq!(journal.marked(), 10, "not before it is there");
         assert_eq!(journal.written(block.seq), [(11, "marked")]);
         assert_eq!(journal.marked(), 11);
+        assert_eq!((journal.spoken(), journal.committed()), (11, 12), "a mark needs no mark");
     }
 
     #[test]

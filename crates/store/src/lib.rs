@@ -61,7 +61,7 @@ pub use recovery::{format, recover, superblock, Recovered};
 /// # Errors
 /// There is no store, it is damaged, or the drive fails; nothing has changed then but perhaps the superblock's opener.
 pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Keeper, StoreError> {
-    let mut keeper = Keeper::new(recover(medium, boot)?, boot, epochs);
+    let mut keeper = Keeper::new(recover(medium, boot)?, boot, epochs)?;
     // What was replayed may be in the drive's cache only; the superblock must not become durable before it.
     medium::flush(medium)?;
     medium::write(medium, keeper.superblock().at(), &[keeper.superblock().encode()])?;

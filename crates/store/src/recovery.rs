@@ -274,22 +274,23 @@ impl Replay {
                 this.end = seq;
             }
         }
-        if this.end < this.durable {
-            let at = layout.journal_block(this.end);
-            return Err(damaged(format!("block {} of the journal is missing", this.end), at));
-        }
-        // A later block that says that this one was durable proves that it was there.
+        // Blocks are under way together, so a later one may be there without this one. Its mark is no less true, and one that says
+        // that this block was durable proves that it was there.
         for later in seq + 1..superblock.replay_from + u64::from(layout.journal_blocks) {
-            let proof = ring
-                .block(later)?
-                .filter(|block| block.head.incarnation >= incarnation && block.head.marked > seq);
-            if proof.is_some() {
+            let block = ring.block(later)?.filter(|block| block.head.incarnation >= incarnation);
+            let Some(marked) = block.map(|block| block.head.marked) else { continue };
+            if marked > seq {
                 let at = layout.journal_block(seq);
                 return Err(damaged(
                     format!("block {seq} of the journal is missing, and block {later} is there"),
                     at,
                 ));
             }
+            this.durable = this.durable.max(marked);
+        }
+        if this.end < this.durable {
+            let at = layout.journal_block(this.end);
+            return Err(damaged(format!("block {} of the journal is missing", this.end), at));
         }
         Ok(this)
     }

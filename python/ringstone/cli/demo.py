@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 class PoolChoice(StrEnum):
     FILE = "file"
     MEMORY = "memory"
+    STORE = "store"
 
 
 class AccelChoice(StrEnum):
@@ -33,7 +34,14 @@ class AccelChoice(StrEnum):
 def demo(
     context: typer.Context,
     report: Annotated[Path, typer.Option(help="Where the HTML report goes.")] = Path("demo-report.html"),
-    pool: Annotated[PoolChoice, typer.Option(help="What the volume is kept in.")] = PoolChoice.FILE,
+    pool: Annotated[
+        PoolChoice,
+        typer.Option(
+            "--pool",
+            "--pool-type",
+            help="What the volume is kept in. With a store the demo makes a snapshot and a clone too, and reverts.",
+        ),
+    ] = PoolChoice.FILE,
     size: Annotated[
         int, typer.Option(parser=size_argument, metavar="SIZE", help="The volume's size, at least 64M.")
     ] = 1 << 30,

@@ -15,7 +15,7 @@ MEASURED_BYTES = 256 << 20
 _GIB = 1 << 30
 
 AcceleratorChoice = Literal["auto", "kvm", "tcg"]
-PoolType = Literal["file", "memory"]
+PoolType = Literal["file", "memory", "store"]
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def shapes(seconds: float, size: int) -> list[Shape]:
 def verified_write() -> FioJob:
     """Every block of the area written once in random order with a CRC-32C, then read back and checked."""
     return FioJob("verify", "randwrite", depth=32, engine=FIO_ENGINE, size=VERIFY_BYTES, verify="write")
+
+
+def overwrite() -> FioJob:
+    """Other blocks where the verified ones are."""
+    return FioJob("overwrite", "randwrite", depth=32, engine=FIO_ENGINE, size=VERIFY_BYTES)
 
 
 def _measured(size: int) -> int:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ringstone import models
+from ringstone.demo import snapshots
 from ringstone.demo.gateway import GatewayProcess
 from ringstone.demo.plan import (
     FIO_ENGINE,
@@ -43,6 +44,8 @@ from ringstone.units import format_rate, format_size
 
 GUEST_CPUS = 2
 GUEST_MEMORY = 512 << 20
+# Beside the volume's size, in a store.
+_SPARE = 512 << 20
 
 
 def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
@@ -72,7 +75,7 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
             )
         stats = stack.enter_context(StatsPage(gateway.stats_path))
         with progress.step("Guest boots") as step:
-            guest = stack.enter_context(_boot(image, accelerator, attachment, folder / "guest"))
+            guest = stack.enter_context(_boot(image, accelerator, [attachment], folder / "guest"))
             step.detail = guest.output("cat /proc/version").split(" (")[0]
         volume = gateway.client.volume(VOLUME)
         setting = _setting(options, volume, attachment, accelerator, image, gateway)
@@ -83,8 +86,16 @@ def run_demo(options: DemoOptions, progress: Progress) -> DemoResult:
             _measure(shape, guest, stats, progress) for shape in shapes(options.seconds, options.size)
         ]
         checks = _verify(guest, stats, progress)
+        if options.pool == "store":
+
+            def boot(attached: list[models.Attachment]) -> AbstractContextManager[Guest]:
+                return _boot(image, accelerator, attached, folder / "second-guest")
+
+            checks += snapshots.overwritten(guest, gateway.client, progress)
+            guest, found = snapshots.reverted(guest, gateway.client, boot, stack, progress, GUEST_CPUS)
+            checks += found
         with progress.step("Shut down") as step:
-            checks += _shut_down(guest, gateway, stats)
+            checks += _shut_down(guest, gateway, stats, options)
             step.detail = "guest and gateway have ended"
     kept = str(folder) if options.keep else None
     return DemoResult(setting, measurements, checks, time.monotonic() - began, kept)
@@ -110,17 +121,19 @@ def _make_volume(gateway: GatewayProcess, options: DemoOptions, stack: ExitStack
     if options.pool == "memory":
         # Volumes in memory are files too, and the gateway would not come back to remove them after a crash.
         memory = stack.enter_context(tempfile.TemporaryDirectory(prefix="ringstone-demo-", dir="/dev/shm"))
-    client.create_pool(models.PoolCreate(name=POOL, type=options.pool, path=memory))
+    # A thin volume of a store takes what is written; a snapshot keeps what is overwritten.
+    store = models.StoreOptions(size=options.size + _SPARE) if options.pool == "store" else None
+    client.create_pool(models.PoolCreate(name=POOL, type=options.pool, path=memory, store=store))
     client.create_volume(VOLUME, pool=POOL, size=options.size)
     return client.attach(VOLUME, queues=GUEST_CPUS)
 
 
 def _boot(
-    image: GuestImage, accelerator: Accelerator, attachment: models.Attachment, folder: Path
+    image: GuestImage, accelerator: Accelerator, attached: list[models.Attachment], folder: Path
 ) -> AbstractContextManager[Guest]:
-    disk = Disk(attachment.socket, VOLUME, attachment.queues)
+    disks = [Disk(one.socket, one.volume, one.queues) for one in attached]
     return Guest(
-        QemuConfig(image, accelerator.name, folder, [disk], cpus=GUEST_CPUS, memory_bytes=GUEST_MEMORY)
+        QemuConfig(image, accelerator.name, folder, disks, cpus=GUEST_CPUS, memory_bytes=GUEST_MEMORY)
     )
 
 
@@ -219,11 +232,13 @@ def _word(check: Check) -> str:
     return check.detail if check.passed else "FAILED"
 
 
-def _shut_down(guest: Guest, gateway: GatewayProcess, stats: StatsPage) -> list[Check]:
+def _shut_down(guest: Guest, gateway: GatewayProcess, stats: StatsPage, options: DemoOptions) -> list[Check]:
     complaints = guest.run("dmesg | grep -i 'I/O error'", check=False).stdout.strip().splitlines()
     guest.shutdown()
     errors = totals(stats.read(), VOLUME).counters["errors"]
     gateway.client.detach(VOLUME)
+    if options.pool == "store":
+        snapshots.put_away(gateway.client)
     status = gateway.stop()
     detail = (
         complaints[0] if complaints else f"{errors} errors counted by the gateway, none seen by the guest"

@@ -140,7 +140,7 @@ def _volume_view(record: VolumeRecord, held: AttachmentRecord | None, live: Live
     )
     if not isinstance(live, models.Volume):
         return view
-    told = {name: getattr(live, name) for name in ("state", "reason", "allocated", "detail")}
+    told = {name: getattr(live, name) for name in ("state", "reason", "allocated", "shared", "detail")}
     return view.model_copy(update=told)
 
 

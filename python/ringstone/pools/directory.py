@@ -26,7 +26,7 @@ class Directory:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             for path in reversed(missing):
-                _sync(path.parent)
+                sync(path.parent)
         except OSError as error:
             raise error_of_os(error, f"making the directory {self.path}", _CHECK_PATH) from error
 
@@ -80,7 +80,7 @@ class Directory:
         try:
             self._extend(fd, 0, length)
             os.fsync(fd)
-            _sync(self.path)
+            sync(self.path)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise error_of_os(
@@ -121,7 +121,7 @@ class Directory:
         try:
             path.unlink(missing_ok=True)
             if self.path.is_dir():
-                _sync(self.path)
+                sync(self.path)
         except OSError as error:
             raise error_of_os(error, f"removing {path}", _CHECK_PATH) from error
 
@@ -148,7 +148,7 @@ class Directory:
             return None
 
 
-def _sync(directory: Path) -> None:
+def sync(directory: Path) -> None:
     """Make created and removed names in it durable."""
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

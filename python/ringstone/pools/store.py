@@ -24,6 +24,7 @@ from ringstone.errors import (
 )
 from ringstone.pools import occupancy, store_door, store_options
 from ringstone.pools.base import Snapshot, Space, Usage, admit_to_capacity
+from ringstone.pools.directory import sync
 from ringstone.pools.store_door import OpenStore, StoredVolume
 from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
@@ -105,11 +106,18 @@ class StorePool:
                 f"There is no {path} yet, and a new file needs a size, for example --size 100G; only a device has its "
                 "own."
             )
+        # One that fails leaves no file.
+        uuid = store_door.format_store(self._path, size=size, extent=self._options.extent)
+        self._sync_name()
+        return uuid
+
+    def _sync_name(self) -> None:
+        """Have the drive know that the file is there, or gone."""
+        parent = Path(self._path).parent
         try:
-            return store_door.format_store(self._path, size=size, extent=self._options.extent)
-        except Exception:
-            path.unlink(missing_ok=True)
-            raise
+            sync(parent)
+        except OSError as error:
+            raise error_of_os(error, f"syncing {parent}", "Check its filesystem.") from error
 
     def _take(self, erase: bool) -> None:
         """What is at the path is for the store from here on."""
@@ -153,6 +161,7 @@ class StorePool:
                 self._wipe()
             if self.record.options.get("managed"):
                 Path(self._path).unlink(missing_ok=True)
+                sync(Path(self._path).parent)
         except OSError as error:
             raise error_of_os(
                 error, f"removing the store {self._path}", "Check the device or file."

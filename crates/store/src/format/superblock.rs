@@ -42,6 +42,9 @@ impl Superblock {
         self.generation += 1;
         self.incarnation += 1;
         self.began = next;
+        // What was replayed is made durable before this is written. It must not be dropped later: what it freed is given out
+        // again.
+        self.covered = next;
         self.boot = boot;
     }
 

@@ -55,6 +55,9 @@ impl Keeper {
             }
         }
         self.maybe_reapable |= !commit.catalog.is_empty();
+        if !commit.catalog.is_empty() && !matches!(commit.then, Then::Reap) {
+            self.named = seq + 1;
+        }
         for change in commit.catalog {
             self.catalog.apply(change);
         }

@@ -29,6 +29,8 @@ pub(super) struct Checkpoint {
     catalog_bytes: u32,
     catalog_crc: u32,
     failed: bool,
+    /// When the superblock is written again.
+    again: Option<u64>,
 }
 
 #[derive(PartialEq, Eq)]
@@ -48,11 +50,17 @@ impl Keeper {
             self.begin_checkpoint();
         }
         self.write_pages();
+        if let Some(checkpoint) = &mut self.checkpoint {
+            if checkpoint.again.take_if(|at| *at <= self.now).is_some() {
+                self.write_superblock();
+            }
+        }
     }
 
     pub(super) fn is_checkpoint_due(&self) -> bool {
         let (used, all) = self.journal.used();
-        let due = used > all / 2 && !self.paused || !self.throttled.is_empty() || self.wants_checkpoint();
+        // Requests are not the only ones that wait for room.
+        let due = used > all / 2 && !self.paused || !self.journal.has_room() || self.wants_checkpoint();
         due && self.failed.is_none() && self.possessed
     }
 
@@ -71,6 +79,7 @@ impl Keeper {
             catalog_bytes: 0,
             catalog_crc: 0,
             failed: false,
+            again: None,
         });
     }
 
@@ -127,6 +136,11 @@ impl Keeper {
         if let Err(errno) = result {
             let error = std::io::Error::from_raw_os_error(errno);
             self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
+            if purpose == Purpose::Superblock {
+                // It may be on the drive all the same, and count. So what it names stays as it is until it is there for certain.
+                checkpoint.again = Some(self.now + AGAIN_NS);
+                return;
+            }
             checkpoint.failed = true;
         }
         match purpose {

@@ -81,7 +81,8 @@ impl Keeper {
             let (volume, from, mask) = (flatten.volume, part.slot(), part.mask());
             return self.copy(volume, vextent, from, mask);
         }
-        if self.reap.is_some() {
+        // What is under way may be about to change the same volume's description, or its layers.
+        if self.reap.is_some() || self.running.is_some() {
             return;
         }
         let Some(volume) = self.catalog.volumes.get(&flatten.volume).cloned() else { return };
@@ -113,6 +114,7 @@ impl Keeper {
             taken,
             commit: self.put(volume, &[piece], slot),
             stage: Stage::Merge { merge: Merge::Copy, to: self.place(slot) + within },
+            held: 0,
         };
         if let Some(flatten) = &mut self.flatten {
             flatten.copying = true;
@@ -132,8 +134,17 @@ impl Keeper {
         if let Some(flatten) = &mut self.flatten {
             flatten.copying = false;
         }
-        if let Err(errno) = result {
-            self.flatten_failed(errno);
+        match result {
+            Ok(()) if self.closing => self.end_flatten(Err(StoreError::Closed)),
+            Ok(()) => {}
+            Err(errno) => self.flatten_failed(errno),
+        }
+    }
+
+    /// The store is being closed.
+    pub(super) fn stop_flattening(&mut self) {
+        if self.flatten.as_ref().is_some_and(|flatten| !flatten.copying) {
+            self.end_flatten(Err(StoreError::Closed));
         }
     }
 

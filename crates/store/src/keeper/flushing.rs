@@ -43,12 +43,6 @@ impl Flushing {
     pub fn is_due(&self) -> bool {
         !self.waiting.is_empty() && self.under_way.is_none()
     }
-
-    /// All that wait, for whom there will be none.
-    pub fn take_all(&mut self) -> Vec<Waiter> {
-        let under_way = self.under_way.take().map(|(_, waiters)| waiters).unwrap_or_default();
-        under_way.into_iter().chain(self.waiting.drain(..)).collect()
-    }
 }
 
 impl Keeper {
@@ -57,7 +51,7 @@ impl Keeper {
             return;
         }
         let waiters = std::mem::take(&mut self.flushing.waiting);
-        self.flushing.under_way = Some((self.journal.committed(), waiters));
+        self.flushing.under_way = Some((self.journal.spoken(), waiters));
         self.out.push_back(Io {
             action: Action::Flush,
             offset: 0,

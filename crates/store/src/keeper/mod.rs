@@ -33,7 +33,7 @@ pub use figures::{Figures, SnapshotInfo, VolumeInfo};
 
 use crate::allocator::Allocator;
 use crate::catalog::{Catalog, Change};
-use crate::epochs::Epochs;
+use crate::epochs::{Epochs, Reader};
 use crate::error::StoreError;
 use crate::format::{Entry, Superblock};
 use crate::geometry::{Extents, Layout};
@@ -131,6 +131,8 @@ pub struct Keeper {
     allocator: Allocator,
     journal: Journal<Commit>,
     epochs: Arc<Epochs>,
+    /// Holds the steps under way.
+    reader: Reader,
     places: Arc<Places>,
     shared: Arc<Shared>,
     open: BTreeMap<u32, Open>,
@@ -161,6 +163,8 @@ pub struct Keeper {
     paused: bool,
     /// The superblock on the drive names this opener.
     possessed: bool,
+    /// Behind the record of the last command that changed the catalog.
+    named: u64,
     flatten: Option<Flatten>,
     out: VecDeque<Io>,
     done: VecDeque<Done>,
@@ -175,9 +179,13 @@ pub struct Keeper {
 impl Keeper {
     /// Of a store as it was read. Nothing may be asked of it but to open volumes, until [`Command::Possess`] was answered: it
     /// is another's until then.
-    pub fn new(recovered: Recovered, boot: [u8; 16], epochs: Arc<Epochs>) -> Self {
+    ///
+    /// # Errors
+    /// Too many stores are open.
+    pub fn new(recovered: Recovered, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Self, StoreError> {
         let Recovered { mut superblock, slots, catalog, next, highest_generation, dropped } = recovered;
-        let marked = superblock.covered;
+        let reader = Reader::of_keeper(&epochs)
+            .ok_or_else(|| StoreError::Impossible("a process has 64 of them open at most".into()))?;
         superblock.take_possession(next, boot);
         let layout = &superblock.layout;
         let allocator = Allocator::new(layout, |slot| slots.get(slot).kind != crate::format::Kind::Free);
@@ -187,7 +195,7 @@ impl Keeper {
             superblock.incarnation,
             next,
             superblock.replay_from,
-            marked,
+            superblock.covered,
         );
         let places = Arc::new(Places::default());
         places.learn(&layout.zones);
@@ -197,14 +205,15 @@ impl Keeper {
                 "power was lost: {dropped} blocks of the journal that no flush had made durable were dropped"
             ));
         }
-        let shared = Arc::new(Shared { unmarked: AtomicBool::new(next > superblock.covered) });
-        Self {
+        let shared = Arc::<Shared>::default();
+        Ok(Self {
             superblock,
             catalog,
             slots,
             allocator,
             journal,
             epochs,
+            reader,
             places,
             shared,
             open: BTreeMap::new(),
@@ -227,6 +236,7 @@ impl Keeper {
             maybe_reapable: true,
             paused: false,
             possessed: false,
+            named: 0,
             flatten: None,
             out: VecDeque::new(),
             done: VecDeque::new(),
@@ -235,7 +245,7 @@ impl Keeper {
             now: 0,
             failed: None,
             closing: false,
-        }
+        })
     }
 
     pub fn shared(&self) -> Arc<Shared> {
@@ -246,7 +256,8 @@ impl Keeper {
         self.superblock.uuid
     }
 
-    /// Take a guest's request. The answer comes out of [`next_done`](Self::next_done).
+    /// Take a guest's request, which its reactor does not hold any more (see [`Reader::hold`]). The answer comes out of
+    /// [`next_done`](Self::next_done).
     pub fn submit(&mut self, request: Request) {
         self.requests.push_back(request);
     }
@@ -261,6 +272,7 @@ impl Keeper {
         self.now = now;
         let before = (self.out.len(), self.done.len(), self.answers.len());
         self.recycle();
+        self.reader.begin(&self.epochs);
         while let Some(request) = self.requests.pop_front() {
             self.plan(request);
         }
@@ -270,6 +282,7 @@ impl Keeper {
         self.start_flush();
         self.run_checkpoint();
         self.write_journal();
+        self.reader.leave(&self.epochs);
         before != (self.out.len(), self.done.len(), self.answers.len())
     }
 
@@ -375,10 +388,12 @@ impl Keeper {
             Purpose::Operation(id) => self.advance(id, io, result),
             Purpose::Journal(seq) => match result {
                 Ok(()) => {
-                    for (seq, commit) in self.journal.written(seq) {
+                    let commits = self.journal.written(seq);
+                    // Before a map shows anything of it: whoever finds it there must know that it is not durable yet.
+                    self.update_unmarked();
+                    for (seq, commit) in commits {
                         self.apply(seq, commit);
                     }
-                    self.update_unmarked();
                 }
                 Err(errno) => self.fail(errno),
             },
@@ -392,10 +407,11 @@ impl Keeper {
     }
 
     fn update_unmarked(&self) {
-        self.shared.unmarked.store(self.journal.marked() < self.journal.committed(), Ordering::Release);
+        self.shared.unmarked.store(self.journal.marked() < self.journal.spoken(), Ordering::Release);
     }
 
-    /// The journal cannot be written. What it was to say never counts, here or after a restart.
+    /// The journal cannot be written. What it was to say does not count here; after a restart it may, if it got to the drive all
+    /// the same. So nothing is written in place any more: it might go to where the journal then says that nothing is.
     fn fail(&mut self, errno: i32) {
         if self.failed.replace(errno).is_none() {
             let error = std::io::Error::from_raw_os_error(errno);
@@ -403,11 +419,15 @@ impl Keeper {
                 "the journal could not be written: {error}; nothing changes in maps any more"
             ));
         }
+        self.open.values().for_each(|open| open.map.hold());
         for commit in self.journal.fail() {
             self.abandon(commit, errno);
         }
-        for waiter in self.flushing.take_all() {
-            self.answer_waiter(waiter, Err(errno));
+        if let Some((number, Running::Growing { .. } | Running::Closing)) = self.running {
+            // They wait for a checkpoint, and there will be none.
+            self.running = None;
+            let error = StoreError::Failed(std::io::Error::from_raw_os_error(errno));
+            self.answers.push_back((number, Err(error)));
         }
         for (request, _) in std::mem::take(&mut self.starved) {
             self.done.push_back(Done { token: request.token, result: Err(errno) });
@@ -422,7 +442,7 @@ impl Keeper {
             Then::Nothing => {}
             Then::Operation(id) => self.finish(id, Err(errno)),
             Then::Command => self.command_failed(errno),
-            Then::Reap => self.reap = None,
+            Then::Reap => self.reap_failed(),
             Then::Flatten => self.flatten_failed(errno),
             Then::Marked(waiters) => {
                 waiters.into_iter().for_each(|waiter| self.answer_waiter(waiter, Err(errno)))
@@ -436,5 +456,11 @@ impl Keeper {
 
     fn gone(&mut self, request: &Request) {
         self.refuse(request, errno::ENODEV);
+    }
+}
+
+impl Drop for Keeper {
+    fn drop(&mut self) {
+        self.reader.give_back(&self.epochs);
     }
 }

@@ -17,6 +17,9 @@ impl Keeper {
         let live = self.catalog.volumes.get(&id)?.live;
         let map = Arc::new(Map::new(self.extents(), self.places.clone()));
         let tag = map.live();
+        if self.failed.is_some() {
+            map.hold();
+        }
         let mut names = NodeNames::default();
         let mut tombs = BTreeMap::new();
         self.for_layers(live, |depth, slot, entry| match entry.kind {
@@ -56,12 +59,10 @@ impl Keeper {
     fn for_layers(&self, live: u32, mut with: impl FnMut(usize, u32, &Entry)) {
         let chain = self.catalog.chain(live);
         if let [only] = chain[..] {
-            // The usual case, of which nothing has to be sorted. Tombstones hide nothing here.
-            return self
-                .slots
-                .iter()
-                .filter(|(_, entry)| entry.layer == only)
-                .for_each(|(slot, e)| with(0, slot, &e));
+            // The usual case, of which nothing has to be sorted. Tombstones that are left from an older layer hide nothing
+            // any more, and must not hide what was written since.
+            let data = self.slots.iter().filter(|(_, entry)| entry.layer == only && entry.kind == Kind::Data);
+            return data.for_each(|(slot, entry)| with(0, slot, &entry));
         }
         let depths: HashMap<u32, usize> =
             chain.iter().enumerate().map(|(depth, layer)| (*layer, depth)).collect();

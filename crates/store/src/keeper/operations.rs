@@ -19,6 +19,8 @@ pub(super) struct Operation {
     /// What changes when its data is there.
     pub commit: Commit,
     pub stage: Stage,
+    /// Of the epoch in which it looked into the map.
+    pub held: u8,
 }
 
 /// What comes next when the I/O under way is done.
@@ -52,23 +54,18 @@ pub(super) enum Merge {
 impl Keeper {
     /// Begin a step with its first I/O.
     pub(super) fn begin(&mut self, operation: Operation, io: impl FnOnce(u32) -> Io) {
-        let id = self.free_operations.pop().unwrap_or_else(|| {
-            self.operations.push(None);
-            self.operations.len() as u32 - 1
-        });
-        for vextent in &operation.locked {
-            self.locks.insert((operation.volume, *vextent), id);
-        }
-        if let Some(open) = self.open.get_mut(&operation.volume) {
-            open.busy += 1;
-        }
-        self.operations[id as usize] = Some(operation);
-        let io = io(id);
-        self.out.push_back(io);
+        let id = self.enter(operation);
+        self.out.push_back(io(id));
     }
 
     /// Begin a step that needs no I/O before its record.
     pub(super) fn begin_record(&mut self, operation: Operation) {
+        let id = self.enter(operation);
+        self.record_operation(id);
+    }
+
+    fn enter(&mut self, mut operation: Operation) -> u32 {
+        operation.held = self.reader.hold();
         let id = self.free_operations.pop().unwrap_or_else(|| {
             self.operations.push(None);
             self.operations.len() as u32 - 1
@@ -80,7 +77,7 @@ impl Keeper {
             open.busy += 1;
         }
         self.operations[id as usize] = Some(operation);
-        self.record_operation(id);
+        id
     }
 
     /// An I/O of step `id` is done.
@@ -136,7 +133,7 @@ impl Keeper {
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         operation.stage = Stage::Flush;
         let mut commit = std::mem::take(&mut operation.commit);
-        if commit.slots.is_empty() {
+        if commit.slots.is_empty() && commit.maps.is_empty() {
             return self.committed(id);
         }
         if let Some(errno) = self.failed {
@@ -161,6 +158,7 @@ impl Keeper {
     pub(super) fn finish(&mut self, id: u32, result: Result<(), i32>) {
         let Some(operation) = self.operations[id as usize].take() else { return };
         self.free_operations.push(id);
+        self.reader.end(&self.epochs, operation.held);
         for slot in operation.taken {
             // No record ever named it.
             self.allocator.give(slot);

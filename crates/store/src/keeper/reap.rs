@@ -53,6 +53,10 @@ impl Keeper {
                 self.maybe_reapable = false;
                 return;
             };
+            if self.journal.marked() < self.named {
+                // What the child gets is soon overwritten in place. The snapshot or volume that had it too must not come back.
+                return self.flushing.wait_once();
+            }
             self.reap = Some(Reap {
                 layer,
                 child,
@@ -185,6 +189,17 @@ impl Keeper {
         if reap.phase == Phase::Drop && !self.catalog.layers.contains_key(&reap.layer) {
             self.reap = None;
         }
+        self.unlock_reaped(locked);
+    }
+
+    /// The journal cannot be written.
+    pub(super) fn reap_failed(&mut self) {
+        if let Some(reap) = self.reap.take() {
+            self.unlock_reaped(reap.locked);
+        }
+    }
+
+    fn unlock_reaped(&mut self, locked: Vec<(u32, u32)>) {
         for lock in locked {
             self.locks.remove(&lock);
         }

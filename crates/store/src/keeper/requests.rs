@@ -9,7 +9,7 @@ use super::operations::{Merge, Operation, Stage};
 use super::{Commit, Edit, Keeper, MapChange, FULL_WAIT_NS};
 use crate::format::{zeroed, Entry};
 use crate::geometry::BLOCK;
-use crate::io::{errno, Action, Data, Done, Io, Purpose, Request, RequestKind, ZEROES};
+use crate::io::{errno, Action, Data, Io, Purpose, Request, RequestKind, ZEROES};
 use crate::map::{Part, Parts, Run};
 
 /// Extents that a write takes in one step.
@@ -67,36 +67,29 @@ impl Keeper {
     }
 
     fn write_in_place(&mut self, request: Request, at: u64, len: u64) {
-        let operation = Operation {
-            request: Some(request),
-            volume: request.volume,
-            bytes: len,
-            locked: Vec::new(),
-            taken: Vec::new(),
-            commit: Commit::default(),
-            stage: Stage::Record,
-        };
-        self.begin(operation, |id| guest_write(id, &request, at, len));
+        self.in_place(request, len, |id, len| guest_write(id, &request, at, len));
     }
 
     fn zero_in_place(&mut self, request: Request, at: u64, len: u64) {
-        let len = len.min(ZEROES);
-        let operation = Operation {
-            request: Some(request),
-            volume: request.volume,
-            bytes: len,
-            locked: Vec::new(),
-            taken: Vec::new(),
-            commit: Commit::default(),
-            stage: Stage::Record,
-        };
-        self.begin(operation, |id| Io {
+        self.in_place(request, len.min(ZEROES), |id, len| Io {
             action: Action::Write { durable: false },
             offset: at,
             len,
             data: Data::Zeroes,
             purpose: Purpose::Operation(id),
         });
+    }
+
+    /// Bytes of one extent, which is locked: a discard beside it must not free the place while they are on their way.
+    fn in_place(&mut self, request: Request, len: u64, io: impl FnOnce(u32, u64) -> Io) {
+        let extents = self.extents();
+        let vextent = (request.offset >> extents.shift) as u32;
+        if self.blocks(&request, vextent) {
+            return;
+        }
+        let len = len.min(extents.bytes() - request.offset % extents.bytes());
+        let operation = self.step(request, len, vec![vextent], Vec::new(), Commit::default());
+        self.begin(operation, |id| io(id, len));
     }
 
     /// A write whose first granule is not the live layer's.
@@ -245,6 +238,7 @@ impl Keeper {
             taken,
             commit,
             stage: Stage::Record,
+            held: 0,
         }
     }
 
@@ -262,8 +256,10 @@ impl Keeper {
             return self.zero_in_place(request, at, len);
         }
         match open.map.read(request.offset, len) {
+            // Nothing to do, but what made it zero may have to be made durable.
             Run::Zero { .. } => {
-                self.done.push_back(Done { token: request.token, result: Ok(len) });
+                let operation = self.step(request, len, Vec::new(), Vec::new(), Commit::default());
+                self.begin_record(operation);
             }
             Run::At { .. } => {
                 if !self.blocks(&request, (request.offset >> extents.shift) as u32) {

@@ -1,0 +1,77 @@
+//! What guests write: each sector says which write it is of, and which sector of its volume it is.
+
+use ringstone_store::{Action, Data, Io};
+
+use crate::drive::{Drive, Flight, Owner, What, SECTOR};
+
+const LEN: usize = SECTOR as usize;
+
+/// `len` bytes of the write `value` from byte `offset` of its volume on.
+pub fn bytes(value: u64, offset: u64, len: u64) -> Vec<u8> {
+    let mut all = vec![0; len as usize];
+    for (n, sector) in (offset / SECTOR..).zip(all.chunks_mut(LEN)).filter(|_| value != 0) {
+        sector[..8].copy_from_slice(&value.to_le_bytes());
+        sector[8..16].copy_from_slice(&n.to_le_bytes());
+        sector[LEN - 8..].copy_from_slice(&value.to_le_bytes());
+    }
+    all
+}
+
+/// The values of sectors that were read from byte `offset` on.
+///
+/// # Errors
+/// One is no sector that a guest wrote there.
+pub fn values(bytes: &[u8], offset: u64) -> Result<Vec<u64>, String> {
+    let number =
+        |sector: &[u8], at: usize| u64::from_le_bytes(sector[at..at + 8].try_into().unwrap_or_default());
+    let value = |(n, sector): (u64, &[u8])| {
+        let value = number(sector, 0);
+        let whole = value == number(sector, LEN - 8) && (value == 0 || number(sector, 8) == n);
+        let is_zero = value != 0 || sector.iter().all(|byte| *byte == 0);
+        match whole && is_zero {
+            true => Ok(value),
+            false => Err(format!("sector {n} holds sector {} of {value}", number(sector, 8))),
+        }
+    };
+    (offset / SECTOR..).zip(bytes.chunks(LEN)).map(value).collect()
+}
+
+/// Begin what a keeper wants. `guest`: the memory of the request with a token, from a byte of it on. None if it is under way;
+/// else the I/O that is done.
+pub fn start(drive: &mut Drive, mut io: Io, guest: impl Fn(u64, u64, u64) -> Vec<u8>) -> Option<Io> {
+    let what = match io.action {
+        Action::Read => What::Read,
+        Action::Flush => What::Flush { before: drive.flushable() },
+        Action::Fill { token, skip, at } => {
+            let from = guest(token, skip, io.len);
+            let Data::Own(buffer) = &mut io.data else { panic!("filled without a buffer") };
+            for (n, byte) in from.into_iter().enumerate() {
+                let at = at + n;
+                buffer[at / 4096].0[at % 4096] = byte;
+            }
+            return Some(io);
+        }
+        Action::Write { durable } => {
+            let bytes = match &io.data {
+                Data::Own(buffer) => buffer.iter().flat_map(|block| block.0).collect(),
+                Data::Guest { token, skip } => guest(*token, *skip, io.len),
+                Data::Zeroes => vec![0; io.len as usize],
+                Data::None => panic!("written without data"),
+            };
+            assert_eq!(bytes.len() as u64, io.len);
+            What::Write { bytes: bytes.into(), durable }
+        }
+    };
+    assert!(io.offset.is_multiple_of(SECTOR) && io.offset + io.len <= drive.size(), "{io:?}");
+    drive.flights.push(Flight { offset: io.offset, len: io.len, what, owner: Owner::Keeper(io) });
+    None
+}
+
+/// Give a keeper's read what is on the drive.
+pub fn read(drive: &Drive, io: &mut Io) {
+    if let (Action::Read, Data::Own(buffer)) = (io.action, &mut io.data) {
+        for (n, block) in buffer.iter_mut().enumerate() {
+            drive.read(io.offset + n as u64 * 4096, &mut block.0);
+        }
+    }
+}

@@ -1,0 +1,52 @@
+//! The store under a drive that forgets: random use, ended at every I/O by the end of the process or of the power, beside a
+//! reference in memory.
+//!
+//! `RINGSTONE_STORE_SEEDS=1000` runs so many seeds (`FIRST..END` those); `RINGSTONE_STORE_TRACE=1` prints what happens in each.
+
+mod drive;
+mod guest;
+mod look;
+mod operator;
+mod reference;
+mod rng;
+mod run;
+mod world;
+
+use std::panic::{catch_unwind, AssertUnwindSafe};
+
+/// Run `seed`; on failure say how to run it again.
+fn seed(seed: u64, every: bool) -> u64 {
+    let setup = run::setup(seed);
+    let (rounds, steps) = if every { (2, 120) } else { (4, 400) };
+    let run = catch_unwind(AssertUnwindSafe(|| run::run(setup.clone(), rounds, steps, every)));
+    run.unwrap_or_else(|_| {
+        let test = if every { "every_cut" } else { "long_runs" };
+        panic!(
+            "seed {seed} failed: RINGSTONE_STORE_SEEDS={seed}..{} cargo test -p ringstone-store --test crash_model {test} ({setup:?})",
+            seed + 1
+        );
+    })
+}
+
+/// The seeds that the environment asks for, or the first `few`.
+fn seeds(few: u64) -> std::ops::Range<u64> {
+    match std::env::var("RINGSTONE_STORE_SEEDS") {
+        Err(_) => 0..few,
+        Ok(text) => match text.split_once("..") {
+            Some((first, end)) => first.parse().expect("a number")..end.parse().expect("a number"),
+            None => 0..text.parse().expect("RINGSTONE_STORE_SEEDS is a number or FIRST..END"),
+        },
+    }
+}
+
+#[test]
+fn every_cut_of_short_runs_leaves_what_was_promised() {
+    let states: u64 = seeds(20).map(|number| seed(number, true)).sum();
+    println!("{states} states");
+}
+
+#[test]
+fn long_runs_lose_nothing() {
+    let states: u64 = seeds(60).map(|number| seed(number, false)).sum();
+    println!("{states} states");
+}

@@ -1,0 +1,201 @@
+"""Store pools as an operator meets them: the command line and the client, through a manager and a gateway's API."""
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from ringstone import models
+from ringstone.cli.app import app
+from ringstone.cli.context import CliContext
+from ringstone.client import RemoteClient
+from ringstone.errors import BusyError, ExistsError, InvalidError, RingstoneError, UnsupportedError
+from tests.framework.manager import Cluster, cluster
+from tests.unit.store_fake import FakeStore, failure, stores
+
+__all__ = ["cluster", "stores"]
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def client(cluster: Cluster, stores: type[FakeStore]) -> RemoteClient:
+    return cluster.client()
+
+
+@pytest.fixture
+def _commands(cluster: Cluster, stores: type[FakeStore], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They talk to the cluster's manager."""
+    monkeypatch.setattr(CliContext, "client", lambda cli, timeout=None: cluster.client())
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(app, [*arguments])
+
+
+def said(*arguments: str) -> str:
+    result = run(*arguments)
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+def made(client: RemoteClient, *volumes: str) -> models.Pool:
+    options = models.StoreOptions(size=64 * MIB)
+    pool = client.create_pool(models.PoolCreate(name="fast", type="store", host="a", store=options))
+    for name in volumes:
+        client.create_volume(name, pool="fast", size=16 * MIB)
+    return pool
+
+
+def written(pool: models.Pool, volume: str, own: int) -> None:
+    assert pool.path is not None
+    FakeStore(pool.path).written(volume, own)
+
+
+def test_a_pool_tells_its_space(client: RemoteClient) -> None:
+    pool = made(client, "v")
+    written(pool, "v", 28 * MIB)
+    found = client.pool("fast")
+    assert (found.total, found.free, found.provisioned) == (32 * MIB, 4 * MIB, 16 * MIB)
+    assert found.space == models.Space(
+        size=64 * MIB,
+        capacity=32 * MIB,
+        used=28 * MIB,
+        free=4 * MIB,
+        promised=16 * MIB,
+        promised_at_most=320 * MIB,
+        reclaiming=0,
+    )
+    grown = client.grow_pool("fast", 96 * MIB)
+    assert grown.space is not None
+    assert grown.space.capacity == 48 * MIB
+    assert client.pool("shared").space is None
+
+
+def test_a_warning_is_among_the_gateway_s_events(cluster: Cluster, client: RemoteClient) -> None:
+    pool = made(client, "v")
+    written(pool, "v", 28 * MIB)
+    for _ in range(2):
+        client.pool("fast")
+    events = cluster.hosts["a"].service.events.latest(10)
+    assert [one.message[:24] for one in events if one.level == "warning"] == ["Pool fast is 87 % full: "]
+
+
+def test_snapshots_clones_and_differences(client: RemoteClient) -> None:
+    pool = made(client, "v", "w")
+    client.attach("v")
+    assert client.create_snapshot("v", "monday", also=["w"]).own == 4096
+    assert [one.name for one in client.snapshots("w")] == ["monday"]
+    with pytest.raises(ExistsError):
+        client.create_snapshot("v", "monday")
+    assert client.clone_volume("v", "now").size == 16 * MIB
+    client.clone_snapshot("v", "monday", "then")
+    written(pool, "v", MIB)
+    assert client.volume("v").allocated == MIB
+    assert client.volume("v").shared == 4096
+    found = client.diff("v", since="monday")
+    assert (found.since, found.until, found.changed, found.ranges) == ("monday", None, MIB, [(0, MIB)])
+    client.flatten("then")
+    with pytest.raises(InvalidError, match="nothing to copy"):
+        client.flatten("then")
+
+
+def test_what_other_pools_have_not_is_told(cluster: Cluster, client: RemoteClient) -> None:
+    client.create_volume("plain", pool="shared", size=MIB)
+    with pytest.raises(UnsupportedError, match="store or rbd pool"):
+        client.diff("plain")
+    cluster.local_pool("a")
+    with pytest.raises(UnsupportedError, match="only store pools"):
+        client.grow_pool("local")
+
+
+@pytest.mark.parametrize(
+    ("store", "said"),
+    [
+        ({"extent": 12345}, "use 16K"),
+        ({"extent": 65536.5}, "extent"),
+        ({"overcommit": 0}, "within 1"),
+        ({"overcommit": "x"}, "overcommit"),
+        ({"size": "64M"}, "size"),
+        ({"sise": 1}, "sise"),
+    ],
+)
+def test_bad_options_are_named(client: RemoteClient, store: dict[str, object], said: str) -> None:
+    body = {"name": "fast", "type": "store", "host": "a", "store": {"size": 64 * MIB} | store}
+    with pytest.raises(RingstoneError, match=said) as raised:
+        client._call(models.Pool, "POST", "/pools", body=body)
+    assert raised.value.code == "invalid"
+    assert "fast" not in [pool.name for pool in client.pools()]
+
+
+def test_options_of_a_store_are_for_stores(client: RemoteClient) -> None:
+    options = models.StoreOptions(size=MIB)
+    with pytest.raises(InvalidError, match="Only store pools"):
+        client.create_pool(models.PoolCreate(name="plain", type="file", host="a", store=options))
+
+
+def test_a_pool_whose_drive_is_gone_is_failed_and_others_are_shown(client: RemoteClient) -> None:
+    pool = made(client, "v")
+    client.create_volume("plain", pool="shared", size=MIB)
+    assert pool.path is not None
+    Path(pool.path).unlink()
+    found = client.pool("fast")
+    assert (found.state, found.space, found.free) == ("failed", None, None)
+    assert "is not there" in str(found.reason)
+    states = {volume.name: (volume.state, volume.allocated, volume.shared) for volume in client.volumes()}
+    assert states["v"] == ("failed", None, None)
+    assert states["plain"][0] == "ready"
+
+
+# the command line
+
+
+@pytest.mark.usefixtures("_commands")
+def test_an_operator_s_day(tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    make = ("pool", "create", "fast", "--type", "store", "--host", "a", "--path", str(drive))
+    assert "needs a size" in str(run(*make).exception)
+    sized = (*make, "--size", "64M", "--extent", "16K", "--overcommit", "4")
+    assert said(*sized) == f"Made store pool fast on {drive}, with room for 32 MiB.\n"
+    shown = said("pool", "show", "fast")
+    for row in ("drive", "64 MiB", "used", "0 B (0.0 %)", "reclaiming", "promised", "at most 128 MiB"):
+        assert row in shown
+    for name in ("web", "db"):
+        said("volume", "create", name, "--pool", "fast", "--size", "16M")
+    assert said("snapshot", "create", "web", "monday", "--also", "db") == (
+        "Made snapshot monday of volumes web, db.\n"
+    )
+    assert "4 KiB" in said("snapshot", "list", "db")
+    assert said("volume", "clone", "web", "web-2") == "Made volume web-2, 16 MiB, of web.\n"
+    assert said("snapshot", "diff", "web", "--from", "monday") == "0 0\n"
+    assert json.loads(said("--json", "snapshot", "diff", "web", "--to", "monday"))["ranges"] == [[0, 0]]
+    assert "shared" in said("volume", "show", "web")
+    assert said("pool", "grow", "fast", "--size", "96M") == (
+        f"Pool fast uses all of {drive} and has room for 48 MiB.\n"
+    )
+
+
+def test_a_check_tells_what_is_there_and_ends_with_11_on_faults(
+    tmp_path: Path, stores: type[FakeStore]
+) -> None:
+    drive = tmp_path / "drive"
+    uuid = FakeStore.format(str(drive), size=64 * MIB)
+    printed = said("store", "check", str(drive))
+    assert uuid in printed
+    assert "64 MiB in extents of 64 KiB" in printed
+    assert "note: 3 blocks of the journal" in printed
+    FakeStore.failures["check"] = failure("failed", "damaged")
+    result = run("store", "check", str(drive))
+    assert result.exit_code == 11
+    assert "fault: slot 7 has no owner" in result.stdout
+    result = run("--json", "store", "check", str(drive))
+    assert result.exit_code == 11
+    assert json.loads(result.stdout)["faults"] == ["slot 7 has no owner"]
+
+
+def test_a_check_of_what_a_gateway_has_is_refused(tmp_path: Path, stores: type[FakeStore]) -> None:
+    drive = str(tmp_path / "drive")
+    FakeStore.format(drive, size=64 * MIB)
+    FakeStore(drive)
+    assert isinstance(run("store", "check", drive).exception, BusyError)
