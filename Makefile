@@ -99,10 +99,10 @@ test-rust: rust ## The Rust tests alone
 	@$(run-test-rust)
 test-python: build qemus older-release lab-packages ## The Python tests alone: unit, functional and with a real guest
 	@$(run-test-python)
-test-lab: build lab-packages ## The Python tests with Ceph and etcd alone, without guests: try another Debian's with them
+test-lab: engine lab-packages ## The unit tests in Python and those with Ceph and etcd, without guests: for another Debian's
 	@$(STEP) lab-tests --say -- $(VENV)/bin/python -m pytest --durations=15 --durations-min=5 -m "not soak and not guest" \
-		$(addprefix tests/functional/test_,rbd.py snapshots.py conformance.py lab.py state.py etcd_access.py manager.py away.py) \
-		$(addprefix tests/failure/test_,etcd.py full_cluster.py)
+		tests/unit $(addprefix tests/functional/test_,rbd.py snapshots.py conformance.py cut_short.py lab.py state.py state_kinds.py \
+		etcd_access.py manager.py away.py tcp.py) $(addprefix tests/failure/test_,etcd.py fencing.py full_cluster.py lab.py)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)
 soak: build qemus older-release lab-packages ## The tests that run for long; SOAK_SECONDS (600) for those that go round
@@ -112,7 +112,7 @@ bench: build ## Measure the gateway against qemu-storage-daemon and the machine'
 
 .PHONY: in-debian
 in-debian: packages ## make TARGET (demo) of the last commit in a fresh Debian SUITE (trixie) of its own, removed afterwards (root)
-	@scripts/in-debian $(or $(SUITE),trixie) $(or $(TARGET),demo)
+	@OLD_MIRROR=$(OLD_MIRROR) scripts/in-debian $(or $(SUITE),trixie) $(or $(TARGET),demo)
 
 .PHONY: format lock
 format: rust python-env ## Format Rust and Python

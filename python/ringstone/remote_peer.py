@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx2
 
+from ringstone.certificates import trusting
 from ringstone.errors import (
     ForbiddenError,
     InvalidError,
@@ -121,7 +122,7 @@ def _told(error: httpx2.TransportError) -> str:
 
 def _trusted(ca: Path | None, server_name: str | None) -> ssl.SSLContext:
     try:
-        context = ssl.create_default_context(cafile=str(ca) if ca else None)
+        context = trusting(ca)
     except ssl.SSLError as error:
         raise InvalidError(f"{ca} has no certificates (PEM): {error}. Correct --ca or gateway_ca.") from error
     except OSError as error:

@@ -1,6 +1,8 @@
 """Volumes of every type of pool, for tests of what holds for all of them."""
 
+import tempfile
 from contextlib import ExitStack
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +14,7 @@ from tests.framework.devices import loop_device
 from tests.framework.gateway import GatewayProcess
 from tests.framework.rbd import make_rbd_pool
 
+_ON_DISK = Path(__file__).resolve().parents[2] / ".cache"
 MIB = 1 << 20
 SIZE = 64 * MIB
 # What a device has beyond its volume, which grows.
@@ -50,9 +53,11 @@ class Volumes:
         self._made.append(volume)
 
     def _device_pool(self, volume: str) -> str:
-        """A device has one volume."""
-        backing = self._gateway.root / f"{volume}.device"
-        device = self._stack.enter_context(loop_device(backing, SIZE + _SPARE))
+        """A device has one volume. Its file is not below /tmp, which is in memory on Debian 13: tmpfs does not zero a
+        range, and a loop device to which its file has refused that takes no discards any more."""
+        _ON_DISK.mkdir(exist_ok=True)
+        folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory(prefix="device-", dir=_ON_DISK)))
+        device = self._stack.enter_context(loop_device(folder / volume, SIZE + _SPARE))
         name = f"of-{volume}"
         with self._gateway.client() as client:
             client.create_pool(models.PoolCreate(name=name, type="file", path=str(device)))

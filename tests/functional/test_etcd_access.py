@@ -14,6 +14,7 @@ import httpx2
 import pytest
 
 from ringstone.errors import StateError, UnreachableError
+from ringstone.lab import etcd as lab_etcd
 from ringstone.lab.credentials import Certificate, Credentials
 from ringstone.lab.etcd import EtcdCluster
 from ringstone.lab.etcd_access import USER, EtcdAccess
@@ -127,9 +128,28 @@ def test_without_a_certificate_nobody_writes(guarded: Guarded) -> None:
 
 def test_another_authoritys_certificate_is_none(guarded: Guarded, tmp_path: Path) -> None:
     other = Credentials(tmp_path / "other").certificate("host")
-    with guarded.http(other) as client, pytest.raises(httpx2.TransportError, match="certificate"):
+    # etcd 3.4 says that the certificate is bad, 3.5 that it does not know the authority.
+    refused = "alert (bad certificate|unknown ca)"
+    with guarded.http(other) as client, pytest.raises(httpx2.TransportError, match=refused):
         client.post("/v3/kv/put", json=put(KEY))
     assert guarded.written() == ""
+
+
+def test_a_member_that_nobody_believes_is_not_asked_for_ever(
+    guarded: Guarded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The lab waited for a leader for ever, and said nothing, where Python 3.13 refused the members' certificates."""
+    assert isinstance(guarded.etcd._certificates, dict)
+    monkeypatch.setitem(guarded.etcd._certificates, "ca", Credentials(tmp_path / "other").ca)
+    monkeypatch.setattr(lab_etcd, "_READY_SECONDS", 0.1)
+    with pytest.raises(UnreachableError, match="certificate"):
+        guarded.etcd.wait_for_leader()
+
+
+def test_a_member_tells_root_who_leads(guarded: Guarded) -> None:
+    """etcd 3.5.30 tells it nobody without a login."""
+    guarded.etcd.login = ("root", guarded.access.root_password_file.read_text().strip())
+    assert guarded.etcd.leader() == 0
 
 
 def test_a_certificate_alone_writes_nothing(guarded: Guarded) -> None:

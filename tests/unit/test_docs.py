@@ -43,6 +43,18 @@ def test_make_targets_exist(document: Path) -> None:
     assert set(MAKE.findall(document.read_text())) <= targets
 
 
+def test_tests_that_make_names_exist() -> None:
+    """`make test-lab` went on naming a file that had another name by then."""
+    makefile = (ROOT / "Makefile").read_text()
+    named = [
+        prefix + name
+        for prefix, names in re.findall(r"\$\(addprefix (tests/[^,]+),([^)]+)\)", makefile)
+        for name in names.replace("\\\n", " ").split()
+    ]
+    assert named
+    assert not [path for path in named if not (ROOT / path).exists()]
+
+
 @documents()
 def test_commands_are_accepted(document: Path) -> None:
     for line in COMMAND.findall(document.read_text()):

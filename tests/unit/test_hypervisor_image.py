@@ -5,12 +5,13 @@ import lzma
 import os
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from ringstone.hypervisor import guest_image
+from ringstone.hypervisor import guest_image, guest_kernel
 from ringstone.hypervisor.cpio import CpioWriter
 from ringstone.hypervisor.elf import drop_libraries
 from ringstone.hypervisor.guest_image import FIO_LIBRARIES
@@ -111,6 +112,23 @@ def test_module_dependencies_are_read_from_the_module() -> None:
     module = b"\0license=GPL\0depends=virtio-ring,virtio\0name=virtio_blk\0"
     assert module_dependencies(module) == ["virtio_ring", "virtio"]
     assert module_dependencies(b"\0depends=\0") == []
+
+
+@pytest.mark.parametrize("parts", [(), ("base", "binary", "modules")], ids=["one", "several"])
+def test_a_kernel_comes_with_all_its_packages(monkeypatch: pytest.MonkeyPatch, parts: Sequence[str]) -> None:
+    """The list of what is built into Debian 14's kernel is in a package of its own."""
+    image = "linux-image-7.2.12-cloud-amd64"
+    others = [f"linux-{part}-7.2.12-cloud-amd64" for part in parts]
+    depends = {
+        guest_kernel.META_PACKAGE: [image],
+        image: ["linux-base", "initramfs-tools", *others],
+    }
+    monkeypatch.setattr(
+        guest_kernel,
+        "_depends",
+        lambda package: "".join(f"  Depends: {one}\n" for one in depends[package]),
+    )
+    assert list(guest_kernel._kernel_packages()) == [image, *others]
 
 
 @pytest.mark.parametrize(

@@ -169,13 +169,21 @@ def signed_by_a_host(folder: Path, host: Certificate, name: str) -> Certificate:
     return Certificate(cert, key)
 
 
-def documented_certificates(folder: Path) -> tuple[Path, Certificate]:
+def older_certificates(folder: Path) -> tuple[Path, Certificate]:
+    """As documented_certificates(), by the commands of before, whose authority has no key usage."""
+    return documented_certificates(folder, leave_out='-addext "keyUsage=critical,keyCertSign,cRLSign" ')
+
+
+def documented_certificates(folder: Path, *, leave_out: str = "") -> tuple[Path, Certificate]:
     """The authority and host a's certificate, made by the commands of docs/operations/cluster.md."""
     step = CLUSTER_PAGE.read_text().partition("Certificates and tokens\n")[2].partition("\n## ")[0]
     commands = re.findall(r"^    (openssl req .*(?:\n        .*)*)", step, re.MULTILINE)
     assert len(commands) == 2, commands
+    assert leave_out in commands[0]
     for command in commands:
-        subprocess.run(["bash", "-euc", command], cwd=folder, check=True, capture_output=True)
+        subprocess.run(
+            ["bash", "-euc", command.replace(leave_out, "")], cwd=folder, check=True, capture_output=True
+        )
     return folder / "ca.pem", Certificate(folder / "a.pem", folder / "a.key")
 
 
@@ -196,6 +204,32 @@ def test_a_host_signs_no_certificates_for_others(
         assert row(client, "a").reason is None
         assert "gateway_ca" in (row(client, "b").reason or "")
         assert forged.heard == b""
+
+
+def test_an_authority_without_a_key_usage_is_one(cluster: Cluster, tmp_path: Path) -> None:
+    """Python 3.13 refuses it, and our documents had people make such a one: after an upgrade of the machine no host was
+    believed any more, and etcd no longer either."""
+    ca, own = older_certificates(tmp_path)
+    with listening(own) as host:
+        announced(cluster, "a", f"https://127.0.0.1:{host.port}")
+        assert row(manager(cluster, ca), "a").reason is None
+
+
+@pytest.mark.parametrize("whose", ["the lab's", "the documented"])
+def test_certificates_please_the_strictest(credentials: Credentials, tmp_path: Path, whose: str) -> None:
+    """As everybody's clients in Python 3.13 are by themselves."""
+    if whose == "the lab's":
+        ca, own = credentials.ca, credentials.certificate("10.0.0.1", "a")
+    else:
+        ca, own = documented_certificates(tmp_path)
+    context = ssl.create_default_context(cafile=ca)
+    context.verify_flags |= ssl.VERIFY_X509_STRICT
+    with (
+        listening(own) as host,
+        socket.create_connection(("127.0.0.1", host.port)) as plain,
+        context.wrap_socket(plain, server_hostname="a"),
+    ):
+        pass
 
 
 def test_a_host_with_a_certificate_of_its_name_is_asked_wherever_it_is(

@@ -4,7 +4,7 @@
 //! it closed. Each layer but the oldest has a parent, which says what it does not. A layer that is neither live nor named by a
 //! snapshot is *nameless*: without children it goes, with one child it is merged into that, and with more it stays.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::format::{Reader, Writer};
 
@@ -170,29 +170,66 @@ impl Catalog {
         Some(catalog)
     }
 
-    /// What in it cannot be: names twice, layers that are not there, or that have themselves as ancestors.
+    /// What in it cannot be: names twice, ids that were not given out, layers that are not there, that have themselves as
+    /// ancestors, or that are live and something else too.
     pub fn fault(&self) -> Option<String> {
-        let mut names = std::collections::BTreeSet::new();
+        let mut names = BTreeSet::new();
+        let mut live = BTreeSet::new();
         for volume in self.volumes.values() {
-            if !names.insert(&volume.name) {
-                return Some(format!("two volumes are called {:?}", volume.name));
+            let name = &volume.name;
+            if !names.insert((0, name)) || !(1..=NAME_MAX).contains(&name.len()) {
+                return Some(format!("two volumes are called {name:?}, or it is no name"));
             }
-            if !self.layers.contains_key(&volume.live) {
-                return Some(format!("volume {:?} has no layer {}", volume.name, volume.live));
+            if !self.layers.contains_key(&volume.live) || !live.insert(volume.live) {
+                return Some(format!("volume {name:?} has no layer {} of its own", volume.live));
+            }
+            if !(1..=i64::MAX as u64).contains(&volume.size) {
+                return Some(format!("volume {name:?} has {} bytes", volume.size));
             }
         }
         for snapshot in self.snapshots.values() {
+            let name = &snapshot.name;
+            if !names.insert((snapshot.volume, name)) || !(1..=NAME_MAX).contains(&name.len()) {
+                return Some(format!("two snapshots of a volume are called {name:?}, or it is no name"));
+            }
             if !self.volumes.contains_key(&snapshot.volume) || !self.layers.contains_key(&snapshot.layer) {
-                return Some(format!("snapshot {:?} has no volume or no layer", snapshot.name));
+                return Some(format!("snapshot {name:?} has no volume or no layer"));
+            }
+            if live.contains(&snapshot.layer) {
+                return Some(format!("snapshot {name:?} is of a layer that is written to"));
+            }
+            if !(1..=i64::MAX as u64).contains(&snapshot.size) {
+                return Some(format!("snapshot {name:?} has {} bytes", snapshot.size));
             }
         }
-        let orphan =
-            self.layers.values().find(|one| one.parent != 0 && !self.layers.contains_key(&one.parent));
-        if let Some(layer) = orphan {
-            return Some(format!("layer {} has no parent {}", layer.id, layer.parent));
+        let ids = self.volumes.keys().chain(self.snapshots.keys()).chain(self.layers.keys());
+        if let Some(id) = ids.into_iter().find(|id| **id == 0 || **id >= self.next) {
+            return Some(format!("id {id} was never given out"));
         }
-        let looped = self.layers.keys().find(|id| self.chain(**id).len() > self.layers.len());
-        looped.map(|id| format!("layer {id} is its own ancestor"))
+        self.fault_of_layers(&live)
+    }
+
+    fn fault_of_layers(&self, live: &BTreeSet<u32>) -> Option<String> {
+        // Each layer is passed once, however long the chains are.
+        let mut sound = BTreeSet::new();
+        for start in self.layers.values() {
+            let mut passed = BTreeSet::new();
+            let mut at = start;
+            while at.parent != 0 && !sound.contains(&at.id) {
+                if !passed.insert(at.id) {
+                    return Some(format!("layer {} is its own ancestor", at.id));
+                }
+                if live.contains(&at.parent) {
+                    return Some(format!("layer {} stands on one that is written to", at.id));
+                }
+                let Some(parent) = self.layers.get(&at.parent) else {
+                    return Some(format!("layer {} has no parent {}", at.id, at.parent));
+                };
+                at = parent;
+            }
+            sound.extend(passed);
+        }
+        None
     }
 
     pub fn take_id(&mut self) -> u32 {
@@ -246,7 +283,7 @@ impl Catalog {
             let entry = children.entry(layer.parent).or_default();
             *entry = (entry.0 + 1, layer.id);
         }
-        let named: std::collections::BTreeSet<u32> = (self.volumes.values().map(|volume| volume.live))
+        let named: BTreeSet<u32> = (self.volumes.values().map(|volume| volume.live))
             .chain(self.snapshots.values().map(|snapshot| snapshot.layer))
             .collect();
         let nameless = self.layers.keys().filter(|id| !named.contains(id));
@@ -325,8 +362,21 @@ mod tests {
     fn faults_are_told() {
         assert_eq!(catalog().fault(), None);
         let mut looped = catalog();
-        looped.apply(Change::Layer(Layer { id: 1, parent: 3 }));
+        looped.apply(Change::Layer(Layer { id: 1, parent: 2 }));
         assert!(looped.fault().unwrap().contains("ancestor"));
+        let spoiled = |change: Change| {
+            let mut spoiled = catalog();
+            spoiled.apply(change);
+            spoiled.fault().unwrap()
+        };
+        assert!(spoiled(Change::Layer(Layer { id: 22, parent: 0 })).contains("never given out"));
+        assert!(spoiled(Change::Layer(Layer { id: 5, parent: 3 })).contains("stands on"));
+        let twice = Volume { name: "b".into(), ..catalog().volumes[&10].clone() };
+        assert!(spoiled(Change::Volume(twice)).contains("called \"b\""));
+        let shared = Volume { live: 4, ..catalog().volumes[&10].clone() };
+        assert!(spoiled(Change::Volume(shared)).contains("of its own"));
+        let written = Snapshot { layer: 3, ..catalog().snapshots[&20].clone() };
+        assert!(spoiled(Change::Snapshot(written)).contains("written to"));
         let mut orphan = catalog();
         orphan.apply(Change::NoLayer(1));
         assert!(orphan.fault().unwrap().contains("no layer") || orphan.fault().unwrap().contains("parent"));

@@ -16,7 +16,7 @@ const MOST_GRANULES: u64 = 16;
 /// Zones of a store at most: it grew this often, and once was made.
 pub const MOST_ZONES: usize = 64;
 /// One tombstone's room for this many extents.
-const EXTENTS_PER_TOMB: u64 = 16;
+const EXTENTS_PER_TOMB: u32 = 16;
 pub const SMALLEST_STORE: u64 = 16 << 20;
 /// Slots are numbered with 32 bits, and the highest is never given out.
 const MOST_SLOTS: u64 = u32::MAX as u64 - 1;
@@ -92,8 +92,8 @@ impl Zone {
         let mut count = room >> extents.shift;
         count = count.min(MOST_SLOTS.saturating_sub(u64::from(first)) / 17 * 16);
         while count > 0 {
-            let tombs = count.div_ceil(EXTENTS_PER_TOMB);
-            let zone = Self { table: start, data: 0, first, extents: count as u32, tombs: tombs as u32 };
+            let tombs = Self::tombs_for(count as u32);
+            let zone = Self { table: start, data: 0, first, extents: count as u32, tombs };
             let data = (start + 2 * u64::from(zone.pages()) * BLOCK).next_multiple_of(DATA_ALIGN);
             let fits = end.saturating_sub(data) >> extents.shift;
             if fits >= count {
@@ -102,6 +102,11 @@ impl Zone {
             count = fits.min(count - 1);
         }
         None
+    }
+
+    /// Slots without a place beside so many extents.
+    pub fn tombs_for(extents: u32) -> u32 {
+        extents.div_ceil(EXTENTS_PER_TOMB)
     }
 
     pub fn slots(&self) -> u32 {

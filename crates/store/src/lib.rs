@@ -22,6 +22,7 @@
 //! | `keeper/` | what changes, in which order |
 //! | `medium.rs`, `recovery.rs` | making, opening and reading a store |
 //! | `check.rs` | what in a store cannot be |
+//! | `mutants.rs` | errors on purpose, in tests only |
 
 #![forbid(unsafe_code)]
 
@@ -38,6 +39,10 @@ mod journal;
 mod keeper;
 mod map;
 mod medium;
+#[cfg(feature = "mutants")]
+pub mod mutants;
+#[cfg(not(feature = "mutants"))]
+mod mutants;
 mod recovery;
 mod segmented;
 mod slots;

@@ -5,6 +5,7 @@ use crate::error::StoreError;
 use crate::format::{zeroed, Block, Entry, JournalBlock, Kind, Page, Record, Superblock};
 use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
 use crate::medium::{flush, read, read_into, write, Medium};
+use crate::mutants::{self, Mutant};
 use crate::slots::Slots;
 
 /// Blocks read or written at once.
@@ -138,6 +139,11 @@ pub fn recover(medium: &dyn Medium, boot: [u8; 16]) -> Result<Recovered, StoreEr
     if let Some(fault) = catalog.fault() {
         return Err(damaged(fault, superblock.layout.catalog_at));
     }
+    let most = u64::from(u32::MAX) << superblock.layout.extents.shift;
+    if let Some(volume) = catalog.volumes.values().find(|volume| volume.size > most) {
+        let what = format!("volume {:?} has {} bytes, more than there can be", volume.name, volume.size);
+        return Err(damaged(what, superblock.layout.catalog_at));
+    }
     for (slot, entry) in slots.iter() {
         if let Some(fault) = fault_of(&superblock.layout, &catalog, slot, &entry) {
             let (zone, page, _) = superblock.layout.page(superblock.layout.page_of(slot));
@@ -158,7 +164,8 @@ fn fault_of(layout: &Layout, catalog: &Catalog, slot: u32, entry: &Entry) -> Opt
     if entry.mask & !layout.extents.full() != 0 || entry.mask == 0 {
         return Some(format!("has granules {:#x}", entry.mask));
     }
-    if entry.count == 0 || entry.vextent.checked_add(entry.count).is_none() {
+    let is_run = entry.kind == Kind::Zero && entry.mask == layout.extents.full();
+    if entry.count != 1 && !is_run || entry.count == 0 || entry.vextent.checked_add(entry.count).is_none() {
         return Some(format!("speaks of {} extents from {} on", entry.count, entry.vextent));
     }
     None
@@ -261,7 +268,9 @@ impl Replay {
             let Some(block) = ring.block(seq)?.filter(|block| {
                 let head = &block.head;
                 // A later opener's first block is where the one before it left off.
-                head.incarnation == incarnation || head.incarnation > incarnation && head.began == seq
+                head.incarnation == incarnation
+                    || head.incarnation > incarnation && head.began == seq
+                    || mutants::is(Mutant::StaleIncarnation)
             }) else {
                 break;
             };

@@ -1,7 +1,7 @@
 """The kernel of the guest image: Debian's cloud kernel, unpacked from its packages and never installed.
 
 Debian has laid it out in three ways: /boot and /lib/modules with plain modules (12), /boot and /usr/lib/modules with
-compressed ones (13), and all of it below /usr/lib/modules, from one package for the kernel and one for modules (7.3).
+compressed ones (13), and all of it below /usr/lib/modules, from several packages (since 7.2).
 """
 
 import lzma
@@ -17,7 +17,7 @@ from ringstone.hypervisor.tools import GuestImageError, run_tool
 
 META_PACKAGE = "linux-image-cloud-amd64"
 # What the package of a kernel's image leaves to others.
-_PARTS = re.compile(r"Depends: (linux-(?:binary|modules)-\S+)")
+_PARTS = re.compile(r"Depends: (linux-(?:base|binary|modules)-\S+)")
 
 
 @dataclass(frozen=True)

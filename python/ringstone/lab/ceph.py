@@ -42,6 +42,7 @@ _PACKAGES = {
     "ceph-mgr": "ceph-mgr",
     "ceph-osd": "ceph-osd",
     "ceph": "ceph-common",
+    "ceph-authtool": "ceph-common",
     "rbd": "ceph-common",
 }
 # Debian's librados binding is for Debian's Python.
@@ -140,7 +141,7 @@ class CephCluster:
         self.conf_path.write_text(
             configuration(self.folder, self.fsid, self.address, self._ports, self.settings)
         )
-        keys = first_keys(self.settings.osds)
+        keys = first_keys(self.settings.osds, self._new_key)
         for name, key in keys.items():
             _write_keyring(self.folder / "keyrings" / f"{name}.keyring", {name: key})
         _write_keyring(self.folder / "first.keyring", keys)
@@ -148,6 +149,10 @@ class CephCluster:
         for kind, names in (("mon", ["a"]), ("mgr", ["a"]), ("osd", numbers)):
             for name in names:
                 self._daemons[f"{kind}.{name}"] = self._make_daemon(kind, name)
+
+    def _new_key(self) -> str:
+        """Of the type that this Ceph wants: since 20.2 a monitor refuses keys for AES with 128 bits."""
+        return self._run(["ceph-authtool", "--gen-print-key"]).strip()
 
     def _make_daemon(self, kind: str, name: str) -> Daemon:
         (self.folder / f"{kind}.{name}").mkdir()
@@ -158,6 +163,8 @@ class CephCluster:
             logs=self.folder / "logs",
             environment=_NO_OTHER,
             package=f"ceph-{kind}",
+            # As a service manager has it. Debian 13's Ceph looks for its classes below "lib/...", rbd's too.
+            directory=Path("/"),
         )
 
     def _make_stores(self) -> None:

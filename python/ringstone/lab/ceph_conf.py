@@ -1,10 +1,6 @@
 """The configuration and the keys of a lab's Ceph cluster."""
 
-import base64
-import os
-import struct
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -132,11 +128,6 @@ osd_max_markdown_count = 100000
 """
 
 
-def new_key() -> str:
-    """A secret as cephx has it: type 1 (AES), when it was made, 16 random bytes."""
-    return base64.b64encode(struct.pack("<HIIH", 1, int(time.time()), 0, 16) + os.urandom(16)).decode()
-
-
 def keyring_text(keys: Mapping[str, Key]) -> str:
     """A keyring file with secrets and capabilities by name ("client.admin")."""
     lines = []
@@ -146,8 +137,9 @@ def keyring_text(keys: Mapping[str, Key]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def first_keys(osds: int) -> dict[str, Key]:
-    """Of all that a monitor must know from its birth, so that nobody has to be introduced later."""
+def first_keys(osds: int, new_key: Callable[[], str]) -> dict[str, Key]:
+    """Of all that a monitor must know from its birth, so that nobody has to be introduced later. `new_key` makes a
+    secret."""
     keys: dict[str, Key] = {"mon.": (new_key(), _MON_CAPS), "client.admin": (new_key(), ADMIN_CAPS)}
     keys["client.ringstone"] = (new_key(), RBD_CAPS)
     keys["mgr.a"] = (new_key(), _MGR_CAPS)

@@ -28,7 +28,9 @@ class Credentials:
         folder.mkdir(mode=0o700)
         self.ca = folder / "ca.pem"
         self._ca_key = folder / "ca.key"
-        own = ("-subj", "/CN=Ringstone lab", "-days", _DAYS)
+        # Without this, Python 3.13 believes no certificate of it.
+        usage = ("-addext", "keyUsage=critical,keyCertSign,cRLSign")
+        own = ("-subj", "/CN=Ringstone lab", "-days", _DAYS, *usage)
         run([*_NEW, *own, "-keyout", str(self._ca_key), "-out", str(self.ca)])
         # For managers, shown by whoever uses them.
         self.token_file = folder / "token"

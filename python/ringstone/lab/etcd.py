@@ -5,13 +5,16 @@ import signal
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import httpx2
 
+from ringstone.certificates import trusting
 from ringstone.errors import FailedError, NoDeviceError, UnreachableError
 
 ETCD = "/usr/bin/etcd"
@@ -54,6 +57,8 @@ class EtcdCluster:
     ) -> None:
         self.directory = directory
         self.members: list[Member] = []
+        # Of whoever may ask members how they are, once there are users.
+        self.login: tuple[str, str] | None = None
         self._quota_bytes = quota_bytes
         self._certificates = certificates
         self._places = places
@@ -200,35 +205,49 @@ class EtcdCluster:
         process.send_signal(number)
 
     def leader(self) -> int:
-        """The index of the member that leads now; UnreachableError while there is none."""
+        """The index of the member that leads now; UnreachableError while there is none, with what came of asking."""
+        problems = []
         with self.client() as client:
             for n, one in enumerate(self.members):
                 if one.process is None:
                     continue
                 try:
-                    status = client.post(f"{self.endpoint(n)}/v3/maintenance/status", json={}).json()
-                except httpx2.HTTPError:
+                    status = self._status(client, self.endpoint(n))
+                except httpx2.HTTPError as error:
+                    problems.append(f"{one.name}: {error or type(error).__name__}")
                     continue
                 if status.get("leader") == status["header"]["member_id"]:
                     return n
-        raise UnreachableError("No member of the etcd cluster leads now; try again in a moment.")
+        told = f" ({'; '.join(problems)})" if problems else ""
+        raise UnreachableError(f"No member of the etcd cluster leads now{told}; try again in a moment.")
+
+    def _status(self, client: httpx2.Client, endpoint: str) -> Any:
+        """As the member says it: 3.5.30 tells it users only, earlier ones everybody."""
+        headers = {}
+        if self.login is not None:
+            name, password = self.login
+            answer = client.post(
+                f"{endpoint}/v3/auth/authenticate", json={"name": name, "password": password}
+            )
+            headers["Authorization"] = str(answer.raise_for_status().json()["token"])
+        answer = client.post(f"{endpoint}/v3/maintenance/status", json={}, headers=headers)
+        return answer.raise_for_status().json()
 
     def wait_for_leader(self) -> int:
+        deadline = time.monotonic() + _READY_SECONDS
         while True:
             try:
                 return self.leader()
             except UnreachableError:
                 # Asking takes as long as an answer does, so this does not spin while members start.
-                if not self.pids():
+                if not self.pids() or time.monotonic() > deadline:
                     raise
 
     def client(self) -> httpx2.Client:
         """For calls of the members' own."""
         if self._certificates is None:
             return httpx2.Client(timeout=2, trust_env=False)
-        import ssl
-
-        context = ssl.create_default_context(cafile=self._certificates["ca"])
+        context = trusting(self._certificates["ca"])
         context.load_cert_chain(self._certificates["cert"], self._certificates["key"])
         return httpx2.Client(timeout=2, trust_env=False, verify=context)
 

@@ -49,6 +49,7 @@ class EtcdAccess:
                 answer = client.post(f"{cluster.endpoint(0)}/v3/auth/{path}", json=body)
                 if not answer.is_success:
                     raise LabError(f"etcd refuses {path}: {answer.text}")
+        cluster.login = ("root", self.root_password_file.read_text().strip())
 
     def arguments(self, cluster: EtcdCluster, certificate: Certificate) -> list[str]:
         """Flags of a gateway or a manager that has `certificate`."""

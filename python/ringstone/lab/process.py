@@ -37,14 +37,16 @@ class Daemon:
         logs: Path,
         environment: Mapping[str, str | None] | None = None,
         package: str | None = None,
+        directory: Path | None = None,
     ) -> None:
         """`environment` is added to this process's own, None taking a variable away; `package`: Debian's, to name when
-        the program is missing."""
+        the program is missing; `directory`: where it works, if not where this process does."""
         self.name = name
         self.log = logs / f"{name}.log"
         self._command = list(command)
         self._environment = dict(environment or {})
         self._package = package
+        self._directory = directory
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -70,6 +72,7 @@ class Daemon:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
+                cwd=self._directory,
                 env=own_environment(variables),
                 start_new_session=True,  # Ctrl-C is for the parent, which ends what it started in its own order
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 
+from ringstone.certificates import trusting
 from ringstone.errors import InvalidError, StateError, UnreachableError
 from ringstone.private import read_private
 from ringstone.state.settings import EtcdSettings
@@ -268,7 +269,7 @@ def _tls(settings: EtcdSettings) -> ssl.SSLContext | bool:
     if settings.key is not None:
         read_private(settings.key, "`etcd_key` in the configuration")
     try:
-        context = ssl.create_default_context(cafile=settings.ca)
+        context = trusting(settings.ca)
         if settings.cert is not None and settings.key is not None:
             context.load_cert_chain(settings.cert, settings.key)
     except OSError as error:  # also ssl.SSLError

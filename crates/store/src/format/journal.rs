@@ -2,6 +2,7 @@
 
 use super::bytes::{Block, Reader, Writer};
 use super::page::{checksum, Entry};
+use super::MOST_NUMBER;
 use crate::catalog::Change;
 
 const MAGIC: u32 = 0x4c4a_5352;
@@ -83,6 +84,9 @@ impl JournalBlock {
             return None;
         }
         let (seq, incarnation, began, marked) = (from.u64()?, from.u64()?, from.u64()?, from.u64()?);
+        if [seq, incarnation, began, marked].iter().any(|number| *number > MOST_NUMBER) {
+            return None;
+        }
         let (len, flags) = (usize::from(from.u16()?), from.u16()?);
         let mut from = Reader(block.get(HEADER..HEADER + len)?);
         let mut records = Vec::new();

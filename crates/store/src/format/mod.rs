@@ -4,8 +4,14 @@ mod bytes;
 mod journal;
 mod page;
 mod superblock;
+#[cfg(test)]
+mod vectors;
 
 pub use bytes::{zeroed, Block, Reader, Writer};
 pub use journal::{JournalBlock, JournalHead, Record, RECORDS_LEN};
 pub use page::{Entry, Kind, Page};
 pub use superblock::Superblock;
+
+/// Generations, incarnations and numbers of the journal go up to here, so that no sum of a few overflows. At a million a second
+/// they last for 146,000 years; a block that has a higher one is not ours.
+pub const MOST_NUMBER: u64 = 1 << 62;

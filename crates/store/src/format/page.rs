@@ -1,6 +1,7 @@
 //! A page of the table: what some slots hold.
 
 use super::bytes::{Block, Reader, Writer};
+use super::MOST_NUMBER;
 use crate::geometry::ENTRIES_PER_PAGE;
 
 const MAGIC: u32 = 0x4750_5352;
@@ -96,7 +97,7 @@ impl Page {
             return None;
         }
         let generation = from.u64()?;
-        (from.u32()? == number).then_some(generation)
+        (from.u32()? == number && generation <= MOST_NUMBER).then_some(generation)
     }
 
     /// None if it is no sound page of this store with this number.

@@ -1,13 +1,18 @@
 //! The superblock: where everything is, and which checkpoint counts.
 
 use super::bytes::{Block, Reader, Writer};
+use super::MOST_NUMBER;
 use crate::error::StoreError;
 use crate::geometry::{Extents, Layout, Zone, BLOCK, MOST_ZONES, SUPERBLOCKS};
+use crate::mutants::{self, Mutant};
 
 pub const MAGIC: &[u8; 8] = b"RSTSTORE";
 /// Of the format.
 pub const VERSION: u32 = 1;
 const CRC_AT: usize = 4092;
+/// What a store of any size has of these: a drive says what it likes, and memory is taken by it.
+const MOST_JOURNAL_BLOCKS: u32 = 65536;
+const MOST_CATALOG_LEN: u64 = 16 << 20;
 
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -44,7 +49,9 @@ impl Superblock {
         self.began = next;
         // What was replayed is made durable before this is written. It must not be dropped later: what it freed is given out
         // again.
-        self.covered = next;
+        if !mutants::is(Mutant::DropReplayed) {
+            self.covered = next;
+        }
         self.boot = boot;
     }
 
@@ -156,13 +163,25 @@ impl Superblock {
         let inside = |at: u64, len: u64| {
             at.checked_add(len).is_some_and(|end| at.is_multiple_of(BLOCK) && end <= layout.size)
         };
+        let numbers = [
+            self.generation,
+            self.incarnation,
+            self.began,
+            self.table_generation,
+            self.replay_from,
+            self.replay_incarnation,
+            self.covered,
+        ];
         let mut first = 0u32;
-        layout.size <= i64::MAX as u64
+        numbers.iter().all(|number| *number <= MOST_NUMBER)
+            && self.replay_from <= self.covered
+            && layout.size <= i64::MAX as u64
             && self.catalog_copy < 2
             && u64::from(self.catalog_bytes) <= layout.catalog_len
-            && layout.journal_blocks >= 64
+            && (64..=MOST_JOURNAL_BLOCKS).contains(&layout.journal_blocks)
             && inside(layout.journal_at, u64::from(layout.journal_blocks) * BLOCK)
-            && layout.catalog_len < 1 << 30
+            && layout.catalog_len <= MOST_CATALOG_LEN
+            && layout.catalog_len.is_multiple_of(BLOCK)
             && inside(layout.catalog_at, 2 * layout.catalog_len)
             && (1..=MOST_ZONES).contains(&layout.zones.len())
             && layout.zones.iter().all(|zone| {
@@ -170,11 +189,28 @@ impl Superblock {
                 let next = first.checked_add(slots);
                 let sound = zone.first == first
                     && next.is_some_and(|next| next < u32::MAX)
+                    && zone.extents > 0
+                    && zone.tombs == Zone::tombs_for(zone.extents)
                     && inside(zone.table, 2 * u64::from(zone.pages()) * BLOCK)
                     && inside(zone.data, u64::from(zone.extents) << layout.extents.shift);
                 first = next.unwrap_or(u32::MAX);
                 sound
             })
+            && self.is_disjoint()
+    }
+
+    /// No two parts of the store lie on the same bytes. Each is known to end within it.
+    fn is_disjoint(&self) -> bool {
+        let layout = &self.layout;
+        let mut parts: Vec<(u64, u64)> = SUPERBLOCKS.iter().map(|at| (*at, BLOCK)).collect();
+        parts.push((layout.journal_at, u64::from(layout.journal_blocks) * BLOCK));
+        parts.push((layout.catalog_at, 2 * layout.catalog_len));
+        for zone in &layout.zones {
+            parts.push((zone.table, 2 * u64::from(zone.pages()) * BLOCK));
+            parts.push((zone.data, u64::from(zone.extents) << layout.extents.shift));
+        }
+        parts.sort_unstable();
+        parts.windows(2).all(|pair| pair[0].0 + pair[0].1 <= pair[1].0)
     }
 }
 
@@ -230,5 +266,24 @@ mod tests {
         let mut superblock = example();
         superblock.layout.zones[1].extents += 1 << 20;
         assert_eq!(Superblock::decode(&superblock.encode().0).unwrap(), None);
+    }
+
+    #[test]
+    fn what_cannot_be_is_no_superblock_however_right_its_checksum() {
+        let spoil: [fn(&mut Superblock); 8] = [
+            |one| one.generation = u64::MAX,
+            |one| one.replay_from = u64::MAX - 5,
+            |one| one.covered = one.replay_from - 1,
+            |one| one.layout.journal_blocks = 1 << 20,
+            |one| one.layout.catalog_len = 17 << 20,
+            |one| one.layout.zones[0].tombs += 1,
+            |one| one.layout.zones[1].table = one.layout.zones[0].data,
+            |one| one.layout.journal_at = 4096 * 127,
+        ];
+        for (n, spoil) in spoil.iter().enumerate() {
+            let mut superblock = example();
+            spoil(&mut superblock);
+            assert_eq!(Superblock::decode(&superblock.encode().0).unwrap(), None, "{n}");
+        }
     }
 }

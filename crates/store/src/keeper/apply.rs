@@ -6,6 +6,7 @@ use crate::geometry::BLOCK;
 use crate::io::{Action, Data, Io, Purpose};
 use crate::journal::Item;
 use crate::map::{Node, FROZEN};
+use crate::mutants::{self, Mutant};
 
 /// Something out of reach, to be used again when `epoch` has passed and what freed it, block `seq` of the journal, is durable.
 pub(super) struct Retired<T> {
@@ -138,14 +139,18 @@ impl Keeper {
         }
         let marked = self.journal.marked();
         let mut freed = false;
-        while self.retired_slots.front().is_some_and(|one| one.seq < marked && self.epochs.passed(one.epoch))
-        {
+        let may_go = |one: &Retired<u32>| {
+            (one.seq < marked || mutants::is(Mutant::ReuseBeforeMark))
+                && (self.epochs.passed(one.epoch) || mutants::is(Mutant::ReuseBeforeEpoch))
+        };
+        while self.retired_slots.front().is_some_and(may_go) {
             let Some(retired) = self.retired_slots.pop_front() else { break };
             self.allocator.give(retired.what);
             freed = true;
         }
         if freed {
             let starved = std::mem::take(&mut self.starved);
+            self.until = starved.iter().map(|(request, until)| (request.token, *until)).collect();
             self.requests.extend(starved.into_iter().map(|(request, _)| request));
         }
     }

@@ -8,6 +8,7 @@ use super::Keeper;
 use crate::format::{zeroed, Page};
 use crate::geometry::{Layout, BLOCK};
 use crate::io::{Action, Data, Io, Purpose};
+use crate::mutants::{self, Mutant};
 
 /// Pages written at one time.
 const UNDER_WAY: usize = 16;
@@ -88,7 +89,8 @@ impl Keeper {
         while checkpoint.stage == Stage::Pages && checkpoint.under_way < UNDER_WAY && !checkpoint.failed {
             let Some(page) = checkpoint.waiting.pop() else { break };
             let (zone, in_zone, first) = checkpoint.layout.page(page);
-            let copy = 1 - self.slots.copy(page);
+            let other = u8::from(!mutants::is(Mutant::PageOverOnlyCopy));
+            let copy = self.slots.copy(page) ^ other;
             let mut block = zeroed(1);
             let entries = self.slots.page(first, zone.first + zone.slots());
             self.slots.pack(first, first + entries.len() as u32);
@@ -151,6 +153,10 @@ impl Keeper {
                 self.write_pages();
             }
             _ if checkpoint.failed => self.end_checkpoint(false),
+            Purpose::Catalog if mutants::is(Mutant::NoFlushBeforeSuperblock) => {
+                checkpoint.covered = self.journal.committed();
+                self.write_superblock();
+            }
             Purpose::Catalog => {
                 checkpoint.stage = Stage::Flush;
                 // Pages may hold what records before this one say, and the flush covers their data.

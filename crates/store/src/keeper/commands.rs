@@ -7,11 +7,15 @@ use super::{Commit, Keeper, Then};
 use crate::catalog::{Change, Layer, Snapshot, Volume, NAME_MAX};
 use crate::error::StoreError;
 use crate::map::{Map, TAG_MAX};
+use crate::mutants::{self, Mutant};
 
 use super::figures::{Figures, VolumeInfo};
 
 /// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
 const HOLD_NS: u64 = 10_000_000_000;
+
+/// Ids are never given out twice, and a command may take many.
+const MOST_IDS: u32 = u32::MAX - (1 << 24);
 
 /// `created_s`: seconds since 1970.
 #[derive(Clone, Debug)]
@@ -58,7 +62,7 @@ pub enum Command {
     Open {
         name: String,
     },
-    /// As often as it was opened.
+    /// As often as it was opened, and with no request under way.
     Close {
         volume: u32,
     },
@@ -140,6 +144,9 @@ impl Keeper {
                         (true, _) => Err(StoreError::Closed),
                         (false, Some(errno)) if command.changes() => {
                             Err(StoreError::Failed(std::io::Error::from_raw_os_error(errno)))
+                        }
+                        (false, None) if command.changes() && self.catalog.next > MOST_IDS => {
+                            Err(StoreError::CatalogFull)
                         }
                         _ => self.start(number, command),
                     };
@@ -229,6 +236,10 @@ impl Keeper {
                 Ok(Some(Answer::Opened { volume: id, map, size }))
             }
             Command::Close { volume } => {
+                let busy = self.open.get(&volume).filter(|open| open.users == 1 && open.busy > 0);
+                if let (Some(_), Some(volume)) = (busy, self.catalog.volumes.get(&volume)) {
+                    return Err(StoreError::InUse(volume.name.clone()));
+                }
                 self.close_volume(volume);
                 Ok(Some(Answer::Done))
             }
@@ -428,7 +439,7 @@ impl Keeper {
         for id in volumes {
             let Some(open) = self.open.get_mut(id) else { continue };
             if next {
-                open.tag += 1;
+                open.tag += u16::from(!mutants::is(Mutant::SameLayerAfterSnapshot));
                 open.tombs.clear();
             }
             if self.failed.is_none() {

@@ -53,7 +53,7 @@ impl Keeper {
             size: layout.size,
             capacity: layout.capacity() * extent,
             used: taken * extent,
-            promised: self.catalog.volumes.values().map(|volume| volume.size).sum(),
+            promised: self.catalog.volumes.values().fold(0, |sum, volume| sum.saturating_add(volume.size)),
             reclaiming: reclaiming * extent,
         }
     }

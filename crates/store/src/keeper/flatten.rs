@@ -54,8 +54,13 @@ impl Keeper {
     }
 
     pub(super) fn run_flatten(&mut self) {
-        if !self.may_work() {
-            return;
+        let Some(flatten) = &mut self.flatten else { return };
+        let rests = !flatten.copying && !flatten.ending;
+        match self.failed {
+            Some(errno) if rests => return self.flatten_failed(errno),
+            None if rests && self.closing => return self.end_flatten(Err(StoreError::Closed)),
+            _ if !self.may_work() => return,
+            _ => {}
         }
         let Some(flatten) = &mut self.flatten else { return };
         if flatten.copying

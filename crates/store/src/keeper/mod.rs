@@ -147,6 +147,8 @@ pub struct Keeper {
     throttled: VecDeque<Request>,
     /// Requests that wait for a free place, and until when.
     starved: VecDeque<(Request, u64)>,
+    /// Until when those wait that look once more: what was freed may go to others.
+    until: HashMap<u64, u64>,
     flushing: Flushing,
     checkpoint: Option<Checkpoint>,
     /// When a checkpoint that failed is tried again.
@@ -224,6 +226,7 @@ impl Keeper {
             requests: VecDeque::new(),
             throttled: VecDeque::new(),
             starved: VecDeque::new(),
+            until: HashMap::new(),
             flushing: Flushing::default(),
             checkpoint: None,
             checkpoint_after: 0,
@@ -276,6 +279,7 @@ impl Keeper {
         while let Some(request) = self.requests.pop_front() {
             self.plan(request);
         }
+        self.until.clear();
         self.run_commands();
         self.run_reap();
         self.run_flatten();

@@ -4,6 +4,7 @@ use super::flushing::Waiter;
 use super::{Commit, Keeper, Then};
 use crate::format::Block;
 use crate::io::{Action, Data, Done, Io, Purpose, Request};
+use crate::mutants::{self, Mutant};
 
 /// A step under way.
 pub(super) struct Operation {
@@ -56,12 +57,20 @@ impl Keeper {
     pub(super) fn begin(&mut self, operation: Operation, io: impl FnOnce(u32) -> Io) {
         let id = self.enter(operation);
         self.out.push_back(io(id));
+        if mutants::is(Mutant::RecordBeforeData) && !self.is_merging(id) {
+            self.record_operation(id);
+        }
     }
 
     /// Begin a step that needs no I/O before its record.
     pub(super) fn begin_record(&mut self, operation: Operation) {
         let id = self.enter(operation);
         self.record_operation(id);
+    }
+
+    fn is_merging(&self, id: u32) -> bool {
+        let operation = self.operations[id as usize].as_ref();
+        operation.is_some_and(|operation| !matches!(operation.stage, Stage::Record))
     }
 
     fn enter(&mut self, mut operation: Operation) -> u32 {

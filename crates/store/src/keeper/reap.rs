@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::{Commit, Edit, Keeper, MapChange, Then, JOB};
 use crate::catalog::{Change, Layer};
 use crate::format::{Entry, Kind};
+use crate::mutants::{self, Mutant};
 
 /// Slots looked at in a turn.
 const LOOKS: u32 = 4096;
@@ -53,7 +54,7 @@ impl Keeper {
                 self.maybe_reapable = false;
                 return;
             };
-            if self.journal.marked() < self.named {
+            if self.journal.marked() < self.named && !mutants::is(Mutant::ReapBeforeMark) {
                 // What the child gets is soon overwritten in place. The snapshot or volume that had it too must not come back.
                 return self.flushing.wait_once();
             }
@@ -141,7 +142,8 @@ impl Keeper {
                 }
                 reap.locked.push((volume, entry.vextent));
             }
-            let rest = entry.mask & !reap.covered_at(entry.vextent);
+            let covered = if mutants::is(Mutant::MergeCovered) { 0 } else { reap.covered_at(entry.vextent) };
+            let rest = entry.mask & !covered;
             match rest {
                 0 => commit.slots.push((slot, Entry::default())),
                 rest => {

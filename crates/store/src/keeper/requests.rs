@@ -4,6 +4,8 @@
 //! these: granules that the live layer has, in place; a part of a granule, read from where it was and written whole to where it
 //! will be; whole granules, from the guest's memory to where they will be.
 
+use std::collections::VecDeque;
+
 use super::flushing::Waiter;
 use super::operations::{Merge, Operation, Stage};
 use super::{Commit, Edit, Keeper, MapChange, FULL_WAIT_NS};
@@ -11,6 +13,7 @@ use crate::format::{zeroed, Entry};
 use crate::geometry::BLOCK;
 use crate::io::{errno, Action, Data, Io, Purpose, Request, RequestKind, ZEROES};
 use crate::map::{Part, Parts, Run};
+use crate::mutants::{self, Mutant};
 
 /// Extents that a write takes in one step.
 const EXTENTS_PER_STEP: u32 = 64;
@@ -277,7 +280,7 @@ impl Keeper {
         let first = (request.offset >> extents.shift) as u32;
         let Some(open) = self.open.get(&request.volume) else { return };
         let layer = self.catalog.volumes.get(&request.volume).map_or(0, |volume| volume.live);
-        let needs_tombs = self.catalog.parent(layer) != 0;
+        let needs_tombs = self.catalog.parent(layer) != 0 && !mutants::is(Mutant::NoTombstone);
         let (map, tag) = (open.map.clone(), open.tag);
         let (mut commit, mut locked, mut taken) = (Commit::default(), Vec::new(), Vec::new());
         let mut at = first;
@@ -371,7 +374,8 @@ impl Keeper {
 
     /// No place is free: wait for one, and have what was freed become usable.
     fn starve(&mut self, request: Request) {
-        self.starved.push_back((request, self.now + FULL_WAIT_NS));
+        let until = self.until.get(&request.token).copied().unwrap_or(self.now + FULL_WAIT_NS);
+        self.starved.push_back((request, until));
         if !self.retired_slots.is_empty() {
             self.flushing.wait(Waiter::Nobody);
         }
@@ -379,10 +383,10 @@ impl Keeper {
 
     /// Requests that have waited for room long enough are told so.
     pub(super) fn give_up_waiting(&mut self) {
-        while self.starved.front().is_some_and(|(_, until)| *until <= self.now) {
-            let Some((request, _)) = self.starved.pop_front() else { break };
-            self.refuse(&request, errno::ENOSPC);
-        }
+        let (over, rest): (VecDeque<_>, _) =
+            self.starved.drain(..).partition(|(_, until)| *until <= self.now);
+        self.starved = rest;
+        over.iter().for_each(|(request, _)| self.refuse(request, errno::ENOSPC));
     }
 }
 

@@ -76,6 +76,8 @@ pub struct Flight {
     pub len: u64,
     pub what: What,
     pub owner: Owner,
+    /// It takes much longer than others.
+    pub slow: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

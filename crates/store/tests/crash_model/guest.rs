@@ -63,7 +63,13 @@ pub fn start(drive: &mut Drive, mut io: Io, guest: impl Fn(u64, u64, u64) -> Vec
         }
     };
     assert!(io.offset.is_multiple_of(SECTOR) && io.offset + io.len <= drive.size(), "{io:?}");
-    drive.flights.push(Flight { offset: io.offset, len: io.len, what, owner: Owner::Keeper(io) });
+    drive.flights.push(Flight {
+        offset: io.offset,
+        len: io.len,
+        what,
+        owner: Owner::Keeper(io),
+        slow: false,
+    });
     None
 }
 

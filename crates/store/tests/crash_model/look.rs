@@ -9,7 +9,7 @@ use ringstone_store::{
 
 use crate::drive::{Bench, Drive, Owner};
 use crate::guest;
-use crate::reference::{Seen, SeenVolume};
+use crate::reference::{Seen, SeenVolume, FILLER};
 use crate::rng::Rng;
 
 /// The name of a clone through which a snapshot is read.
@@ -111,7 +111,7 @@ impl Calm {
     pub fn look(&mut self) -> Result<Seen, String> {
         let mut seen = Seen::default();
         for info in self.volumes()? {
-            let values = self.read(&info.name)?;
+            let values = if info.name == FILLER { Vec::new() } else { self.read(&info.name)? };
             let mut snapshots = BTreeMap::new();
             for snapshot in &info.snapshots {
                 let values = self.snapshot(&info.name, &snapshot.name)?;

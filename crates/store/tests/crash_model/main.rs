@@ -10,9 +10,12 @@ mod operator;
 mod reference;
 mod rng;
 mod run;
+mod stories;
 mod world;
 
 use std::panic::{catch_unwind, AssertUnwindSafe};
+
+use ringstone_store::mutants::{set, Mutant};
 
 /// Run `seed`; on failure say how to run it again.
 fn seed(seed: u64, every: bool) -> u64 {
@@ -36,6 +39,41 @@ fn seeds(few: u64) -> std::ops::Range<u64> {
             Some((first, end)) => first.parse().expect("a number")..end.parse().expect("a number"),
             None => 0..text.parse().expect("RINGSTONE_STORE_SEEDS is a number or FIRST..END"),
         },
+    }
+}
+
+/// Seeds with which a mutant has to be found.
+const MUTANT_SEEDS: u64 = 400;
+
+#[test]
+fn each_mutant_is_found() {
+    // Each with a seed that found it once, to be tried first.
+    let all = [
+        (Mutant::RecordBeforeData, 0),
+        (Mutant::ReuseBeforeEpoch, 43),
+        (Mutant::ReuseBeforeMark, 47),
+        (Mutant::PageOverOnlyCopy, 1),
+        (Mutant::NoFlushBeforeSuperblock, 0),
+        (Mutant::MarkWithoutFlush, 0),
+        (Mutant::SameLayerAfterSnapshot, 1),
+        (Mutant::StaleIncarnation, 0),
+        (Mutant::NoTombstone, 0),
+        (Mutant::MergeCovered, 1),
+        (Mutant::ReapBeforeMark, 0),
+        (Mutant::DropReplayed, 0),
+    ];
+    for (mutant, first) in all {
+        set(Some(mutant));
+        let is_found = |seed: &u64| {
+            let setup = run::setup(*seed);
+            let long = || run::run(setup.clone(), 4, 400, false);
+            let short = || run::run(setup.clone(), 2, 120, true);
+            catch_unwind(long).is_err() || catch_unwind(short).is_err()
+        };
+        let found = std::iter::once(first).chain(0..MUTANT_SEEDS).find(is_found);
+        set(None);
+        println!("{mutant:?}: seed {found:?}");
+        assert!(found.is_some(), "no seed finds {mutant:?}");
     }
 }
 

@@ -2,7 +2,7 @@
 
 use ringstone_store::Command;
 
-use crate::reference::Wish;
+use crate::reference::{Wish, FILLER};
 use crate::world::World;
 
 const NAMES: [&str; 6] = ["a", "b", "c", "d", "e", "f"];
@@ -32,6 +32,7 @@ impl World {
                 Command::Grow { size }
             }
             Wish::Figures => Command::Figures,
+            Wish::Shutdown => Command::Shutdown,
         };
         let number = self.next;
         self.next += 1;
@@ -60,8 +61,7 @@ impl World {
 
     /// A volume that is not in the midst of something.
     fn some_volume(&mut self) -> Option<String> {
-        let names: Vec<String> =
-            self.model.volumes.keys().filter(|name| *name != "filler").cloned().collect();
+        let names: Vec<String> = self.model.volumes.keys().filter(|name| *name != FILLER).cloned().collect();
         let name = self.rng.pick(&names).cloned()?;
         (self.model.flattening.as_ref() != Some(&name)).then_some(name)
     }

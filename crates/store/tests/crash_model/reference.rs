@@ -49,6 +49,14 @@ impl Content {
         Self(vec![vec![Entry::settled(0, 0)]; sectors as usize])
     }
 
+    fn range(&mut self, sectors: Range<u64>) -> &mut [Vec<Entry>] {
+        // Of the filler nothing is known.
+        if self.0.is_empty() {
+            return &mut [];
+        }
+        &mut self.0[sectors.start as usize..sectors.end as usize]
+    }
+
     pub fn sectors(&self) -> u64 {
         self.0.len() as u64
     }
@@ -58,7 +66,7 @@ impl Content {
     }
 
     pub fn issue(&mut self, sectors: Range<u64>, value: u64, now: Moment) {
-        for entries in &mut self.0[sectors.start as usize..sectors.end as usize] {
+        for entries in self.range(sectors) {
             let new = Entry::settled(value, now);
             entries.push(Entry { answered: None, ok: false, durable: false, ..new });
         }
@@ -73,7 +81,7 @@ impl Content {
         now: Moment,
         oldest: Moment,
     ) {
-        for entries in &mut self.0[sectors.start as usize..sectors.end as usize] {
+        for entries in self.range(sectors) {
             let Some(at) = entries.iter().position(|entry| entry.issued == issued) else { continue };
             entries[at].answered = Some(now);
             if how == Answered::Failed {
@@ -167,6 +175,9 @@ fn forget(entries: &mut Vec<Entry>, oldest: Moment) {
     entries.retain(|entry| !entry.gone || entry.retired.is_none_or(|retired| retired > oldest));
 }
 
+/// The volume that only takes room. What it holds is not looked at.
+pub const FILLER: &str = "filler";
+
 #[derive(Clone)]
 pub struct Snapshot {
     pub size: u64,
@@ -195,6 +206,7 @@ pub enum Wish {
     Close { name: String },
     Grow { size: u64 },
     Figures,
+    Shutdown,
 }
 
 #[derive(Clone, Default)]
@@ -236,7 +248,7 @@ impl Model {
     pub fn apply(&mut self, wish: &Wish, since: Moment, now: Moment) {
         match wish {
             Wish::Create { name, size } => {
-                let content = Content::new(sectors(*size));
+                let content = if name == FILLER { Content::default() } else { Content::new(sectors(*size)) };
                 let volume = Volume { size: *size, content, snapshots: BTreeMap::new(), origin: None };
                 self.volumes.insert(name.clone(), volume);
             }
@@ -272,7 +284,7 @@ impl Model {
                 let clone = Volume { size, content, snapshots: BTreeMap::new(), origin };
                 self.volumes.insert(name.clone(), clone);
             }
-            Wish::Open { .. } | Wish::Close { .. } | Wish::Grow { .. } | Wish::Figures => {}
+            Wish::Open { .. } | Wish::Close { .. } | Wish::Grow { .. } | Wish::Figures | Wish::Shutdown => {}
         }
     }
 

@@ -4,7 +4,7 @@ use ringstone_store::{begin, Epochs};
 
 use crate::drive::{Bench, Crash, Drive};
 use crate::look::Calm;
-use crate::reference::{Model, Seen};
+use crate::reference::{Model, Seen, Wish};
 use crate::rng::Rng;
 use crate::world::{Failing, Kind, Setup, World};
 
@@ -13,6 +13,7 @@ const MOST_REQUESTS: usize = 12;
 /// What a seed means.
 pub fn setup(seed: u64) -> Setup {
     let mut rng = Rng::new(seed ^ 0xa5a5);
+    let churn = seed % 4 == 3;
     let extent = *rng.pick(&[16u64 << 10, 16 << 10, 64 << 10]).unwrap_or(&(16 << 10));
     let failing = match rng.below(4) {
         0 => *rng
@@ -32,7 +33,8 @@ pub fn setup(seed: u64) -> Setup {
         size: 16 << 20,
         extent,
         journal_blocks: *rng.pick(&[64, 64, 80, 256]).unwrap_or(&64),
-        room: rng.once_in(6).then(|| 2 + rng.below(12)),
+        room: (churn || rng.once_in(6)).then(|| 2 + rng.below(if churn { 3 } else { 12 })),
+        churn,
         failing,
         fails_once_in: 3 + rng.below(30),
     }
@@ -45,7 +47,9 @@ fn step(world: &mut World) {
         30..72 => {
             if !world.drive.flights.is_empty() {
                 let n = world.rng.below(world.drive.flights.len() as u64) as usize;
-                world.complete(n);
+                if !world.drive.flights[n].slow || world.rng.once_in(16) {
+                    world.complete(n);
+                }
             }
         }
         72..90 => ask_as_guest(world),
@@ -58,6 +62,7 @@ fn step(world: &mut World) {
                 false => world.readers[n].begin(&epochs),
             }
         }
+        94..99 if world.setup.churn && world.open.len() > 1 && !world.rng.once_in(8) => {}
         94..99 => world.ask_something(),
         _ => world.clock += world.rng.below(3) * 100_000_000,
     }
@@ -74,6 +79,7 @@ fn ask_as_guest(world: &mut World) {
     let extent = world.setup.extent;
     // Blocks, sectors, or some extents.
     let (unit, most) = match world.rng.below(6) {
+        0..5 if world.setup.churn => (extent, 2),
         0 | 1 => (4096, 4),
         2 | 3 => (512, 20),
         4 => (extent, 3),
@@ -83,6 +89,7 @@ fn ask_as_guest(world: &mut World) {
     let offset = world.rng.below(end / unit + 1) * unit;
     let len = ((1 + world.rng.below(most)) * unit).min(size.saturating_sub(offset));
     let kind = match world.rng.below(20) {
+        5..=9 if unit == extent => Kind::Zero { unmap: true },
         0..=4 => Kind::Read,
         5..=13 => Kind::Write,
         14..=15 => Kind::Zero { unmap: true },
@@ -98,7 +105,13 @@ fn ask_as_guest(world: &mut World) {
 }
 
 /// What a crashed store holds must be what the model allows, as it is or with what was asked last.
-fn look(world: &World, drive: Drive, crash: Crash, boot: [u8; 16], thorough: bool) -> (Seen, Option<Model>) {
+pub fn look(
+    world: &World,
+    drive: Drive,
+    crash: Crash,
+    boot: [u8; 16],
+    thorough: bool,
+) -> (Seen, Option<Model>) {
     let mut calm = Calm::open(drive, boot).unwrap_or_else(|error| panic!("after {crash:?}: {error}"));
     let seen = calm.look().unwrap_or_else(|error| panic!("after {crash:?}: {error}"));
     let first = world.model.allows(crash, &seen);
@@ -136,13 +149,30 @@ fn boot_after(crash: Crash, boot: [u8; 16]) -> [u8; 16] {
 }
 
 /// Look at what would be there if it ended now, and go on as if nothing had been.
-fn look_aside(world: &mut World, states: &mut u64) {
+pub fn look_aside(world: &mut World, states: &mut u64) {
     for crash in [Crash::Killed, Crash::Power] {
         let drive = world.crashed(crash);
         let thorough = world.rng.once_in(24);
         look(world, drive, crash, boot_after(crash, world.boot), thorough);
         *states += 1;
     }
+}
+
+/// It is closed as it should be: then even a loss of power takes nothing back.
+fn shut_down(world: &mut World, states: &mut u64) {
+    world.drain();
+    if world.wish.is_some() || world.fails {
+        return;
+    }
+    world.ask(Wish::Shutdown);
+    world.drain();
+    let drive = world.crashed(Crash::Power);
+    world.boot = other_boot(world.boot);
+    let (seen, _) = look(world, drive.fork(), Crash::Killed, world.boot, false);
+    *states += 1;
+    let now = world.tick();
+    world.model.settle(Crash::Power, &seen, now);
+    world.restart(drive);
 }
 
 /// It ends now, perhaps once more while it is opened again; then go on with what is there.
@@ -206,13 +236,17 @@ pub fn run(setup: Setup, rounds: u64, steps: u64, every: bool) -> u64 {
         let mut events = world.events;
         for _ in 0..steps {
             step(&mut world);
-            if every && world.events != events || world.rng.once_in(200) {
+            let often = if world.is_unmarked() { 60 } else { 300 };
+            if every && world.events != events || world.rng.once_in(often) {
                 look_aside(&mut world, &mut states);
             }
             events = world.events;
         }
         if world.rng.once_in(3) {
             inspect(&mut world, &mut states);
+        }
+        if world.rng.once_in(4) {
+            shut_down(&mut world, &mut states);
         }
         crash(&mut world, &mut states);
     }

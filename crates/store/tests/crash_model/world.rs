@@ -11,7 +11,7 @@ use ringstone_store::{
 
 use crate::drive::{Bench, Crash, Drive, Flight, Owner, What};
 use crate::guest;
-use crate::reference::{sectors, Answered, Model, Moment, Wish};
+use crate::reference::{sectors, Answered, Model, Moment, Wish, FILLER};
 use crate::rng::Rng;
 
 pub const REACTORS: usize = 3;
@@ -37,6 +37,8 @@ pub struct Setup {
     pub journal_blocks: u32,
     /// Extents that are left when it begins.
     pub room: Option<u64>,
+    /// Whole extents are written and discarded all the time.
+    pub churn: bool,
     pub failing: Failing,
     /// Once in so many I/Os.
     pub fails_once_in: u64,
@@ -138,15 +140,14 @@ impl World {
     fn fill(&mut self, room: u64) {
         let layout = Layout::new(self.setup.size, self.setup.extent).expect("a layout");
         let size = (layout.capacity() - room) * self.setup.extent;
-        let name = "filler".to_string();
+        let name = FILLER.to_string();
         self.ask(Wish::Create { name: name.clone(), size });
         self.drain();
         self.ask(Wish::Open { name: name.clone() });
         self.drain();
         self.request(0, &name, Kind::Write, 0, size, false);
         self.drain();
-        let flush = self.request(0, &name, Kind::Flush, 0, 0, false);
-        debug_assert!(flush > 0);
+        self.request(0, &name, Kind::Flush, 0, 0, false);
         self.drain();
         self.ask(Wish::Close { name });
         self.drain();
@@ -165,7 +166,7 @@ impl World {
 
     // Guests.
 
-    /// Begin a request. Returns its token.
+    /// Begin a request.
     pub fn request(
         &mut self,
         reactor: usize,
@@ -174,7 +175,7 @@ impl World {
         offset: u64,
         len: u64,
         durable: bool,
-    ) -> u64 {
+    ) {
         let token = self.next;
         self.next += 1;
         let issued = self.tick();
@@ -190,7 +191,6 @@ impl World {
             Asked { volume, kind, offset, len, done, value, durable, issued, reactor, held, submitted };
         self.requests.insert(token, asked);
         self.go_on(token);
-        token
     }
 
     /// Do the next part of a request, as a reactor does.
@@ -210,7 +210,13 @@ impl World {
                 Kind::Write => open.map.write(at, rest).filter(|_| !asked.durable || !through(&self.shared)),
                 Kind::Flush if !through(&self.shared) => {
                     let what = What::Flush { before: self.drive.flushable() };
-                    return self.fly(Flight { offset: 0, len: 0, what, owner: Owner::Client(token) });
+                    return self.fly(Flight {
+                        offset: 0,
+                        len: 0,
+                        what,
+                        owner: Owner::Client(token),
+                        slow: false,
+                    });
                 }
                 Kind::Zero { .. } | Kind::Flush => None,
             };
@@ -227,6 +233,7 @@ impl World {
                         len,
                         what: What::Read,
                         owner: Owner::Client(token),
+                        slow: false,
                     });
                 }
                 (Kind::Write, Some(Run::At { at: place, len })) => {
@@ -234,7 +241,13 @@ impl World {
                     asked.held = Some(reader.hold());
                     let bytes = guest::bytes(asked.value, at, len).into();
                     let what = What::Write { bytes, durable: asked.durable };
-                    return self.fly(Flight { offset: place, len, what, owner: Owner::Client(token) });
+                    return self.fly(Flight {
+                        offset: place,
+                        len,
+                        what,
+                        owner: Owner::Client(token),
+                        slow: false,
+                    });
                 }
                 _ => {
                     let kind = match asked.kind {
@@ -257,8 +270,9 @@ impl World {
         }
     }
 
-    fn fly(&mut self, flight: Flight) {
+    fn fly(&mut self, mut flight: Flight) {
         self.events += 1;
+        flight.slow = self.rng.once_in(if self.setup.churn { 2 } else { 4 });
         self.drive.flights.push(flight);
     }
 
@@ -405,6 +419,8 @@ impl World {
             Some(io) => self.keeper.completed(io, Ok(())),
             None => {
                 self.events += 1;
+                let slow = self.rng.once_in(5);
+                self.drive.flights.iter_mut().last().expect("just begun").slow = slow;
                 self.note(|| format!("begin {text}"));
             }
         }
@@ -476,6 +492,11 @@ impl World {
         }
         let waits: Vec<u64> = self.requests.keys().copied().collect();
         panic!("requests {waits:?} and {:?} are never answered; idle: {}", self.wish, self.keeper.is_idle());
+    }
+
+    /// A loss of power would take something back.
+    pub fn is_unmarked(&self) -> bool {
+        self.shared.unmarked.load(Ordering::Acquire)
     }
 
     pub fn is_at_rest(&self) -> bool {

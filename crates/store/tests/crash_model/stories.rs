@@ -1,0 +1,160 @@
+//! Faults that the model has found, each as what was done when it showed.
+
+use crate::drive::Crash;
+use crate::reference::Wish;
+use crate::run::{look, look_aside, setup};
+use crate::world::{Failing, Kind, Setup, World};
+
+const EXTENT: u64 = 16 << 10;
+const VOLUME: u64 = 10 * EXTENT;
+
+fn world() -> World {
+    World::new(Setup { extent: EXTENT, room: None, failing: Failing::Nothing, churn: false, ..setup(0) })
+}
+
+fn ask(world: &mut World, wish: Wish) {
+    world.ask(wish);
+    world.drain();
+}
+
+fn opened(world: &mut World, name: &str) {
+    let name = name.to_string();
+    ask(world, Wish::Create { name: name.clone(), size: VOLUME });
+    ask(world, Wish::Open { name });
+}
+
+fn done(world: &mut World, name: &str, kind: Kind, offset: u64, len: u64) {
+    world.request(0, name, kind, offset, len, false);
+    world.drain();
+}
+
+fn snapshot(world: &mut World, volume: &str, name: &str) {
+    ask(world, Wish::Snapshot { volumes: vec![volume.into()], name: name.into() });
+}
+
+/// End it, and go on with what is there.
+fn end(world: &mut World, crash: Crash) {
+    let drive = world.crashed(crash);
+    if crash == Crash::Power {
+        world.boot[0] += 1;
+    }
+    let (seen, _) = look(world, drive.fork(), crash, world.boot, true);
+    let now = world.tick();
+    world.model.settle(crash, &seen, now);
+    world.restart(drive);
+}
+
+/// A discard left a tombstone in the live layer, and data was written over it. When the snapshot was deleted, that layer was the only
+/// one; the volume's next opening took the tombstone behind the data, and read zeroes.
+#[test]
+fn a_tombstone_does_not_hide_data_of_a_layer_that_is_alone() {
+    let mut world = world();
+    opened(&mut world, "a");
+    done(&mut world, "a", Kind::Write, 0, 2 * EXTENT);
+    snapshot(&mut world, "a", "s");
+    done(&mut world, "a", Kind::Zero { unmap: true }, 0, EXTENT);
+    done(&mut world, "a", Kind::Write, 0, EXTENT);
+    ask(&mut world, Wish::DeleteSnapshot { volume: "a".into(), name: "s".into() });
+    end(&mut world, Crash::Killed);
+}
+
+/// The process was killed when a discard was not flushed. The next one gave the place to another volume; power was lost, the discard was
+/// forgotten, and the first volume read what the other had written.
+#[test]
+fn what_an_opener_replayed_is_not_forgotten_later() {
+    for seed in 0..20 {
+        let mut world = world();
+        world.rng = crate::rng::Rng::new(seed);
+        opened(&mut world, "a");
+        opened(&mut world, "b");
+        done(&mut world, "a", Kind::Write, 0, VOLUME);
+        done(&mut world, "a", Kind::Flush, 0, 0);
+        done(&mut world, "a", Kind::Zero { unmap: true }, 0, VOLUME);
+        end(&mut world, Crash::Killed);
+        ask(&mut world, Wish::Open { name: "b".into() });
+        done(&mut world, "b", Kind::Write, 0, VOLUME);
+        end(&mut world, Crash::Power);
+    }
+}
+
+/// A snapshot's deletion was not durable yet when the reaper gave its places to the live layer, which overwrote them in place. Power
+/// was lost, and the snapshot was there again with another content.
+#[test]
+fn a_snapshot_that_comes_back_has_what_it_had() {
+    for seed in 0..30 {
+        let mut world = world();
+        world.rng = crate::rng::Rng::new(seed);
+        opened(&mut world, "a");
+        done(&mut world, "a", Kind::Write, 0, VOLUME);
+        snapshot(&mut world, "a", "s");
+        done(&mut world, "a", Kind::Flush, 0, 0);
+        world.ask(Wish::DeleteSnapshot { volume: "a".into(), name: "s".into() });
+        for n in 0..60 {
+            world.turn();
+            // Flushes take their time.
+            let quick = world.drive.flights.iter().position(|flight| flight.len > 0);
+            if let Some(quick) = quick.or((n % 20 == 19 && !world.drive.flights.is_empty()).then_some(0)) {
+                world.complete(quick);
+            }
+            if world.requests.is_empty() {
+                world.request(1, "a", Kind::Write, n % 10 * EXTENT, 4096, false);
+            }
+            look_aside(&mut world, &mut 0);
+        }
+    }
+}
+
+/// Zeroes that were asked for durably where an earlier discard, not flushed, had left nothing were answered at once.
+#[test]
+fn a_durable_zero_of_nothing_is_durable() {
+    let mut world = world();
+    opened(&mut world, "a");
+    done(&mut world, "a", Kind::Write, 0, EXTENT);
+    done(&mut world, "a", Kind::Flush, 0, 0);
+    done(&mut world, "a", Kind::Zero { unmap: true }, 0, EXTENT);
+    world.request(0, "a", Kind::Zero { unmap: true }, 512, 512, true);
+    world.drain();
+    end(&mut world, Crash::Power);
+}
+
+/// A snapshot of many volumes with long names takes several blocks of the journal, and counts with the last of them.
+#[test]
+fn a_snapshot_of_many_volumes_is_whole_or_not_there() {
+    let mut world = world();
+    let names: Vec<String> = (0..24).map(|n| format!("{n:0>120}")).collect();
+    for name in &names {
+        ask(&mut world, Wish::Create { name: name.clone(), size: EXTENT });
+    }
+    for name in names.iter().step_by(5) {
+        ask(&mut world, Wish::Open { name: name.clone() });
+        done(&mut world, name, Kind::Write, 0, EXTENT);
+    }
+    world.ask(Wish::Snapshot { volumes: names.clone(), name: "s".repeat(120) });
+    while world.wish.is_some() {
+        world.turn();
+        look_aside(&mut world, &mut 0);
+        if !world.drive.flights.is_empty() {
+            let n = world.rng.below(world.drive.flights.len() as u64) as usize;
+            world.complete(n);
+        }
+    }
+    world.drain();
+    end(&mut world, Crash::Power);
+}
+
+/// A journal that was exactly half full had neither room for the reaper nor a checkpoint that would make some. And a step of a
+/// request that was parked for a snapshot held the epoch for which the snapshot waited, so that it came too late.
+#[test]
+fn the_smallest_journal_goes_on_and_on() {
+    let mut world = world();
+    world.setup.journal_blocks = 64;
+    opened(&mut world, "a");
+    for n in 0..80 {
+        done(&mut world, "a", Kind::Write, n % 10 * EXTENT, 4096);
+        let name = format!("s{n}");
+        world.request(0, "a", Kind::Write, 0, VOLUME, false);
+        snapshot(&mut world, "a", &name);
+        ask(&mut world, Wish::DeleteSnapshot { volume: "a".into(), name });
+    }
+    end(&mut world, Crash::Killed);
+}
