@@ -24,7 +24,7 @@ struct Imagined(Mutex<HashMap<u64, Block>>);
 
 impl Medium for Imagined {
     fn size(&self) -> io::Result<u64> {
-        Ok(4 * VOLUME)
+        Ok(5 * VOLUME)
     }
 
     fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {
@@ -118,7 +118,7 @@ fn looks(map: &Map, writing: bool) -> f64 {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let drive = Imagined::default();
-    ringstone_store::format(&drive, &Layout::new(4 * VOLUME, EXTENT)?, [7; 16])?;
+    ringstone_store::format(&drive, &Layout::new(5 * VOLUME, EXTENT)?, [7; 16])?;
     let keeper = ringstone_store::begin(&drive, [1; 16], Arc::default())?;
     let mut store = Store { keeper, drive, clock: 0 };
     let name = "volume".to_owned();

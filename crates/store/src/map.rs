@@ -258,9 +258,7 @@ impl Map {
             let visible = if part.is_there() { part.mask() } else { 0 };
             return self.piece(part, mask, visible, first, within, most, tag);
         }
-        let parts = self.nodes.read(word);
-        let visible = parts.mask();
-        let found = parts.iter().find(|part| part.mask() >> first & 1 == 1).copied().unwrap_or(Part::NONE);
+        let (found, visible) = self.nodes.find(word, first);
         let mask = if found.is_there() && fits(found) { found.mask() } else { 0 };
         self.piece(found, mask, visible, first, within, most, tag)
     }
@@ -403,6 +401,23 @@ struct Nodes {
 }
 
 impl Nodes {
+    /// The part that has granule `first`, or none; and then the granules that any part has.
+    #[inline]
+    fn find(&self, name: u64, first: u32) -> (Part, u16) {
+        let (class, index) = ((name >> 32 & 3) as usize, name as u32);
+        let len = 2u32 << class;
+        let mut visible = 0;
+        for n in 0..len {
+            let word = self.words[class].get(index * len + n).map_or(0, |word| word.load(Ordering::Relaxed));
+            let part = Part(word);
+            if part.mask() >> first & 1 == 1 {
+                return (part, part.mask());
+            }
+            visible |= part.mask();
+        }
+        (Part::NONE, visible)
+    }
+
     fn read(&self, name: u64) -> Parts {
         let (class, index) = ((name >> 32 & 3) as usize, name as u32);
         let len = 2u32 << class;
