@@ -10,6 +10,7 @@ SHELL := /bin/bash
 FUZZ_TEST_SECONDS ?= 10
 FUZZ_SECONDS ?= 600
 SOAK_SECONDS ?= 600
+STORE_SEEDS ?= 5000
 
 VENV := $(CURDIR)/.venv
 # Cargo's build scripts look for Python too; one answer for all of them keeps builds from undoing one another.
@@ -105,7 +106,8 @@ test-lab: engine lab-packages ## The unit tests in Python and those with Ceph an
 		etcd_access.py manager.py away.py tcp.py) $(addprefix tests/failure/test_,etcd.py fencing.py full_cluster.py lab.py)
 fuzz: rust ## Fuzz the rings and the control messages, FUZZ_SECONDS (600) each
 	@$(STEP) fuzz-long --say -- scripts/fuzz --seconds $(FUZZ_SECONDS)
-soak: build qemus older-release lab-packages ## The tests that run for long; SOAK_SECONDS (600) for those that go round
+soak: build qemus older-release lab-packages ## The tests that run for long; SOAK_SECONDS (600), STORE_SEEDS (5000) say how long
+	@$(STEP) store-soak --say -- env RINGSTONE_STORE_SEEDS=$(STORE_SEEDS) cargo test --profile fuzz -p ringstone-store --test crash_model
 	@$(STEP) soak --say -- env RINGSTONE_SOAK_SECONDS=$(SOAK_SECONDS) $(VENV)/bin/python -m pytest -m soak
 bench: build ## Measure the gateway against qemu-storage-daemon and the machine's limits
 	@$(VENV)/bin/ringstone bench suite $(BENCH_ARGS)
