@@ -89,7 +89,13 @@ impl Content {
             }
             (entries[at].ok, entries[at].durable) = (true, how == Answered::Durable);
             let this = entries[at];
-            for entry in entries.iter_mut().filter(|entry| entry.is_before(&this)) {
+            // Of two writes at one time to one sector either may be the last, whatever a third one does beside one of them.
+            let is_rival = |entry: &&Entry| entry.retired.is_none() && !entry.is_before(&this);
+            let rivals: Vec<Entry> = entries.iter().filter(is_rival).copied().collect();
+            let is_over = |entry: &&mut Entry| {
+                entry.is_before(&this) && rivals.iter().all(|rival| entry.is_before(rival))
+            };
+            for entry in entries.iter_mut().filter(is_over) {
                 entry.retired.get_or_insert(now);
             }
             forget(entries, oldest);
@@ -169,8 +175,10 @@ fn forget(entries: &mut Vec<Entry>, oldest: Moment) {
         return;
     }
     let durable: Vec<Entry> = entries.iter().filter(|entry| entry.durable).copied().collect();
+    let is_beaten = |entry: &Entry| durable.iter().any(|later| entry.is_before(later));
+    let rivals: Vec<Entry> = entries.iter().filter(|entry| !is_beaten(entry)).copied().collect();
     for entry in entries.iter_mut() {
-        entry.gone |= durable.iter().any(|later| entry.is_before(later));
+        entry.gone |= is_beaten(entry) && rivals.iter().all(|rival| entry.is_before(rival));
     }
     entries.retain(|entry| !entry.gone || entry.retired.is_none_or(|retired| retired > oldest));
 }
