@@ -196,6 +196,7 @@ pub fn store_code(error: &StoreError) -> Code {
         | StoreError::HasSnapshots { .. }
         | StoreError::InUse(_)
         | StoreError::Busy { .. }
+        | StoreError::NotPossessed
         | StoreError::Slow(_) => Code::Busy,
         StoreError::Impossible(_)
         | StoreError::NoParent(_)

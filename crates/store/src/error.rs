@@ -63,6 +63,10 @@ pub enum StoreError {
         "the store's journal could not be written ({0}), so it takes no changes until it is opened again"
     )]
     Failed(std::io::Error),
+    #[error(
+        "the store is still the process's that hands it over, or could not be taken from it; open it again"
+    )]
+    NotPossessed,
     #[error("the store is being closed")]
     Closed,
 }

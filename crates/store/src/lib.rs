@@ -74,3 +74,68 @@ pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result
     keeper.set_possessed();
     Ok(keeper)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+    use std::io;
+
+    use super::*;
+
+    /// Of 16 MiB.
+    struct Memory(RefCell<Vec<Block>>);
+
+    impl Medium for Memory {
+        fn size(&self) -> io::Result<u64> {
+            Ok(self.0.borrow().len() as u64 * BLOCK)
+        }
+
+        fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {
+            let first = (offset / BLOCK) as usize;
+            into.clone_from_slice(&self.0.borrow()[first..first + into.len()]);
+            Ok(())
+        }
+
+        fn write(&self, offset: u64, from: &[Block]) -> io::Result<()> {
+            let first = (offset / BLOCK) as usize;
+            self.0.borrow_mut()[first..first + from.len()].clone_from_slice(from);
+            Ok(())
+        }
+
+        fn flush(&self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    /// Until a process that hands a store over is told to go, it writes there; whoever wrote too would damage it.
+    #[test]
+    fn a_keeper_changes_nothing_before_the_store_is_its_own() {
+        let memory = Memory(RefCell::new(zeroed(4096).into_vec()));
+        format(&memory, &Layout::new(SMALLEST_STORE, 64 << 10).unwrap(), [7; 16]).unwrap();
+        let mut keeper = Keeper::new(recover(&memory, [1; 16]).unwrap(), [1; 16], Arc::default()).unwrap();
+        let create = |name: &str| Command::Create { name: name.into(), size: 1 << 20, created_s: 1 };
+        keeper.command(1, create("early"));
+        keeper.submit(Request {
+            token: 5,
+            volume: 1,
+            kind: RequestKind::Write,
+            offset: 0,
+            len: 4096,
+            durable: false,
+        });
+        keeper.turn(1);
+        assert!(keeper.next_io().is_none(), "nothing is written");
+        assert!(matches!(keeper.next_answer(), Some((1, Err(StoreError::NotPossessed)))));
+        assert_eq!(keeper.next_done(), Some(Done { token: 5, result: Err(errno::EIO) }));
+        keeper.command(2, Command::Possess);
+        keeper.command(3, create("late"));
+        for now in 2..50 {
+            keeper.turn(now);
+            while let Some(io) = keeper.next_io() {
+                keeper.completed(io, Ok(()));
+            }
+        }
+        assert!(matches!(keeper.next_answer(), Some((2, Ok(Answer::Done)))));
+        assert!(matches!(keeper.next_answer(), Some((3, Ok(Answer::Done)))));
+    }
+}

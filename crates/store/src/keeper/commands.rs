@@ -145,6 +145,9 @@ impl Keeper {
                         (false, Some(errno)) if command.changes() => {
                             Err(StoreError::Failed(std::io::Error::from_raw_os_error(errno)))
                         }
+                        (false, None) if command.changes() && !self.possessed && !command.possesses() => {
+                            Err(StoreError::NotPossessed)
+                        }
                         (false, None) if command.changes() && self.catalog.next > MOST_IDS => {
                             Err(StoreError::CatalogFull)
                         }
@@ -556,6 +559,10 @@ impl Keeper {
 }
 
 impl Command {
+    fn possesses(&self) -> bool {
+        matches!(self, Self::Possess)
+    }
+
     /// It changes something on the drive.
     fn changes(&self) -> bool {
         !matches!(

@@ -35,7 +35,7 @@ impl Keeper {
         if request.kind == RequestKind::Flush {
             return self.flushing.wait(Waiter::Request(request.token));
         }
-        if let Some(errno) = self.failed {
+        if let Some(errno) = self.failed.or((!self.possessed).then_some(errno::EIO)) {
             return self.refuse(&request, errno);
         }
         let Some(open) = self.open.get_mut(&request.volume) else { return self.gone(&request) };
