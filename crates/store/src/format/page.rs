@@ -53,7 +53,8 @@ impl Entry {
     pub fn decode(from: &mut Reader) -> Option<Self> {
         let (layer, vextent, count, mask) = (from.u32()?, from.u32()?, from.u32()?, from.u16()?);
         let kind = match from.u16()? {
-            0 => Kind::Free,
+            // Whatever else the bytes say: a free slot has nothing.
+            0 => return Some(Self::default()),
             1 => Kind::Data,
             2 => Kind::Zero,
             _ => return None,
@@ -123,6 +124,14 @@ pub(super) fn checksum(block: &[u8; 4096]) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A first write adds its granules to those that the slot has, which of a free one are none, whatever a drive says.
+    #[test]
+    fn a_free_slot_has_nothing() {
+        let mut out = Writer::default();
+        Entry { kind: Kind::Free, ..Entry::data(3, 7, 0x800) }.encode(&mut out);
+        assert_eq!(Entry::decode(&mut Reader(&out.0)), Some(Entry::default()));
+    }
 
     #[test]
     fn it_comes_back_as_it_went_and_nowhere_else() {
