@@ -17,9 +17,12 @@ ROOT = Path(__file__).resolve().parents[2]
 OLDER = ROOT / ".cache/older-release/site"
 NEWER = ROOT / "python"
 
-# What a release says about itself.
+# What a release says about itself. The older one calls its state `store`.
 SAYS = """
-from ringstone.state.migrations import MIGRATIONS
+try:
+    from ringstone.state.migrations import MIGRATIONS
+except ModuleNotFoundError:
+    from ringstone.store.migrations import MIGRATIONS
 from ringstone.version import version
 print(version(), len(MIGRATIONS))
 """
