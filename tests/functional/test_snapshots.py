@@ -66,6 +66,10 @@ def test_a_snapshot_keeps_what_was_written_before_it(volumes: Volumes, client: G
 
 
 def test_what_still_stands_on_something_keeps_it(volumes: Volumes, client: GatewayClient) -> None:
+    if volumes.kind == "rbd":
+        pytest.skip(
+            "Ceph takes a snapshot with clones away by name and keeps what they need (clone format 2)"
+        )
     volumes.serve("disk")
     client.create_snapshot("disk", "monday")
     client.clone_snapshot("disk", "monday", "clone")

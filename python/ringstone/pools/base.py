@@ -160,7 +160,8 @@ class SnapshotPool(Protocol):
         ...
 
     def remove_snapshot(self, volume: VolumeRecord, name: str) -> None:
-        """BusyError when it has clones, NotFoundError when there is none."""
+        """BusyError when it has clones, unless the medium keeps what they need (rbd does); NotFoundError when there is
+        none."""
         ...
 
     def revert(self, volume: VolumeRecord, name: str) -> None:
