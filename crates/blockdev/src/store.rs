@@ -81,10 +81,6 @@ impl StoreVolume {
         self.id
     }
 
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Where the bytes from `offset` on are, up to `len` of them.
     #[inline(always)]
     pub fn read(&self, offset: u64, len: u64) -> Run {

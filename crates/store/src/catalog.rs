@@ -269,13 +269,6 @@ impl Catalog {
         self.layers.values().filter(move |one| one.parent == layer).map(|one| one.id)
     }
 
-    /// Neither live nor a snapshot's.
-    pub fn is_nameless(&self, layer: u32) -> bool {
-        self.layers.contains_key(&layer)
-            && !self.volumes.values().any(|volume| volume.live == layer)
-            && !self.snapshots.values().any(|snapshot| snapshot.layer == layer)
-    }
-
     /// The nameless layers that can go, with the child that takes what is left of them.
     pub fn reapable(&self) -> Vec<(u32, Option<u32>)> {
         let mut children: BTreeMap<u32, (usize, u32)> = BTreeMap::new();

@@ -3,7 +3,7 @@
 use crate::catalog::Catalog;
 use crate::error::StoreError;
 use crate::format::{zeroed, Block, Entry, JournalBlock, Kind, Page, Record, Superblock};
-use crate::geometry::{Layout, BLOCK, SUPERBLOCKS};
+use crate::geometry::{Layout, BLOCK, ENTRIES_PER_PAGE, SUPERBLOCKS};
 use crate::medium::{flush, read, read_into, write, Medium};
 use crate::mutants::{self, Mutant};
 use crate::slots::Slots;
@@ -35,22 +35,17 @@ pub fn format(medium: &dyn Medium, layout: &Layout, uuid: [u8; 16]) -> Result<()
         catalog_crc: crc32c::crc32c(&[]),
         layout: layout.clone(),
     };
-    write_table(medium, &superblock, 0)?;
+    write_table(medium, &superblock)?;
     flush(medium)?;
     write(medium, SUPERBLOCKS[1], &[superblock.encode()])?;
     flush(medium)
 }
 
-/// Write the pages of zones from number `zone` on, all of them empty.
-pub(crate) fn write_table(
-    medium: &dyn Medium,
-    superblock: &Superblock,
-    zone: usize,
-) -> Result<(), StoreError> {
-    let layout = &superblock.layout;
-    let mut number: u32 = layout.zones[..zone].iter().map(crate::geometry::Zone::pages).sum();
-    let empty = [Entry::default(); crate::geometry::ENTRIES_PER_PAGE as usize];
-    for zone in &layout.zones[zone..] {
+/// Write the first copy of all pages, all of them empty.
+fn write_table(medium: &dyn Medium, superblock: &Superblock) -> Result<(), StoreError> {
+    let mut number = 0;
+    let empty = [Entry::default(); ENTRIES_PER_PAGE as usize];
+    for zone in &superblock.layout.zones {
         let mut page = 0;
         while page < zone.pages() {
             let count = AT_ONCE.min(zone.pages() - page);

@@ -138,11 +138,6 @@ impl Slots {
         self.of_layer.get(&layer).map_or(0, |counts| counts.0)
     }
 
-    /// Extents and tombstones that a layer has.
-    pub fn counts_of(&self, layer: u32) -> (u64, u64) {
-        self.of_layer.get(&layer).copied().unwrap_or_default()
-    }
-
     pub fn set_dirty(&mut self, page: u32) {
         self.dirty.set(page, true);
     }

@@ -5,8 +5,8 @@
 //! that the copies count, a flush makes them durable, with the data that they speak of.
 
 use super::Keeper;
-use crate::format::{zeroed, Page};
-use crate::geometry::{Layout, BLOCK};
+use crate::format::{zeroed, Page, Superblock};
+use crate::geometry::BLOCK;
 use crate::io::{Action, Data, Io, Purpose};
 use crate::mutants::{self, Mutant};
 
@@ -16,19 +16,13 @@ const UNDER_WAY: usize = 16;
 const AGAIN_NS: u64 = 1_000_000_000;
 
 pub(super) struct Checkpoint {
-    generation: u64,
-    layout: Layout,
-    /// Replay begins here.
-    from: u64,
-    covered: u64,
+    /// The superblock that ends it.
+    next: Superblock,
     waiting: Vec<u32>,
     under_way: usize,
     /// Pages and the copy that they were written to.
     written: Vec<(u32, u8)>,
     stage: Stage,
-    catalog_copy: u8,
-    catalog_bytes: u32,
-    catalog_crc: u32,
     failed: bool,
     /// When the superblock is written again.
     again: Option<u64>,
@@ -67,18 +61,18 @@ impl Keeper {
 
     fn begin_checkpoint(&mut self) {
         self.highest_generation += 1;
+        let mut next = self.superblock.clone();
+        next.generation += 1;
+        next.table_generation = self.highest_generation;
+        next.replay_from = self.journal.committed();
+        next.replay_incarnation = self.journal.incarnation();
+        next.catalog_copy = 1 - next.catalog_copy;
         self.checkpoint = Some(Checkpoint {
-            generation: self.highest_generation,
-            layout: self.layout().clone(),
-            from: self.journal.committed(),
-            covered: 0,
+            next,
             waiting: self.slots.take_dirty(),
             under_way: 0,
             written: Vec::new(),
             stage: Stage::Pages,
-            catalog_copy: 1 - self.superblock.catalog_copy,
-            catalog_bytes: 0,
-            catalog_crc: 0,
             failed: false,
             again: None,
         });
@@ -88,13 +82,19 @@ impl Keeper {
         let Some(checkpoint) = &mut self.checkpoint else { return };
         while checkpoint.stage == Stage::Pages && checkpoint.under_way < UNDER_WAY && !checkpoint.failed {
             let Some(page) = checkpoint.waiting.pop() else { break };
-            let (zone, in_zone, first) = checkpoint.layout.page(page);
+            let (zone, in_zone, first) = checkpoint.next.layout.page(page);
             let other = u8::from(!mutants::is(Mutant::PageOverOnlyCopy));
             let copy = self.slots.copy(page) ^ other;
             let mut block = zeroed(1);
             let entries = self.slots.page(first, zone.first + zone.slots());
             self.slots.pack(first, first + entries.len() as u32);
-            Page::encode(&self.superblock.uuid, page, checkpoint.generation, &entries, &mut block[0]);
+            Page::encode(
+                &checkpoint.next.uuid,
+                page,
+                checkpoint.next.table_generation,
+                &entries,
+                &mut block[0],
+            );
             checkpoint.under_way += 1;
             self.out.push_back(Io {
                 action: Action::Write { durable: false },
@@ -116,13 +116,13 @@ impl Keeper {
         let Some(checkpoint) = &mut self.checkpoint else { return };
         checkpoint.stage = Stage::Catalog;
         let bytes = self.catalog.encode();
-        checkpoint.catalog_bytes = bytes.len() as u32;
-        checkpoint.catalog_crc = crc32c::crc32c(&bytes);
+        checkpoint.next.catalog_bytes = bytes.len() as u32;
+        checkpoint.next.catalog_crc = crc32c::crc32c(&bytes);
         let mut blocks = zeroed(bytes.len().div_ceil(BLOCK as usize).max(1));
         for (block, chunk) in blocks.iter_mut().zip(bytes.chunks(BLOCK as usize)) {
             block.0[..chunk.len()].copy_from_slice(chunk);
         }
-        let offset = checkpoint.layout.catalog_copy(checkpoint.catalog_copy);
+        let offset = checkpoint.next.layout.catalog_copy(checkpoint.next.catalog_copy);
         self.out.push_back(Io {
             action: Action::Write { durable: false },
             offset,
@@ -154,13 +154,13 @@ impl Keeper {
             }
             _ if checkpoint.failed => self.end_checkpoint(false),
             Purpose::Catalog if mutants::is(Mutant::NoFlushBeforeSuperblock) => {
-                checkpoint.covered = self.journal.committed();
+                checkpoint.next.covered = self.journal.committed();
                 self.write_superblock();
             }
             Purpose::Catalog => {
                 checkpoint.stage = Stage::Flush;
                 // Pages may hold what records before this one say, and the flush covers their data.
-                checkpoint.covered = self.journal.committed();
+                checkpoint.next.covered = self.journal.committed();
                 self.out.push_back(Io {
                     action: Action::Flush,
                     offset: 0,
@@ -177,25 +177,8 @@ impl Keeper {
     fn write_superblock(&mut self) {
         let Some(checkpoint) = &mut self.checkpoint else { return };
         checkpoint.stage = Stage::Superblock;
-        let mut next = self.superblock.clone();
-        next.generation += 1;
-        next.table_generation = checkpoint.generation;
-        next.replay_from = checkpoint.from;
-        next.replay_incarnation = self.journal.incarnation();
-        next.covered = checkpoint.covered;
-        next.catalog_copy = checkpoint.catalog_copy;
-        next.catalog_bytes = checkpoint.catalog_bytes;
-        next.catalog_crc = checkpoint.catalog_crc;
-        next.layout = checkpoint.layout.clone();
-        let mut block = zeroed(1);
-        block[0] = next.encode();
-        self.out.push_back(Io {
-            action: Action::Write { durable: true },
-            offset: next.at(),
-            len: BLOCK,
-            data: Data::Own(block),
-            purpose: Purpose::Superblock,
-        });
+        let io = superblock_write(&checkpoint.next, Purpose::Superblock);
+        self.out.push_back(io);
     }
 
     /// What was replayed may be in the drive's cache only; the superblock must not become durable before it.
@@ -213,15 +196,7 @@ impl Keeper {
         if let Err(errno) = result {
             return self.command_failed(errno);
         }
-        let mut block = zeroed(1);
-        block[0] = self.superblock.encode();
-        self.out.push_back(Io {
-            action: Action::Write { durable: true },
-            offset: self.superblock.at(),
-            len: BLOCK,
-            data: Data::Own(block),
-            purpose: Purpose::Possession,
-        });
+        self.out.push_back(superblock_write(&self.superblock, Purpose::Possession));
     }
 
     pub(super) fn possession_written(&mut self, result: Result<(), i32>) {
@@ -245,19 +220,26 @@ impl Keeper {
         for (page, copy) in &checkpoint.written {
             self.slots.set_copy(*page, *copy);
         }
-        let superblock = &mut self.superblock;
-        superblock.generation += 1;
-        superblock.table_generation = checkpoint.generation;
-        superblock.replay_from = checkpoint.from;
-        superblock.replay_incarnation = self.journal.incarnation();
-        superblock.covered = checkpoint.covered;
-        superblock.catalog_copy = checkpoint.catalog_copy;
-        superblock.catalog_bytes = checkpoint.catalog_bytes;
-        superblock.catalog_crc = checkpoint.catalog_crc;
-        self.journal.release(checkpoint.from, checkpoint.covered);
+        // The store may have grown meanwhile, of which the next checkpoint tells.
+        let zones = checkpoint.next.layout.zones.len();
+        let layout = self.superblock.layout.clone();
+        self.superblock = Superblock { layout, ..checkpoint.next };
+        self.journal.release(self.superblock.replay_from, self.superblock.covered);
         self.update_unmarked();
         let throttled = std::mem::take(&mut self.throttled);
         self.requests.extend(throttled);
-        self.command_checkpointed(checkpoint.layout.zones.len());
+        self.command_checkpointed(zones);
+    }
+}
+
+fn superblock_write(superblock: &Superblock, purpose: Purpose) -> Io {
+    let mut block = zeroed(1);
+    block[0] = superblock.encode();
+    Io {
+        action: Action::Write { durable: true },
+        offset: superblock.at(),
+        len: BLOCK,
+        data: Data::Own(block),
+        purpose,
     }
 }

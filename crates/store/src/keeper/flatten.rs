@@ -9,7 +9,6 @@ use crate::error::StoreError;
 use crate::format::zeroed;
 use crate::geometry::BLOCK;
 use crate::io::{Action, Data, Io, Purpose};
-use crate::map::FROZEN;
 
 pub(super) struct Flatten {
     number: u64,
@@ -54,44 +53,39 @@ impl Keeper {
     }
 
     pub(super) fn run_flatten(&mut self) {
-        let Some(flatten) = &mut self.flatten else { return };
-        let rests = !flatten.copying && !flatten.ending;
-        match self.failed {
-            Some(errno) if rests => return self.flatten_failed(errno),
-            None if rests && self.closing => return self.end_flatten(Err(StoreError::Closed)),
-            _ if !self.may_work() => return,
-            _ => {}
+        let Some(flatten) = self.flatten.as_ref().filter(|flatten| !flatten.copying && !flatten.ending)
+        else {
+            return;
+        };
+        let volume = flatten.volume;
+        if let Some(errno) = self.failed {
+            return self.flatten_failed(errno);
         }
-        let Some(flatten) = &mut self.flatten else { return };
-        if flatten.copying
-            || flatten.ending
-            || self.closing
-            || !self.journal.has_room()
-            || self.journal.pending() > 0
-        {
+        if !self.may_work() || !self.journal.has_room() || self.journal.pending() > 0 {
             return;
         }
-        let Some(open) = self.open.get(&flatten.volume) else { return };
-        let map = open.map.clone();
+        let Some(open) = self.open.get(&volume) else { return };
+        let (map, tag) = (open.map.clone(), open.tag);
+        let Some(flatten) = &mut self.flatten else { return };
         while let Some(vextent) = map.next_mapped(flatten.at, u32::MAX) {
             flatten.at = vextent;
             let parts = map.parts(vextent);
-            let Some(part) = parts.iter().find(|part| part.tag() == FROZEN || part.tag() != open.tag) else {
+            let Some(part) = parts.iter().find(|part| part.tag() != tag) else {
                 flatten.at = vextent + 1;
                 continue;
             };
-            if self.locks.contains_key(&(flatten.volume, vextent)) {
+            if self.locks.contains_key(&(volume, vextent)) {
                 return;
             }
-            let (volume, from, mask) = (flatten.volume, part.slot(), part.mask());
+            let (from, mask) = (part.slot(), part.mask());
             return self.copy(volume, vextent, from, mask);
         }
         // What is under way may be about to change the same volume's description, or its layers.
         if self.reap.is_some() || self.running.is_some() {
             return;
         }
-        let Some(volume) = self.catalog.volumes.get(&flatten.volume).cloned() else { return };
         flatten.ending = true;
+        let Some(volume) = self.catalog.volumes.get(&volume).cloned() else { return };
         let catalog = vec![
             Change::Layer(Layer { id: volume.live, parent: 0 }),
             Change::Volume(Volume { origin: 0, ..volume }),

@@ -255,10 +255,6 @@ impl Keeper {
         self.shared.clone()
     }
 
-    pub fn uuid(&self) -> [u8; 16] {
-        self.superblock.uuid
-    }
-
     /// Take a guest's request, which its reactor does not hold any more (see [`Reader::hold`]). The answer comes out of
     /// [`next_done`](Self::next_done).
     pub fn submit(&mut self, request: Request) {

@@ -77,15 +77,13 @@ impl Keeper {
         }
     }
 
-    /// One user less. True if there is none now.
-    pub(super) fn close_volume(&mut self, id: u32) -> bool {
-        let Some(open) = self.open.get_mut(&id) else { return false };
+    /// One user less.
+    pub(super) fn close_volume(&mut self, id: u32) {
+        let Some(open) = self.open.get_mut(&id) else { return };
         open.users -= 1;
-        if open.users > 0 {
-            return false;
+        if open.users == 0 {
+            self.open.remove(&id);
+            self.retired_nodes.retain(|retired| retired.what.0 != id);
         }
-        self.open.remove(&id);
-        self.retired_nodes.retain(|retired| retired.what.0 != id);
-        true
     }
 }
