@@ -4,7 +4,7 @@
 //! it closed. Each layer but the oldest has a parent, which says what it does not. A layer that is neither live nor named by a
 //! snapshot is *nameless*: without children it goes, with one child it is merged into that, and with more it stays.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use crate::format::{Reader, Writer};
 
@@ -285,6 +285,22 @@ impl Catalog {
             at = self.parent(at);
         }
         chain
+    }
+
+    /// Layers whose blocks have checksums.
+    pub fn layers_with_integrity(&self) -> HashSet<u32> {
+        let mut layers = HashSet::new();
+        let snapshots = self.snapshots.values().map(|snapshot| (snapshot.volume, snapshot.layer));
+        for (volume, layer) in self.volumes.values().map(|volume| (volume.id, volume.live)).chain(snapshots) {
+            if self.volumes.get(&volume).is_some_and(|volume| volume.seal.integrity) {
+                let mut at = layer;
+                // Whoever was there has been at its ancestors too.
+                while at != 0 && layers.insert(at) {
+                    at = self.parent(at);
+                }
+            }
+        }
+        layers
     }
 
     pub fn children(&self, layer: u32) -> impl Iterator<Item = u32> + '_ {

@@ -11,6 +11,8 @@ const JOURNAL_AT: u64 = 1 << 20;
 const DATA_ALIGN: u64 = 1 << 20;
 /// Entries of a table page behind its header.
 pub const ENTRIES_PER_PAGE: u32 = 252;
+/// Checksums of a page of them, behind its header: a page of the table has whole pages of checksums, whatever the extents.
+pub const SUMS_PER_PAGE: u64 = 1008;
 /// Granules of an extent at most: the bits of a mask.
 const MOST_GRANULES: u64 = 16;
 /// Zones of a store at most: it grew this often, and once was made.
@@ -48,6 +50,16 @@ impl Extents {
         1 << self.shift
     }
 
+    /// Blocks of an extent.
+    pub fn blocks(&self) -> u32 {
+        1 << (self.shift - BLOCK.trailing_zeros())
+    }
+
+    /// Pages of checksums for what one page of the table describes.
+    pub fn sum_pages(&self) -> u32 {
+        self.blocks() * ENTRIES_PER_PAGE / SUMS_PER_PAGE as u32
+    }
+
     pub fn granule(&self) -> u64 {
         1 << self.granule_shift
     }
@@ -76,6 +88,8 @@ impl Extents {
 pub struct Zone {
     /// Byte of the first copy of the table; the second follows it.
     pub table: u64,
+    /// As that, of the checksums.
+    pub sums: u64,
     /// Byte of the first extent.
     pub data: u64,
     /// Number of its first slot. Slots with a place come first, then those without.
@@ -93,11 +107,12 @@ impl Zone {
         count = count.min(MOST_SLOTS.saturating_sub(u64::from(first)) / 17 * 16);
         while count > 0 {
             let tombs = Self::tombs_for(count as u32);
-            let zone = Self { table: start, data: 0, first, extents: count as u32, tombs };
-            let data = (start + 2 * u64::from(zone.pages()) * BLOCK).next_multiple_of(DATA_ALIGN);
+            let zone = Self { table: start, sums: 0, data: 0, first, extents: count as u32, tombs };
+            let sums = start + 2 * u64::from(zone.pages()) * BLOCK;
+            let data = (sums + 2 * zone.sum_pages(extents) * BLOCK).next_multiple_of(DATA_ALIGN);
             let fits = end.saturating_sub(data) >> extents.shift;
             if fits >= count {
-                return Some(Self { data, ..zone });
+                return Some(Self { sums, data, ..zone });
             }
             count = fits.min(count - 1);
         }
@@ -116,6 +131,11 @@ impl Zone {
     /// Table pages of one copy.
     pub fn pages(&self) -> u32 {
         self.slots().div_ceil(ENTRIES_PER_PAGE)
+    }
+
+    /// Pages of checksums of one copy.
+    pub fn sum_pages(&self, extents: Extents) -> u64 {
+        u64::from(self.pages()) * u64::from(extents.sum_pages())
     }
 
     /// Byte of page `page` of copy `copy` of the table.
@@ -227,6 +247,22 @@ impl Layout {
         unreachable!("a page has a number below pages()")
     }
 
+    /// Byte of copy `copy` of page `page` of checksums, counted over all zones.
+    pub fn sum_page_at(&self, page: u32, copy: u8) -> u64 {
+        let each = self.extents.sum_pages();
+        let (zone, in_zone, _) = self.page(page / each);
+        let page = u64::from(in_zone) * u64::from(each) + u64::from(page % each);
+        zone.sums + (u64::from(copy) * zone.sum_pages(self.extents) + page) * BLOCK
+    }
+
+    /// The slot whose extent has byte `at` of the drive, and the byte in it.
+    pub fn slot_at(&self, at: u64) -> Option<(u32, u64)> {
+        let zone = self.zones.iter().rev().find(|zone| at >= zone.data)?;
+        let slot = (at - zone.data) >> self.extents.shift;
+        (slot < u64::from(zone.extents))
+            .then(|| (zone.first + slot as u32, (at - zone.data) % self.extents.bytes()))
+    }
+
     /// Byte of the extent that `slot` stands for; None for slots without a place.
     pub fn place(&self, slot: u32) -> Option<u64> {
         let zone = self.zones.iter().rev().find(|zone| slot >= zone.first)?;
@@ -268,7 +304,9 @@ mod tests {
                 let layout = Layout::new(size, extent).unwrap();
                 let zone = layout.zones[0];
                 assert!(zone.table >= layout.catalog_at + 2 * layout.catalog_len);
-                assert!(zone.page_at(zone.pages() - 1, 1) + BLOCK <= zone.data);
+                assert_eq!(zone.page_at(zone.pages() - 1, 1) + BLOCK, zone.sums);
+                let last = layout.pages() * layout.extents.sum_pages() - 1;
+                assert!(layout.sum_page_at(last, 1) + BLOCK <= zone.data);
                 let end = zone.data + u64::from(zone.extents) * extent;
                 assert!(end <= layout.size, "{size} {extent}");
                 let unused = layout.size - end;
@@ -286,6 +324,8 @@ mod tests {
         let first = grown.zones[1].first;
         assert_eq!(grown.place(first), Some(grown.zones[1].data));
         assert_eq!(grown.place(first - 1), None);
+        assert_eq!(grown.slot_at(grown.zones[1].data + (65 << 10)), Some((first + 1, 1 << 10)));
+        assert_eq!(grown.slot_at(grown.zones[1].sums), None);
         assert_eq!(grown.page_of(first), layout.pages());
         assert!(matches!(layout.grown(64 << 20), Err(StoreError::Impossible(_))));
     }

@@ -29,6 +29,11 @@ pub enum Action {
         skip: u64,
         at: usize,
     },
+    /// Copy `len` bytes of the buffer, from its byte `at` on, to the begin of the request's memory. No I/O.
+    Give {
+        token: u64,
+        at: usize,
+    },
 }
 
 /// Where the bytes are.
@@ -55,7 +60,12 @@ pub(crate) enum Purpose {
     Operation(u32),
     Journal(u64),
     Flush,
-    Page { page: u32, copy: u8 },
+    Page {
+        page: u32,
+        copy: u8,
+    },
+    /// Of checksums.
+    SumsPage,
     Catalog,
     CheckpointFlush,
     Superblock,
@@ -79,6 +89,8 @@ pub struct Request {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestKind {
+    /// Of a volume whose blocks are sealed: parts of blocks, or blocks that are not what their checksums say.
+    Read,
     Write,
     /// Zeroes; `unmap`: the place may be given up.
     Zero {

@@ -14,6 +14,8 @@ pub struct Item<C> {
     /// Each as [`JournalBlock::put_slot`] and `put_change` make it.
     pub records: Vec<Vec<u8>>,
     pub commit: C,
+    /// It counts only when it is durable.
+    pub durable: bool,
 }
 
 struct UnderWay<C> {
@@ -47,6 +49,8 @@ pub struct Journal<C> {
     spoken: u64,
     /// Blocks before this one are durable with all they speak of, and a block says so.
     marked: u64,
+    /// What was written in place for blocks before this one is durable.
+    settled: u64,
     /// Blocks before this one are not needed any more.
     tail: u64,
     pending: VecDeque<Item<C>>,
@@ -68,6 +72,7 @@ impl<C> Journal<C> {
             committed: next,
             spoken: next,
             marked,
+            settled: 0,
             tail,
             pending: VecDeque::new(),
             pending_bytes: 0,
@@ -124,10 +129,15 @@ impl<C> Journal<C> {
         self.pending.push_back(item);
     }
 
+    /// Blocks from here on say that what was written in place for blocks before `seq` is durable.
+    pub fn settle(&mut self, seq: u64) {
+        self.settled = self.settled.max(seq);
+    }
+
     /// Say with the next block that what is before `seq` is durable; `commit` when that is durable too.
     pub fn mark(&mut self, seq: u64, commit: C) {
         self.mark = Some(self.mark.unwrap_or(0).max(seq));
-        self.pending.push_back(Item { records: Vec::new(), commit });
+        self.pending.push_back(Item { records: Vec::new(), commit, durable: true });
     }
 
     /// The next block to write, if there is one and one may go out.
@@ -141,15 +151,18 @@ impl<C> Journal<C> {
         }
         let mut records = Vec::with_capacity(RECORDS_LEN);
         let mut commits = Vec::new();
+        let mut durable = false;
         while let Some(item) = self.pending.front_mut() {
             let len: usize = item.records.iter().map(Vec::len).sum();
             if records.len() + len <= RECORDS_LEN {
+                durable |= item.durable;
                 item.records.iter().for_each(|record| records.extend_from_slice(record));
                 commits.extend(self.pending.pop_front().map(|item| item.commit));
                 continue;
             }
             if commits.is_empty() {
                 // A group of several blocks, which begins with a block of its own.
+                durable |= item.durable;
                 let mut fits = 0;
                 while records.len() + item.records[fits].len() <= RECORDS_LEN {
                     records.extend_from_slice(&item.records[fits]);
@@ -160,13 +173,14 @@ impl<C> Journal<C> {
             break;
         }
         self.pending_bytes -= records.len();
-        let durable = self.mark.is_some();
+        durable |= self.mark.is_some();
         let marked = self.mark.take().unwrap_or(0).max(self.marked);
         let head = JournalHead {
             seq: self.next,
             incarnation: self.incarnation,
             began: self.began,
             marked,
+            settled: self.settled,
             last: !commits.is_empty(),
         };
         let mut block = zeroed(1);
@@ -210,7 +224,7 @@ mod tests {
     use super::*;
 
     fn item(name: &'static str, records: usize) -> Item<&'static str> {
-        Item { records: vec![vec![0; 100]; records], commit: name }
+        Item { records: vec![vec![0; 100]; records], commit: name, durable: false }
     }
 
     fn journal() -> Journal<&'static str> {

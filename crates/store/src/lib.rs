@@ -18,6 +18,7 @@
 //! | `slots.rs`, `chunk.rs`, `allocator.rs` | what each extent of the drive holds; which are free |
 //! | `map.rs`, `segmented.rs` | where each extent of a volume is |
 //! | `cipher.rs` | how blocks are encrypted, by somebody else |
+//! | `sums.rs`, `settle.rs` | checksums of blocks, and which are right after a crash |
 //! | `epochs.rs` | when something may be used again |
 //! | `journal.rs` | records on their way to the drive |
 //! | `keeper/` | what changes, in which order |
@@ -47,7 +48,9 @@ pub mod mutants;
 mod mutants;
 mod recovery;
 mod segmented;
+mod settle;
 mod slots;
+mod sums;
 
 use std::sync::Arc;
 
@@ -63,6 +66,7 @@ pub use keeper::{Answer, Command, Figures, Keeper, Shared, SnapshotInfo, VolumeI
 pub use map::{Map, Run};
 pub use medium::Medium;
 pub use recovery::{format, recover, superblock, Recovered};
+pub use sums::{checksum, Sums};
 
 /// Take possession of the store on `medium`, which nobody else may have open: the superblock names a new opener from here on.
 /// `boot`: the host's present boot; reactors that read maps take part in `epochs`.
@@ -71,12 +75,17 @@ pub use recovery::{format, recover, superblock, Recovered};
 /// There is no store, it is damaged, or the drive fails; nothing has changed then but perhaps the superblock's opener.
 pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Keeper, StoreError> {
     let mut keeper = Keeper::new(recover(medium, boot)?, boot, epochs)?;
-    // What was replayed may be in the drive's cache only; the superblock must not become durable before it.
-    medium::flush(medium)?;
-    medium::write(medium, keeper.superblock().at(), &[keeper.superblock().encode()])?;
-    medium::flush(medium)?;
-    keeper.set_possessed();
-    Ok(keeper)
+    keeper.command(0, Command::Possess);
+    loop {
+        keeper.turn(0);
+        while let Some(mut io) = keeper.next_io() {
+            let result = medium::carry_out(medium, &mut io);
+            keeper.completed(io, result.map_err(|error| error.raw_os_error().unwrap_or(errno::EIO)));
+        }
+        if let Some((_, answer)) = keeper.next_answer() {
+            return answer.map(|_| keeper);
+        }
+    }
 }
 
 #[cfg(test)]

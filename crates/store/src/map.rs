@@ -212,6 +212,11 @@ impl Map {
         self.find(offset, len, Some(self.live.load(Ordering::Acquire) as u16))
     }
 
+    /// As [`write`](Self::write), of the layer with this tag.
+    pub fn owned(&self, offset: u64, len: u64, tag: u16) -> Option<Run> {
+        self.find(offset, len, Some(tag))
+    }
+
     /// `tag`: only what has it counts, and what has not ends the run.
     #[inline(always)]
     fn find(&self, offset: u64, len: u64, tag: Option<u16>) -> Option<Run> {

@@ -4,6 +4,7 @@ use std::io;
 
 use crate::error::StoreError;
 use crate::format::{zeroed, Block};
+use crate::io::{Action, Data, Io};
 
 /// Reads and writes that wait. Offsets and lengths are multiples of 4096.
 pub trait Medium {
@@ -44,4 +45,21 @@ pub(crate) fn write(medium: &dyn Medium, offset: u64, from: &[Block]) -> Result<
 
 pub(crate) fn flush(medium: &dyn Medium) -> Result<(), StoreError> {
     medium.flush().map_err(|source| StoreError::Drive { what: "flushed", offset: 0, source })
+}
+
+/// Do what a keeper wants while it serves nobody.
+pub(crate) fn carry_out(medium: &dyn Medium, io: &mut Io) -> io::Result<()> {
+    match (io.action, &mut io.data) {
+        (Action::Read, Data::Own(buffer)) => medium.read(io.offset, buffer),
+        (Action::Write { durable }, Data::Own(buffer)) => {
+            medium.write(io.offset, buffer)?;
+            if durable {
+                medium.flush()
+            } else {
+                Ok(())
+            }
+        }
+        (Action::Flush, _) => medium.flush(),
+        _ => Err(io::Error::other("a guest's request, and there are no guests")),
+    }
 }

@@ -15,6 +15,9 @@ pub enum Mutant {
     MergeCovered,
     ReapBeforeMark,
     DropReplayed,
+    DataBeforeIntent,
+    IntentInCache,
+    ForgetInPlace,
 }
 
 #[cfg(feature = "mutants")]

@@ -1,12 +1,19 @@
 //! Making a store, and opening one: the superblock, the table, the catalog, and what the journal says since.
 
+use std::collections::BTreeMap;
+
 use crate::catalog::Catalog;
 use crate::error::StoreError;
-use crate::format::{zeroed, Block, Entry, JournalBlock, Kind, Page, Record, Superblock};
+use crate::format::{
+    zeroed, Block, Entry, JournalBlock, JournalHead, Kind, Page, Record, SlotSums, SumPages, SumsPage,
+    Superblock,
+};
 use crate::geometry::{Layout, BLOCK, ENTRIES_PER_PAGE, SUPERBLOCKS};
 use crate::medium::{flush, read, read_into, write, Medium};
 use crate::mutants::{self, Mutant};
+use crate::settle::Doubts;
 use crate::slots::Slots;
+use crate::sums::Sums;
 
 /// Blocks read or written at once.
 const AT_ONCE: u32 = 256;
@@ -44,14 +51,16 @@ pub fn format(medium: &dyn Medium, layout: &Layout, uuid: [u8; 16]) -> Result<()
 /// Write the first copy of all pages, all of them empty.
 fn write_table(medium: &dyn Medium, superblock: &Superblock) -> Result<(), StoreError> {
     let mut number = 0;
-    let empty = [Entry::default(); ENTRIES_PER_PAGE as usize];
+    let empty = vec![Entry::default(); ENTRIES_PER_PAGE as usize];
     for zone in &superblock.layout.zones {
         let mut page = 0;
         while page < zone.pages() {
             let count = AT_ONCE.min(zone.pages() - page);
             let mut blocks = zeroed(count as usize);
             for block in &mut blocks {
-                Page::encode(&superblock.uuid, number, superblock.table_generation, &empty, block);
+                let generation = superblock.table_generation;
+                let page = Page { number, generation, sums: SumPages::default(), entries: empty.clone() };
+                page.encode(&superblock.uuid, block);
                 number += 1;
             }
             write(medium, zone.page_at(page, 0), &blocks)?;
@@ -98,6 +107,12 @@ pub struct Recovered {
     pub superblock: Superblock,
     pub slots: Slots,
     pub catalog: Catalog,
+    pub sums: Sums,
+    /// Blocks that were being written in place when power was lost, and that hold neither what they held nor what they were to hold:
+    /// bytes of the drive.
+    pub torn: Vec<u64>,
+    /// Checksums are not what the journal says that counts, and are to be in a checkpoint before anything is written to it.
+    pub unsettled: bool,
     /// The next block of the journal.
     pub next: u64,
     /// The highest generation of any page, valid or not.
@@ -114,20 +129,31 @@ pub fn recover(medium: &dyn Medium, boot: [u8; 16]) -> Result<Recovered, StoreEr
     let superblock = superblock(medium)?;
     let mut slots = Slots::new(&superblock.layout);
     let highest_generation = read_table(medium, &superblock, &mut slots)?;
+    let sums = Sums::new(superblock.layout.extents);
+    sums.learn(&superblock.layout.zones);
+    read_sums(medium, &superblock, &slots, &sums)?;
+    let mut doubts = Doubts::default();
     let mut catalog = read_catalog(medium, &superblock)?;
-    let replay = Replay::read(medium, &superblock)?;
+    let mut replay = Replay::read(medium, &superblock)?;
     let end = if superblock.boot == boot { replay.end } else { replay.durable };
-    for (group_end, records) in replay.groups {
-        if group_end > end {
-            break;
-        }
-        for record in records {
+    let counts = replay.groups.iter().take_while(|(group_end, _)| *group_end <= end).count();
+    let mut groups = std::mem::take(&mut replay.groups);
+    let dropped = groups.split_off(counts);
+    for (_, records) in groups {
+        for (seq, record) in records {
             match record {
                 Record::Slot(slot, _) if slot >= slots.len() => {
                     return Err(damaged(format!("the journal names slot {slot}, which is not there"), 0));
                 }
                 Record::Slot(slot, entry) => slots.set(&superblock.layout, slot, entry),
                 Record::Change(change) => catalog.apply(change),
+                Record::Sums(record) => {
+                    let layout = &superblock.layout;
+                    if !is_sound(layout, &record) {
+                        return Err(damaged(format!("the journal has checksums of slot {}", record.slot), 0));
+                    }
+                    doubts.replay(&record, replay.is_settled(seq), layout, &sums, &mut slots);
+                }
             }
         }
     }
@@ -145,7 +171,35 @@ pub fn recover(medium: &dyn Medium, boot: [u8; 16]) -> Result<Recovered, StoreEr
             return Err(damaged(format!("slot {slot} {fault}"), zone.page_at(page, 0)));
         }
     }
-    Ok(Recovered { superblock, slots, catalog, next: end, highest_generation, dropped: replay.end - end })
+    let late = dropped.into_iter().flat_map(|(_, records)| records).chain(replay.late);
+    for (_, record) in late {
+        match record {
+            Record::Sums(record) if record.in_place && is_sound(&superblock.layout, &record) => {
+                doubts.suspect(&record, &superblock.layout, &sums);
+            }
+            _ => {}
+        }
+    }
+    let unsettled = superblock.boot != boot && !doubts.is_empty();
+    let torn = doubts.settle(medium, &superblock.layout, &catalog, &sums, &mut slots)?;
+    let dropped = replay.end - end;
+    Ok(Recovered {
+        superblock,
+        slots,
+        catalog,
+        sums,
+        torn,
+        unsettled,
+        next: end,
+        highest_generation,
+        dropped,
+    })
+}
+
+/// It names blocks of an extent that there is.
+fn is_sound(layout: &Layout, record: &SlotSums) -> bool {
+    let end = usize::from(record.first) + record.sums.len();
+    layout.place(record.slot).is_some() && end <= layout.extents.blocks() as usize
 }
 
 /// Why a slot cannot hold what it says.
@@ -219,11 +273,48 @@ fn load_page(
     let there = page.entries.len().min((zone.first + zone.slots() - first) as usize);
     slots.load(first, &page.entries[..there]);
     slots.set_copy(number, copy);
+    slots.set_sums(number, page.sums);
     if highest > superblock.table_generation {
         // A checkpoint that did not end has written the other copy. It must not count one day because generations went on.
         slots.set_dirty(number);
     }
     Ok(highest)
+}
+
+/// Fill `sums` from the pages that the table says there are.
+fn read_sums(
+    medium: &dyn Medium,
+    superblock: &Superblock,
+    slots: &Slots,
+    sums: &Sums,
+) -> Result<(), StoreError> {
+    let layout = &superblock.layout;
+    let each = layout.extents.sum_pages();
+    let of_table = |page: u32| slots.sums(page).iter().map(move |(n, copy)| (page * each + n, copy));
+    let mut pages = (0..layout.pages()).flat_map(of_table).peekable();
+    let mut blocks = zeroed(AT_ONCE as usize);
+    while let Some((first, copy)) = pages.next() {
+        let at = layout.sum_page_at(first, copy);
+        let mut count = 1;
+        while count < AT_ONCE {
+            let next = at + u64::from(count) * BLOCK;
+            let follows =
+                |(page, copy): &(u32, u8)| *page == first + count && layout.sum_page_at(*page, *copy) == next;
+            if pages.next_if(follows).is_none() {
+                break;
+            }
+            count += 1;
+        }
+        let blocks = &mut blocks[..count as usize];
+        read_into(medium, at, blocks)?;
+        for (number, block) in (first..).zip(blocks.iter()) {
+            let page = SumsPage::decode(&superblock.uuid, number, &block.0).ok_or_else(|| {
+                damaged(format!("page {number} of checksums is bad"), at + u64::from(number - first) * BLOCK)
+            })?;
+            sums.load(number, &page.sums);
+        }
+    }
+    Ok(())
 }
 
 fn read_catalog(medium: &dyn Medium, superblock: &Superblock) -> Result<Catalog, StoreError> {
@@ -240,19 +331,41 @@ fn read_catalog(medium: &dyn Medium, superblock: &Superblock) -> Result<Catalog,
 
 /// What the journal says since the checkpoint.
 struct Replay {
-    /// Groups of records, each with the number behind its last block.
-    groups: Vec<(u64, Vec<Record>)>,
+    /// Groups of records, each with the number behind its last block; each record with the number of its own.
+    groups: Vec<(u64, Vec<(u64, Record)>)>,
+    /// Records that are in no whole group, or behind a gap.
+    late: Vec<(u64, Record)>,
     /// Behind the last whole group.
     end: u64,
     /// What is before this was durable, whatever happened to power.
     durable: u64,
+    /// For openers by the first number that they wrote: what they wrote in place for their records before this one was durable.
+    settled: BTreeMap<u64, u64>,
 }
 
 impl Replay {
+    /// A later opener may have found that something was not written, and knows nothing of what is under way.
+    fn settle(&mut self, head: &JournalHead) {
+        let settled = self.settled.entry(head.began).or_default();
+        *settled = head.settled.max(*settled);
+    }
+
+    /// What was written in place for the record with this number is there.
+    fn is_settled(&self, seq: u64) -> bool {
+        self.settled.range(..=seq).next_back().is_some_and(|(_, settled)| seq < *settled)
+    }
+
     fn read(medium: &dyn Medium, superblock: &Superblock) -> Result<Self, StoreError> {
         let layout = &superblock.layout;
         let mut ring = Ring { medium, superblock, chunk: None };
-        let mut this = Self { groups: Vec::new(), end: superblock.replay_from, durable: superblock.covered };
+        let (groups, late) = (Vec::new(), Vec::new());
+        let mut this = Self {
+            groups,
+            late,
+            end: superblock.replay_from,
+            durable: superblock.covered,
+            settled: BTreeMap::new(),
+        };
         let mut incarnation = superblock.replay_incarnation;
         let mut seq = superblock.replay_from;
         let mut group = Vec::new();
@@ -271,18 +384,21 @@ impl Replay {
             };
             incarnation = block.head.incarnation;
             this.durable = this.durable.max(block.head.marked);
-            group.extend(block.records);
+            this.settle(&block.head);
+            group.extend(block.records.into_iter().map(|record| (seq, record)));
             seq += 1;
             if block.head.last {
                 this.groups.push((seq, std::mem::take(&mut group)));
                 this.end = seq;
             }
         }
+        this.late = group;
         // Blocks are under way together, so a later one may be there without this one. Its mark is no less true, and one that says
         // that this block was durable proves that it was there.
         for later in seq + 1..superblock.replay_from + u64::from(layout.journal_blocks) {
             let block = ring.block(later)?.filter(|block| block.head.incarnation >= incarnation);
-            let Some(marked) = block.map(|block| block.head.marked) else { continue };
+            let Some(block) = block else { continue };
+            let marked = block.head.marked;
             if marked > seq {
                 let at = layout.journal_block(seq);
                 return Err(damaged(
@@ -291,6 +407,8 @@ impl Replay {
                 ));
             }
             this.durable = this.durable.max(marked);
+            this.settle(&block.head);
+            this.late.extend(block.records.into_iter().map(|record| (later, record)));
         }
         if this.end < this.durable {
             let at = layout.journal_block(this.end);

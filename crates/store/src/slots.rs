@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 
 use crate::chunk::{Chunk, CHUNK};
-use crate::format::{Entry, Kind};
+use crate::format::{Entry, Kind, SumPages};
 use crate::geometry::{Layout, ENTRIES_PER_PAGE};
 
 /// A bit each.
@@ -48,6 +48,11 @@ pub struct Slots {
     dirty: Bits,
     /// Which copy of each page counts on the drive.
     copies: Bits,
+    /// For each page of the table, its pages of checksums on the drive.
+    sums: Vec<SumPages>,
+    /// How many there can be.
+    sum_pages: u32,
+    dirty_sums: Bits,
     /// Extents and tombstones by layer.
     of_layer: BTreeMap<u32, (u64, u64)>,
 }
@@ -59,6 +64,9 @@ impl Slots {
             len: 0,
             dirty: Bits::default(),
             copies: Bits::default(),
+            sums: Vec::new(),
+            sum_pages: layout.extents.sum_pages(),
+            dirty_sums: Bits::default(),
             of_layer: BTreeMap::new(),
         };
         this.grow(layout);
@@ -70,6 +78,8 @@ impl Slots {
         self.chunks.resize_with(self.len.div_ceil(CHUNK) as usize, Chunk::default);
         self.dirty.resize(layout.pages());
         self.copies.resize(layout.pages());
+        self.sums.resize(layout.pages() as usize, SumPages::default());
+        self.dirty_sums.resize(layout.pages() * self.sum_pages);
     }
 
     pub fn len(&self) -> u32 {
@@ -144,6 +154,31 @@ impl Slots {
 
     pub fn take_dirty(&mut self) -> Vec<u32> {
         self.dirty.drain()
+    }
+
+    /// A page of checksums differs from the drive.
+    pub fn set_dirty_sums(&mut self, page: u32) {
+        self.dirty_sums.set(page, true);
+        self.dirty.set(page / self.sum_pages, true);
+    }
+
+    pub fn take_dirty_sums(&mut self) -> Vec<u32> {
+        self.dirty_sums.drain()
+    }
+
+    /// The pages of checksums that a page of the table has on the drive.
+    pub fn sums(&self, page: u32) -> SumPages {
+        self.sums[page as usize]
+    }
+
+    pub fn set_sums(&mut self, page: u32, sums: SumPages) {
+        self.sums[page as usize] = sums;
+    }
+
+    /// The copy of a page of checksums that is not the one that counts.
+    pub fn other_copy_of_sums(&self, page: u32) -> u8 {
+        let (sums, bit) = (self.sums(page / self.sum_pages), page % self.sum_pages);
+        u8::from(sums.written >> bit & 1 == 1 && sums.second >> bit & 1 == 0)
     }
 
     pub fn copy(&self, page: u32) -> u8 {

@@ -11,6 +11,8 @@ const HEADER: usize = 64;
 pub const RECORDS_LEN: usize = 4096 - HEADER;
 const SLOT: u8 = 1;
 const CHANGE: u8 = 2;
+const SUMS: u8 = 3;
+const IN_PLACE: u8 = 1;
 const LAST: u16 = 1;
 
 /// What a block says of itself.
@@ -23,8 +25,22 @@ pub struct JournalHead {
     pub began: u64,
     /// Blocks before this one were durable, with all they speak of, when this was written.
     pub marked: u64,
+    /// What was written in place for blocks before this one was durable.
+    pub settled: u64,
     /// It ends a group: blocks count only when the last of their group is there.
     pub last: bool,
+}
+
+/// Checksums of blocks of a slot's extent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SlotSums {
+    pub slot: u32,
+    /// The first block.
+    pub first: u16,
+    /// The blocks are about to be written where they are: until that is settled they hold what they held before, or this, or torn
+    /// parts of both. Else they were written before the record was.
+    pub in_place: bool,
+    pub sums: Vec<u32>,
 }
 
 /// One record.
@@ -33,6 +49,7 @@ pub enum Record {
     /// What a slot holds from here on.
     Slot(u32, Entry),
     Change(Change),
+    Sums(SlotSums),
 }
 
 /// See the module.
@@ -55,7 +72,16 @@ impl JournalBlock {
         change.encode(out);
     }
 
-    /// `records`: at most [`RECORDS_LEN`] bytes made by `put_slot` and `put_change`.
+    pub fn put_sums(out: &mut Writer, sums: &SlotSums) {
+        out.u8(SUMS);
+        out.u8(if sums.in_place { IN_PLACE } else { 0 });
+        out.u32(sums.slot);
+        out.u16(sums.first);
+        out.u16(sums.sums.len() as u16);
+        sums.sums.iter().for_each(|sum| out.u32(*sum));
+    }
+
+    /// `records`: at most [`RECORDS_LEN`] bytes made by `put_slot`, `put_change` and `put_sums`.
     pub fn encode(uuid: &[u8; 16], head: &JournalHead, records: &[u8], block: &mut Block) {
         debug_assert!(records.len() <= RECORDS_LEN);
         let mut out = Writer(Vec::with_capacity(4096));
@@ -67,6 +93,7 @@ impl JournalBlock {
         }
         out.u16(records.len() as u16);
         out.u16(if head.last { LAST } else { 0 });
+        out.u64(head.settled);
         out.0.resize(HEADER, 0);
         out.0.extend_from_slice(records);
         block.0.fill(0);
@@ -84,21 +111,31 @@ impl JournalBlock {
             return None;
         }
         let (seq, incarnation, began, marked) = (from.u64()?, from.u64()?, from.u64()?, from.u64()?);
-        if [seq, incarnation, began, marked].iter().any(|number| *number > MOST_NUMBER) {
+        let (len, flags, settled) = (usize::from(from.u16()?), from.u16()?, from.u64()?);
+        if [seq, incarnation, began, marked, settled].iter().any(|number| *number > MOST_NUMBER) {
             return None;
         }
-        let (len, flags) = (usize::from(from.u16()?), from.u16()?);
         let mut from = Reader(block.get(HEADER..HEADER + len)?);
         let mut records = Vec::new();
         while !from.0.is_empty() {
             records.push(match from.u8()? {
                 SLOT => Record::Slot(from.u32()?, Entry::decode(&mut from)?),
                 CHANGE => Record::Change(Change::decode(&mut from)?),
+                SUMS => Record::Sums(SlotSums::decode(&mut from)?),
                 _ => return None,
             });
         }
-        let head = JournalHead { seq, incarnation, began, marked, last: flags & LAST != 0 };
+        let head = JournalHead { seq, incarnation, began, marked, settled, last: flags & LAST != 0 };
         Some(Self { head, records })
+    }
+}
+
+impl SlotSums {
+    fn decode(from: &mut Reader) -> Option<Self> {
+        let in_place = from.u8()? & IN_PLACE != 0;
+        let (slot, first, count) = (from.u32()?, from.u16()?, from.u16()?);
+        let sums = (0..count).map(|_| from.u32()).collect::<Option<_>>()?;
+        Some(Self { slot, first, in_place, sums })
     }
 }
 
@@ -122,12 +159,18 @@ mod tests {
         let mut out = Writer::default();
         JournalBlock::put_slot(&mut out, 9, &Entry::data(5, 77, 1));
         JournalBlock::put_change(&mut out, &Change::Volume(volume.clone()));
-        let head = JournalHead { seq: 12, incarnation: 3, began: 10, marked: 11, last: true };
+        let sums = SlotSums { slot: 8, first: 15, in_place: true, sums: vec![7] };
+        JournalBlock::put_sums(&mut out, &sums);
+        let head = JournalHead { seq: 12, incarnation: 3, began: 10, marked: 11, settled: 9, last: true };
         let mut block = Block::default();
         JournalBlock::encode(&uuid, &head, &out.0, &mut block);
         let read = JournalBlock::decode(&uuid, &block.0).unwrap();
         assert_eq!(read.head, head);
-        let records = [Record::Slot(9, Entry::data(5, 77, 1)), Record::Change(Change::Volume(volume))];
+        let records = [
+            Record::Slot(9, Entry::data(5, 77, 1)),
+            Record::Change(Change::Volume(volume)),
+            Record::Sums(sums),
+        ];
         assert_eq!(read.records, records);
         block.0[70] ^= 4;
         assert_eq!(JournalBlock::decode(&uuid, &block.0), None);

@@ -3,13 +3,15 @@
 mod bytes;
 mod journal;
 mod page;
+mod sums;
 mod superblock;
 #[cfg(test)]
 mod vectors;
 
 pub use bytes::{zeroed, Block, Reader, Writer};
-pub use journal::{JournalBlock, JournalHead, Record, RECORDS_LEN};
-pub use page::{Entry, Kind, Page};
+pub use journal::{JournalBlock, JournalHead, Record, SlotSums, RECORDS_LEN};
+pub use page::{Entry, Kind, Page, SumPages};
+pub use sums::SumsPage;
 pub use superblock::Superblock;
 
 /// Generations, incarnations and numbers of the journal go up to here, so that no sum of a few overflows. At a million a second

@@ -63,24 +63,50 @@ impl Entry {
     }
 }
 
+/// Which pages of checksums there are for what a page of the table describes, a bit for each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SumPages {
+    /// Those that were written,
+    pub written: u64,
+    /// and whose second copy counts.
+    pub second: u64,
+}
+
+impl SumPages {
+    /// Copy `copy` of number `n` counts.
+    pub fn set(&mut self, n: u32, copy: u8) {
+        self.written |= 1 << n;
+        self.second = self.second & !(1 << n) | u64::from(copy) << n;
+    }
+
+    /// Those that were written, each with the copy that counts.
+    pub fn iter(self) -> impl Iterator<Item = (u32, u8)> {
+        (0..64).filter(move |n| self.written >> n & 1 == 1).map(move |n| (n, (self.second >> n & 1) as u8))
+    }
+}
+
 /// See the module.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Page {
     pub number: u32,
     pub generation: u64,
+    pub sums: SumPages,
     pub entries: Vec<Entry>,
 }
 
 impl Page {
-    pub fn encode(uuid: &[u8; 16], number: u32, generation: u64, entries: &[Entry], block: &mut Block) {
+    pub fn encode(&self, uuid: &[u8; 16], block: &mut Block) {
+        let Self { number, generation, sums, entries } = self;
         debug_assert!(entries.len() <= ENTRIES_PER_PAGE as usize);
         let mut out = Writer(Vec::with_capacity(4096));
         out.u32(MAGIC);
         out.u32(0);
         out.0.extend_from_slice(uuid);
-        out.u64(generation);
-        out.u32(number);
+        out.u64(*generation);
+        out.u32(*number);
         out.u32(entries.len() as u32);
+        out.u64(sums.written);
+        out.u64(sums.second);
         out.0.resize(HEADER, 0);
         entries.iter().for_each(|entry| entry.encode(&mut out));
         block.0.fill(0);
@@ -106,12 +132,13 @@ impl Page {
         let generation = Self::generation(uuid, number, block)?;
         let mut from = Reader(&block[COUNT..]);
         let count = from.u32()? as usize;
+        let sums = SumPages { written: from.u64()?, second: from.u64()? };
         if count > ENTRIES_PER_PAGE as usize {
             return None;
         }
         let mut from = Reader(&block[HEADER..HEADER + count * ENTRY]);
         let entries = (0..count).map(|_| Entry::decode(&mut from)).collect::<Option<_>>()?;
-        Some(Self { number, generation, entries })
+        Some(Self { number, generation, sums, entries })
     }
 }
 
@@ -140,9 +167,10 @@ mod tests {
             .map(|n| if n % 3 == 0 { Entry::zero(n, 7, 9, 3) } else { Entry::data(1, n, 0xffff) })
             .collect();
         let mut block = Block::default();
-        Page::encode(&uuid, 5, 11, &entries, &mut block);
-        let page = Page::decode(&uuid, 5, &block.0).unwrap();
-        assert_eq!((page.generation, &page.entries), (11, &entries));
+        let sums = SumPages { written: 7, second: 2 };
+        let page = Page { number: 5, generation: 11, sums, entries };
+        page.encode(&uuid, &mut block);
+        assert_eq!(Page::decode(&uuid, 5, &block.0), Some(page));
         assert_eq!(Page::decode(&uuid, 6, &block.0), None);
         assert_eq!(Page::decode(&[0; 16], 5, &block.0), None);
         block.0[4095] ^= 1;

@@ -89,6 +89,7 @@ impl Superblock {
         out.u16(self.layout.zones.len() as u16);
         for zone in &self.layout.zones {
             out.u64(zone.table);
+            out.u64(zone.sums);
             out.u64(zone.data);
             out.u32(zone.first);
             out.u32(zone.extents);
@@ -133,9 +134,9 @@ impl Superblock {
         let count = usize::from(from.u16()?);
         let mut zones = Vec::new();
         for _ in 0..count.min(MOST_ZONES + 1) {
-            let (table, data) = (from.u64()?, from.u64()?);
+            let (table, sums, data) = (from.u64()?, from.u64()?, from.u64()?);
             let (first, extents, tombs, _) = (from.u32()?, from.u32()?, from.u32()?, from.u32()?);
-            zones.push(Zone { table, data, first, extents, tombs });
+            zones.push(Zone { table, sums, data, first, extents, tombs });
         }
         let layout = Layout { extents, size, journal_at, journal_blocks, catalog_at, catalog_len, zones };
         Some(Self {
@@ -190,6 +191,7 @@ impl Superblock {
                     && zone.extents > 0
                     && zone.tombs == Zone::tombs_for(zone.extents)
                     && inside(zone.table, 2 * u64::from(zone.pages()) * BLOCK)
+                    && inside(zone.sums, 2 * zone.sum_pages(layout.extents) * BLOCK)
                     && inside(zone.data, u64::from(zone.extents) << layout.extents.shift);
                 first = next.unwrap_or(u32::MAX);
                 sound
@@ -205,6 +207,7 @@ impl Superblock {
         parts.push((layout.catalog_at, 2 * layout.catalog_len));
         for zone in &layout.zones {
             parts.push((zone.table, 2 * u64::from(zone.pages()) * BLOCK));
+            parts.push((zone.sums, 2 * zone.sum_pages(layout.extents) * BLOCK));
             parts.push((zone.data, u64::from(zone.extents) << layout.extents.shift));
         }
         parts.sort_unstable();

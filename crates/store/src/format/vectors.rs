@@ -77,8 +77,10 @@ fn journal() -> JournalBlock {
         Record::Change(Change::Layer(Layer { id: 4, parent: 0 })),
         Record::Change(Change::NoLayer(1)),
         Record::Change(Change::Next(9)),
+        Record::Sums(SlotSums { slot: 9, first: 14, in_place: false, sums: vec![1, 0xffff_ffff] }),
+        Record::Sums(SlotSums { slot: 12, first: 0, in_place: true, sums: vec![0x1234_5678] }),
     ];
-    let head = JournalHead { seq: 42, incarnation: 3, began: 40, marked: 41, last: true };
+    let head = JournalHead { seq: 42, incarnation: 3, began: 40, marked: 41, settled: 39, last: true };
     JournalBlock { head, records }
 }
 
@@ -104,10 +106,21 @@ fn the_superblock() {
 #[test]
 fn a_page() {
     let mut encoded = Block::default();
-    Page::encode(&UUID, 5, 11, &entries(), &mut encoded);
+    let page =
+        Page { number: 5, generation: 11, sums: SumPages { written: 5, second: 4 }, entries: entries() };
+    page.encode(&UUID, &mut encoded);
     let bytes = golden("page", &encoded.0);
-    let page = Page { number: 5, generation: 11, entries: entries() };
     assert_eq!(Page::decode(&UUID, 5, block(&bytes)), Some(page));
+    assert_eq!(encoded.0[..], bytes);
+}
+
+#[test]
+fn a_page_of_checksums() {
+    let mut encoded = Block::default();
+    let page = SumsPage { number: 21, sums: (0..1008).map(|n: u32| n.wrapping_mul(0x9e37_79b9)).collect() };
+    page.encode(&UUID, &mut encoded);
+    let bytes = golden("sums", &encoded.0);
+    assert_eq!(SumsPage::decode(&UUID, 21, block(&bytes)), Some(page));
     assert_eq!(encoded.0[..], bytes);
 }
 
@@ -118,6 +131,7 @@ fn a_block_of_the_journal() {
         match record {
             Record::Slot(slot, entry) => JournalBlock::put_slot(&mut out, *slot, entry),
             Record::Change(change) => JournalBlock::put_change(&mut out, change),
+            Record::Sums(sums) => JournalBlock::put_sums(&mut out, sums),
         }
     }
     let mut encoded = Block::default();

@@ -28,8 +28,14 @@ impl Keeper {
             JournalBlock::put_change(&mut out, change);
             out.0
         });
-        let records = slots.chain(changes).collect();
-        self.journal.push(Item { records, commit });
+        let sums = commit.sums.iter().map(|sums| {
+            let mut out = Writer::default();
+            JournalBlock::put_sums(&mut out, sums);
+            out.0
+        });
+        let records = slots.chain(sums).chain(changes).collect();
+        let durable = commit.durable && !mutants::is(Mutant::IntentInCache);
+        self.journal.push(Item { records, commit, durable });
     }
 
     pub(super) fn write_journal(&mut self) {
@@ -49,6 +55,10 @@ impl Keeper {
 
     /// The record of `commit` is written, in block `seq`.
     pub(super) fn apply(&mut self, seq: u64, commit: Commit) {
+        for sums in commit.sums.iter().filter(|sums| !sums.in_place) {
+            let at = self.place(sums.slot) + u64::from(sums.first) * BLOCK;
+            self.set_sums(at, &sums.sums);
+        }
         for (slot, entry) in &commit.slots {
             self.slots.set(&self.superblock.layout, *slot, *entry);
             if entry.kind != Kind::Free {
@@ -74,7 +84,7 @@ impl Keeper {
         }
         match commit.then {
             Then::Nothing => {}
-            Then::Operation(id) => self.committed(id),
+            Then::Operation(id) => self.committed(id, seq),
             Then::Command => self.command_committed(),
             Then::Reap => self.reap_committed(),
             Then::Flatten => self.flatten_committed(),

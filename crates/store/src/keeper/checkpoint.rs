@@ -4,10 +4,12 @@
 //! checkpoint began. That is no harm: records are absolute, so replay from there makes the same of it. Before the superblock says
 //! that the copies count, a flush makes them durable, with the data that they speak of.
 
+use std::collections::BTreeMap;
+
 use super::Keeper;
-use crate::format::{zeroed, Page, Superblock};
+use crate::format::{zeroed, Block, Page, SumsPage, Superblock};
 use crate::geometry::BLOCK;
-use crate::io::{Action, Data, Io, Purpose};
+use crate::io::{errno, Action, Data, Io, Purpose};
 use crate::mutants::{self, Mutant};
 
 /// Pages written at one time.
@@ -19,6 +21,10 @@ pub(super) struct Checkpoint {
     /// The superblock that ends it.
     next: Superblock,
     waiting: Vec<u32>,
+    /// Pages of checksums that wait,
+    waiting_sums: Vec<u32>,
+    /// and all of them with the copy that they are written to, which pages of the table tell of.
+    sums: BTreeMap<u32, u8>,
     under_way: usize,
     /// Pages and the copy that they were written to.
     written: Vec<(u32, u8)>,
@@ -62,13 +68,22 @@ impl Keeper {
     fn begin_checkpoint(&mut self) {
         self.highest_generation += 1;
         let mut next = self.superblock.clone();
-        next.generation += 1;
+        // The one that takes possession has its generation already.
+        next.generation += u64::from(self.possessed);
         next.table_generation = self.highest_generation;
-        next.replay_from = self.journal.committed();
+        // What is being written in place may have its old checksum yet, which the journal alone tells apart from the new one.
+        next.replay_from = match mutants::is(Mutant::ForgetInPlace) {
+            true => self.journal.committed(),
+            false => self.ended_in_place(),
+        };
         next.replay_incarnation = self.journal.incarnation();
         next.catalog_copy = 1 - next.catalog_copy;
+        let waiting_sums = self.slots.take_dirty_sums();
+        let copy = |page: &u32| (*page, self.slots.other_copy_of_sums(*page));
         self.checkpoint = Some(Checkpoint {
             next,
+            sums: waiting_sums.iter().map(copy).collect(),
+            waiting_sums,
             waiting: self.slots.take_dirty(),
             under_way: 0,
             written: Vec::new(),
@@ -79,37 +94,45 @@ impl Keeper {
     }
 
     fn write_pages(&mut self) {
-        let Some(checkpoint) = &mut self.checkpoint else { return };
-        while checkpoint.stage == Stage::Pages && checkpoint.under_way < UNDER_WAY && !checkpoint.failed {
-            let Some(page) = checkpoint.waiting.pop() else { break };
-            let (zone, in_zone, first) = checkpoint.next.layout.page(page);
-            let other = u8::from(!mutants::is(Mutant::PageOverOnlyCopy));
-            let copy = self.slots.copy(page) ^ other;
-            let mut block = zeroed(1);
-            let entries = self.slots.page(first, zone.first + zone.slots());
-            self.slots.pack(first, first + entries.len() as u32);
-            Page::encode(
-                &checkpoint.next.uuid,
-                page,
-                checkpoint.next.table_generation,
-                &entries,
-                &mut block[0],
-            );
-            checkpoint.under_way += 1;
-            self.out.push_back(Io {
-                action: Action::Write { durable: false },
-                offset: zone.page_at(in_zone, copy),
-                len: BLOCK,
-                data: Data::Own(block),
-                purpose: Purpose::Page { page, copy },
-            });
+        while let Some(io) = self.next_page() {
+            self.out.push_back(io);
         }
+        let Some(checkpoint) = &self.checkpoint else { return };
         if checkpoint.stage == Stage::Pages && checkpoint.under_way == 0 {
             match checkpoint.failed {
                 true => self.end_checkpoint(false),
                 false => self.write_catalog(),
             }
         }
+    }
+
+    /// The next page to be written, if there is one and one may go out.
+    fn next_page(&mut self) -> Option<Io> {
+        let checkpoint = self.checkpoint.as_mut()?;
+        if checkpoint.stage != Stage::Pages || checkpoint.under_way == UNDER_WAY || checkpoint.failed {
+            return None;
+        }
+        let layout = &checkpoint.next.layout;
+        let mut block = zeroed(1);
+        if let Some(page) = checkpoint.waiting_sums.pop() {
+            let copy = checkpoint.sums.get(&page).copied().unwrap_or(0);
+            let sums = SumsPage { number: page, sums: self.sums.page(page) };
+            sums.encode(&checkpoint.next.uuid, &mut block[0]);
+            checkpoint.under_way += 1;
+            return Some(page_write(layout.sum_page_at(page, copy), block, Purpose::SumsPage));
+        }
+        let page = checkpoint.waiting.pop()?;
+        let (zone, in_zone, first) = layout.page(page);
+        let other = u8::from(!mutants::is(Mutant::PageOverOnlyCopy));
+        let copy = self.slots.copy(page) ^ other;
+        let entries = self.slots.page(first, zone.first + zone.slots());
+        self.slots.pack(first, first + entries.len() as u32);
+        let generation = checkpoint.next.table_generation;
+        let mut sums = self.slots.sums(page);
+        checkpoint.new_sums(page).for_each(|(n, copy)| sums.set(n, copy));
+        Page { number: page, generation, sums, entries }.encode(&checkpoint.next.uuid, &mut block[0]);
+        checkpoint.under_way += 1;
+        Some(page_write(zone.page_at(in_zone, copy), block, Purpose::Page { page, copy }))
     }
 
     fn write_catalog(&mut self) {
@@ -138,7 +161,7 @@ impl Keeper {
         if let Err(errno) = result {
             let error = std::io::Error::from_raw_os_error(errno);
             self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
-            if purpose == Purpose::Superblock {
+            if purpose == Purpose::Superblock && self.possessed {
                 // It may be on the drive all the same, and count. So what it names stays as it is until it is there for certain.
                 checkpoint.again = Some(self.now + AGAIN_NS);
                 return;
@@ -150,6 +173,10 @@ impl Keeper {
                 checkpoint.under_way -= 1;
                 // Written or not: the copy is to be overwritten before it may count.
                 checkpoint.written.push((page, copy));
+                self.write_pages();
+            }
+            Purpose::SumsPage => {
+                checkpoint.under_way -= 1;
                 self.write_pages();
             }
             _ if checkpoint.failed => self.end_checkpoint(false),
@@ -196,6 +223,11 @@ impl Keeper {
         if let Err(errno) = result {
             return self.command_failed(errno);
         }
+        if self.checkpoint_first {
+            // The journal goes on where the last records that count end, and overwrites what those behind say was being written.
+            self.begin_checkpoint();
+            return self.write_pages();
+        }
         self.out.push_back(superblock_write(&self.superblock, Purpose::Possession));
     }
 
@@ -214,11 +246,18 @@ impl Keeper {
         if !succeeded {
             let pages = checkpoint.written.iter().map(|(page, _)| *page).chain(checkpoint.waiting);
             pages.for_each(|page| self.slots.set_dirty(page));
+            checkpoint.sums.keys().for_each(|page| self.slots.set_dirty_sums(*page));
             self.checkpoint_after = self.now + AGAIN_NS;
+            if !self.possessed {
+                self.command_failed(errno::EIO);
+            }
             return;
         }
         for (page, copy) in &checkpoint.written {
             self.slots.set_copy(*page, *copy);
+            let mut sums = self.slots.sums(*page);
+            checkpoint.new_sums(*page).for_each(|(n, copy)| sums.set(n, copy));
+            self.slots.set_sums(*page, sums);
         }
         // The store may have grown meanwhile, of which the next checkpoint tells.
         let zones = checkpoint.next.layout.zones.len();
@@ -228,8 +267,23 @@ impl Keeper {
         self.update_unmarked();
         let throttled = std::mem::take(&mut self.throttled);
         self.requests.extend(throttled);
-        self.command_checkpointed(zones);
+        match self.possessed {
+            true => self.command_checkpointed(zones),
+            false => self.possession_written(Ok(())),
+        }
     }
+}
+
+impl Checkpoint {
+    /// Of a page of the table: its pages of checksums that are written, and the copies.
+    fn new_sums(&self, page: u32) -> impl Iterator<Item = (u32, u8)> + '_ {
+        let each = self.next.layout.extents.sum_pages();
+        self.sums.range(page * each..(page + 1) * each).map(move |(one, copy)| (one % each, *copy))
+    }
+}
+
+fn page_write(offset: u64, block: Box<[Block]>, purpose: Purpose) -> Io {
+    Io { action: Action::Write { durable: false }, offset, len: BLOCK, data: Data::Own(block), purpose }
 }
 
 fn superblock_write(superblock: &Superblock, purpose: Purpose) -> Io {

@@ -9,6 +9,7 @@ use crate::cipher::Cipher;
 use crate::error::StoreError;
 use crate::map::{Map, TAG_MAX};
 use crate::mutants::{self, Mutant};
+use crate::sums::Sums;
 
 use super::figures::{Figures, VolumeInfo};
 
@@ -98,6 +99,8 @@ pub enum Answer {
         map: Arc<Map>,
         size: u64,
         seal: Seal,
+        /// Of a volume whose blocks have checksums.
+        sums: Option<Arc<Sums>>,
     },
     Volumes(Vec<VolumeInfo>),
     Figures(Figures),
@@ -249,10 +252,11 @@ impl Keeper {
             Command::Open { name, cipher } => {
                 let Volume { id, size, seal, .. } = self.volume(&name)?;
                 let map = self.open_volume(id).ok_or(StoreError::NoVolume(name))?;
-                if let (Some(open), Some(_)) = (self.open.get_mut(&id), &cipher) {
-                    open.cipher = cipher;
+                if let (Some(open), false) = (self.open.get_mut(&id), seal.key.is_empty()) {
+                    open.cipher = cipher.or(open.cipher.take());
                 }
-                Ok(Some(Answer::Opened { volume: id, map, size, seal }))
+                let sums = seal.integrity.then(|| self.sums.clone());
+                Ok(Some(Answer::Opened { volume: id, map, size, seal, sums }))
             }
             Command::Close { volume } => {
                 let busy = self.open.get(&volume).filter(|open| open.users == 1 && open.busy > 0);
@@ -461,7 +465,7 @@ impl Keeper {
                 open.tag += u16::from(!mutants::is(Mutant::SameLayerAfterSnapshot));
                 open.tombs.clear();
             }
-            if self.failed.is_none() {
+            if self.failed.is_none() && open.is_shared() {
                 open.map.set_live(open.tag);
             }
             self.requests.extend(open.parked.take().unwrap_or_default());
@@ -510,6 +514,7 @@ impl Keeper {
                 let layout = &self.superblock.layout;
                 self.allocator.grow(layout, |_| false);
                 self.places.learn(&layout.zones);
+                self.sums.learn(&layout.zones);
                 self.requests
                     .extend(std::mem::take(&mut self.starved).into_iter().map(|(request, _)| request));
                 self.answers.push_back((number, Ok(Answer::Done)));

@@ -3,6 +3,7 @@
 use super::flushing::Waiter;
 use super::operations::{Merge, Operation, Stage};
 use super::requests::Piece;
+use super::sealing::Sealing;
 use super::{Answer, Commit, Keeper, Then};
 use crate::catalog::{Change, Layer, Volume};
 use crate::error::StoreError;
@@ -112,8 +113,17 @@ impl Keeper {
             locked: vec![vextent],
             taken,
             commit: self.put(volume, &[piece], slot),
-            stage: Stage::Merge { merge: Merge::Copy, to: self.place(slot) + within },
+            stage: Stage::Merge {
+                merge: Merge::Copy,
+                from: self.place(from) + within,
+                to: self.place(slot) + within,
+            },
             held: 0,
+            // Encrypted blocks stay as they are: the clone has its parent's key.
+            sealing: self
+                .sealing(volume, (u64::from(vextent) << extents.shift) + within)
+                .map(|sealing| Sealing { cipher: None, ..sealing }),
+            overwrite: None,
         };
         if let Some(flatten) = &mut self.flatten {
             flatten.copying = true;

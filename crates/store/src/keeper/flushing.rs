@@ -20,8 +20,8 @@ pub(super) enum Waiter {
 #[derive(Default)]
 pub(super) struct Flushing {
     waiting: Vec<Waiter>,
-    /// What the flush under way covers of the journal, and who waits for it.
-    under_way: Option<(u64, Vec<Waiter>)>,
+    /// What the flush under way covers of the journal, and of what is written in place; and who waits for it.
+    under_way: Option<(u64, u64, Vec<Waiter>)>,
 }
 
 impl Flushing {
@@ -52,7 +52,8 @@ impl Keeper {
             return;
         }
         let waiters = std::mem::take(&mut self.flushing.waiting);
-        self.flushing.under_way = Some((self.journal.spoken(), waiters));
+        self.unsettled = self.in_place.values().sum();
+        self.flushing.under_way = Some((self.journal.spoken(), self.ended_in_place(), waiters));
         if mutants::is(Mutant::MarkWithoutFlush) {
             return self.flushed(Ok(()));
         }
@@ -66,7 +67,10 @@ impl Keeper {
     }
 
     pub(super) fn flushed(&mut self, result: Result<(), i32>) {
-        let Some((covers, waiters)) = self.flushing.under_way.take() else { return };
+        let Some((covers, ended, waiters)) = self.flushing.under_way.take() else { return };
+        if result.is_ok() {
+            self.journal.settle(ended);
+        }
         match (result, self.failed) {
             (Err(errno), _) => waiters.into_iter().for_each(|waiter| self.answer_waiter(waiter, Err(errno))),
             (Ok(()), None) if covers > self.journal.marked() => {

@@ -5,6 +5,8 @@
 //! | `mod.rs` | what it has, and the order of a turn |
 //! | `requests.rs` | what guests ask: which step comes next, and what it changes |
 //! | `operations.rs` | a step from its first I/O to its answer |
+//! | `sealing.rs` | checksums and encryption of what comes and goes |
+//! | `exclusive.rs` | parts of encrypted blocks |
 //! | `apply.rs` | changes that count now: slots, maps, places to be used again |
 //! | `flushing.rs` | what is made durable, and how the journal says so |
 //! | `checkpoint.rs` | the table, the catalog and the superblock |
@@ -16,6 +18,7 @@
 mod apply;
 mod checkpoint;
 mod commands;
+mod exclusive;
 mod figures;
 mod flatten;
 mod flushing;
@@ -23,8 +26,9 @@ mod opening;
 mod operations;
 mod reap;
 mod requests;
+mod sealing;
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
@@ -36,16 +40,18 @@ use crate::catalog::{Catalog, Change};
 use crate::cipher::Cipher;
 use crate::epochs::{Epochs, Reader};
 use crate::error::StoreError;
-use crate::format::{Entry, Superblock};
+use crate::format::{Entry, SlotSums, Superblock};
 use crate::geometry::{Extents, Layout};
 use crate::io::{errno, Done, Io, Request};
 use crate::journal::Journal;
 use crate::map::{Map, Node, NodeNames, Places};
 use crate::recovery::Recovered;
 use crate::slots::Slots;
+use crate::sums::Sums;
 use apply::Retired;
 use checkpoint::Checkpoint;
 use commands::Running;
+use exclusive::Exclusive;
 use flatten::Flatten;
 use flushing::{Flushing, Waiter};
 use operations::Operation;
@@ -65,8 +71,11 @@ pub struct Shared {
 #[derive(Default)]
 pub(crate) struct Commit {
     slots: Vec<(u32, Entry)>,
+    sums: Vec<SlotSums>,
     maps: Vec<MapChange>,
     catalog: Vec<Change>,
+    /// It counts only when it is durable.
+    durable: bool,
     then: Then,
 }
 
@@ -121,6 +130,8 @@ struct Open {
     busy: u32,
     /// Writes wait here while a snapshot is made.
     parked: Option<Vec<Request>>,
+    /// Reactors write nothing in place.
+    exclusive: Option<Exclusive>,
 }
 
 /// Locks of a job that is no operation.
@@ -131,6 +142,7 @@ pub struct Keeper {
     superblock: Superblock,
     catalog: Catalog,
     slots: Slots,
+    sums: Arc<Sums>,
     allocator: Allocator,
     journal: Journal<Commit>,
     epochs: Arc<Epochs>,
@@ -153,6 +165,14 @@ pub struct Keeper {
     /// Until when those wait that look once more: what was freed may go to others.
     until: HashMap<u64, u64>,
     flushing: Flushing,
+    /// How many in-place writes of volumes with integrity are under way, by the journal's block that says what they write.
+    in_place: BTreeMap<u64, u32>,
+    /// How many began since a flush.
+    unsettled: u32,
+    /// Places of blocks that were told of as bad.
+    bad: HashSet<u64>,
+    /// Checksums are to be in a checkpoint before the journal is written.
+    checkpoint_first: bool,
     checkpoint: Option<Checkpoint>,
     /// When a checkpoint that failed is tried again.
     checkpoint_after: u64,
@@ -188,7 +208,17 @@ impl Keeper {
     /// # Errors
     /// Too many stores are open.
     pub fn new(recovered: Recovered, boot: [u8; 16], epochs: Arc<Epochs>) -> Result<Self, StoreError> {
-        let Recovered { mut superblock, slots, catalog, next, highest_generation, dropped } = recovered;
+        let Recovered {
+            mut superblock,
+            slots,
+            catalog,
+            sums,
+            torn,
+            unsettled,
+            next,
+            highest_generation,
+            dropped,
+        } = recovered;
         let reader = Reader::of_keeper(&epochs)
             .ok_or_else(|| StoreError::Impossible("a process has 64 of them open at most".into()))?;
         superblock.take_possession(next, boot);
@@ -210,11 +240,20 @@ impl Keeper {
                 "power was lost: {dropped} blocks of the journal that no flush had made durable were dropped"
             ));
         }
+        if !torn.is_empty() {
+            let places: Vec<String> = torn.iter().take(20).map(u64::to_string).collect();
+            events.push_back(format!(
+                "{} blocks that were being written when it ended hold neither what they held before nor what they were to hold, and count as they are; bytes of the drive: {}",
+                torn.len(),
+                places.join(", ")
+            ));
+        }
         let shared = Arc::<Shared>::default();
         Ok(Self {
             superblock,
             catalog,
             slots,
+            sums: Arc::new(sums),
             allocator,
             journal,
             epochs,
@@ -231,6 +270,10 @@ impl Keeper {
             starved: VecDeque::new(),
             until: HashMap::new(),
             flushing: Flushing::default(),
+            in_place: BTreeMap::new(),
+            unsettled: 0,
+            bad: HashSet::new(),
+            checkpoint_first: unsettled,
             checkpoint: None,
             checkpoint_after: 0,
             highest_generation,
@@ -279,6 +322,7 @@ impl Keeper {
             self.plan(request);
         }
         self.until.clear();
+        self.run_exclusive();
         self.run_commands();
         self.run_reap();
         self.run_flatten();
@@ -317,20 +361,11 @@ impl Keeper {
             && self.running.is_none()
             && self.reap.is_none()
             && self.flatten.is_none()
+            && !self.is_waiting_for_others()
             && self.checkpoint.is_none()
             && self.flushing.is_idle()
             && self.journal.is_idle()
             && self.out.is_empty()
-    }
-
-    /// The superblock is written by somebody else.
-    pub(crate) fn set_possessed(&mut self) {
-        self.possessed = true;
-    }
-
-    /// As it has to be on the drive before anything is asked.
-    pub(crate) fn superblock(&self) -> &Superblock {
-        &self.superblock
     }
 
     fn may_work(&self) -> bool {
@@ -346,6 +381,7 @@ impl Keeper {
     pub fn is_quiet(&self) -> bool {
         self.operations.len() == self.free_operations.len()
             && self.requests.is_empty()
+            && !self.is_waiting_for_others()
             && self.running.is_none()
             && self.checkpoint.is_none()
             && self.flushing.is_idle()
@@ -371,6 +407,7 @@ impl Keeper {
             || !self.throttled.is_empty()
             || self.has_to_recycle()
             || self.running.is_some()
+            || self.has_exclusive()
             || self.may_work() && (self.reap.is_some() || self.flatten.is_some() || self.maybe_reapable)
             || self.checkpoint.is_some()
             || self.is_checkpoint_due()
@@ -403,7 +440,11 @@ impl Keeper {
             Purpose::Flush => self.flushed(result),
             Purpose::PossessionFlush => self.write_possession(result),
             Purpose::Possession => self.possession_written(result),
-            Purpose::Page { .. } | Purpose::Catalog | Purpose::CheckpointFlush | Purpose::Superblock => {
+            Purpose::Page { .. }
+            | Purpose::SumsPage
+            | Purpose::Catalog
+            | Purpose::CheckpointFlush
+            | Purpose::Superblock => {
                 self.checkpointed(io.purpose, result);
             }
         }

@@ -52,7 +52,17 @@ impl Keeper {
         });
         self.open.insert(
             id,
-            Open { map: map.clone(), names, cipher: None, tag, users: 1, tombs, busy: 0, parked: None },
+            Open {
+                map: map.clone(),
+                names,
+                cipher: None,
+                tag,
+                users: 1,
+                tombs,
+                busy: 0,
+                parked: None,
+                exclusive: None,
+            },
         );
         Some(map)
     }

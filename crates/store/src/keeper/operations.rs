@@ -1,9 +1,10 @@
 //! A step of a request, from its first I/O to its answer.
 
 use super::flushing::Waiter;
+use super::sealing::{Overwrite, Sealing};
 use super::{Commit, Keeper, Then};
 use crate::format::Block;
-use crate::io::{Action, Data, Done, Io, Purpose, Request};
+use crate::io::{Action, Data, Done, Io, Purpose, Request, RequestKind};
 use crate::mutants::{self, Mutant};
 
 /// A step under way.
@@ -22,18 +23,33 @@ pub(super) struct Operation {
     pub stage: Stage,
     /// Of the epoch in which it looked into the map.
     pub held: u8,
+    pub sealing: Option<Sealing>,
+    pub overwrite: Option<Overwrite>,
+}
+
+impl Operation {
+    /// A snapshot waits for it.
+    fn is_change(&self) -> bool {
+        self.request.is_none_or(|request| request.kind != RequestKind::Read)
+    }
 }
 
 /// What comes next when the I/O under way is done.
 pub(super) enum Stage {
-    /// The buffer is read: put the request's bytes into it.
-    Merge { merge: Merge, to: u64 },
+    /// The buffer is read, from byte `from`: put the request's bytes into it.
+    Merge { merge: Merge, from: u64, to: u64 },
     /// The buffer is complete: write it to this byte.
     Write { to: u64 },
+    /// The journal says what is to be there: write it.
+    Intend { to: u64, buffer: Box<[Block]> },
     /// The data is written: have the journal say where it is.
     Record,
     /// The journal says it.
     Flush,
+    /// The blocks of a read are here: see that they are what was written.
+    Check { from: u64 },
+    /// The guest has them.
+    Give,
 }
 
 /// What a request changes in a granule.
@@ -73,7 +89,7 @@ impl Keeper {
         operation.is_some_and(|operation| !matches!(operation.stage, Stage::Record))
     }
 
-    fn enter(&mut self, mut operation: Operation) -> u32 {
+    pub(super) fn enter(&mut self, mut operation: Operation) -> u32 {
         operation.held = self.reader.hold();
         let id = self.free_operations.pop().unwrap_or_else(|| {
             self.operations.push(None);
@@ -83,7 +99,7 @@ impl Keeper {
             self.locks.insert((operation.volume, *vextent), id);
         }
         if let Some(open) = self.open.get_mut(&operation.volume) {
-            open.busy += 1;
+            open.busy += u32::from(operation.is_change());
         }
         self.operations[id as usize] = Some(operation);
         id
@@ -96,9 +112,13 @@ impl Keeper {
         }
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         match operation.stage {
-            Stage::Merge { merge, to } => {
+            Stage::Merge { merge, from, to } => {
                 let Data::Own(mut buffer) = io.data else { return };
                 operation.stage = Stage::Write { to };
+                if let Err(errno) = self.unseal(id, from, &mut buffer) {
+                    return self.finish(id, Err(errno));
+                }
+                let Some(operation) = self.operations[id as usize].as_ref() else { return };
                 let token = operation.request.map_or(0, |request| request.token);
                 match merge {
                     Merge::Guest { at, len } => {
@@ -120,12 +140,23 @@ impl Keeper {
                 let Data::Own(buffer) = io.data else { return };
                 self.write_buffer(id, to, buffer);
             }
-            Stage::Record => self.record_operation(id),
-            Stage::Flush => {}
+            Stage::Record => {
+                if let Some(overwrite) = operation.overwrite.take() {
+                    self.end_overwrite(&overwrite, true);
+                }
+                self.record_operation(id);
+            }
+            Stage::Check { from } => {
+                let Data::Own(buffer) = io.data else { return };
+                self.give_blocks(id, from, buffer);
+            }
+            Stage::Give => self.finish(id, Ok(())),
+            Stage::Intend { .. } | Stage::Flush => {}
         }
     }
 
-    fn write_buffer(&mut self, id: u32, to: u64, buffer: Box<[Block]>) {
+    pub(super) fn write_buffer(&mut self, id: u32, to: u64, buffer: Box<[Block]>) {
+        let Some(buffer) = self.seal(id, to, buffer) else { return };
         if let Some(operation) = self.operations[id as usize].as_mut() {
             operation.stage = Stage::Record;
         }
@@ -142,8 +173,8 @@ impl Keeper {
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         operation.stage = Stage::Flush;
         let mut commit = std::mem::take(&mut operation.commit);
-        if commit.slots.is_empty() && commit.maps.is_empty() {
-            return self.committed(id);
+        if commit.slots.is_empty() && commit.maps.is_empty() && commit.sums.is_empty() {
+            return self.counted(id);
         }
         if let Some(errno) = self.failed {
             return self.finish(id, Err(errno));
@@ -152,8 +183,17 @@ impl Keeper {
         self.record(commit);
     }
 
+    /// The record of step `id` is written, in block `seq` of the journal.
+    pub(super) fn committed(&mut self, id: u32, seq: u64) {
+        let Some(operation) = self.operations[id as usize].as_mut() else { return };
+        match std::mem::replace(&mut operation.stage, Stage::Flush) {
+            Stage::Intend { to, buffer } => self.overwrite(id, seq, to, buffer),
+            _ => self.counted(id),
+        }
+    }
+
     /// What step `id` changed counts.
-    pub(super) fn committed(&mut self, id: u32) {
+    fn counted(&mut self, id: u32) {
         self.update_unmarked();
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         operation.taken.clear();
@@ -168,16 +208,19 @@ impl Keeper {
         let Some(operation) = self.operations[id as usize].take() else { return };
         self.free_operations.push(id);
         self.reader.end(&self.epochs, operation.held);
-        for slot in operation.taken {
+        if let Some(overwrite) = &operation.overwrite {
+            self.end_overwrite(overwrite, false);
+        }
+        for slot in &operation.taken {
             // No record ever named it.
-            self.allocator.give(slot);
+            self.allocator.give(*slot);
         }
         for vextent in &operation.locked {
             self.locks.remove(&(operation.volume, *vextent));
         }
         self.unblock(id);
         if let Some(open) = self.open.get_mut(&operation.volume) {
-            open.busy -= 1;
+            open.busy -= u32::from(operation.is_change());
         }
         match operation.request {
             Some(request) => {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use super::flushing::Waiter;
 use super::operations::{Merge, Operation, Stage};
+use super::sealing::MOST_SEALED;
 use super::{Commit, Edit, Keeper, MapChange, FULL_WAIT_NS};
 use crate::format::{zeroed, Entry};
 use crate::geometry::BLOCK;
@@ -32,8 +33,11 @@ pub(super) struct Piece {
 impl Keeper {
     /// Begin the next step of `request`, or have it wait.
     pub(super) fn plan(&mut self, request: Request) {
-        if request.kind == RequestKind::Flush {
-            return self.flushing.wait(Waiter::Request(request.token));
+        match request.kind {
+            RequestKind::Flush => return self.flushing.wait(Waiter::Request(request.token)),
+            RequestKind::Read if self.is_locked(request.volume) => return self.refuse(&request, errno::EIO),
+            RequestKind::Read => return self.plan_read(request),
+            RequestKind::Write | RequestKind::Zero { .. } => {}
         }
         if let Some(errno) = self.failed.or((!self.possessed).then_some(errno::EIO)) {
             return self.refuse(&request, errno);
@@ -42,24 +46,35 @@ impl Keeper {
         if let Some(parked) = &mut open.parked {
             return parked.push(request);
         }
+        if self.is_locked(request.volume) {
+            return self.refuse(&request, errno::EIO);
+        }
         if !self.journal.has_room() {
             return self.throttled.push_back(request);
         }
         let Some(open) = self.open.get(&request.volume) else { return };
-        let in_place = open.map.write(request.offset, request.len);
+        // While reactors may not write in place, the keeper may.
+        let in_place = open.map.owned(request.offset, request.len, open.tag);
+        let sealing = self.sealing(request.volume, request.offset);
         match (request.kind, in_place) {
+            (RequestKind::Write | RequestKind::Zero { unmap: false }, Some(Run::At { at, len }))
+                if sealing.is_some() =>
+            {
+                let Some(sealing) = sealing else { return };
+                self.seal_in_place(request, at, len, sealing)
+            }
             (RequestKind::Write, Some(Run::At { at, len })) => self.write_in_place(request, at, len),
             (RequestKind::Zero { unmap: false }, Some(Run::At { at, len })) => {
                 self.zero_in_place(request, at, len)
             }
             (RequestKind::Write, _) => self.plan_granules(request),
             (RequestKind::Zero { .. }, _) => self.plan_zeroes(request, in_place),
-            (RequestKind::Flush, _) => {}
+            (RequestKind::Flush | RequestKind::Read, _) => {}
         }
     }
 
     /// Wait for whoever has locked `vextent`. False if nobody has.
-    fn blocks(&mut self, request: &Request, vextent: u32) -> bool {
+    pub(super) fn blocks(&mut self, request: &Request, vextent: u32) -> bool {
         match self.locks.get(&(request.volume, vextent)) {
             Some(owner) => {
                 self.blocked.entry(*owner).or_default().push(*request);
@@ -120,9 +135,20 @@ impl Keeper {
             let at = self.place(part.slot()) + within;
             let commit = self.put(request.volume, &[piece], part.slot());
             let operation = self.step(request, len, vec![first], Vec::new(), commit);
-            return self.begin(operation, |id| guest_write(id, &request, at, len));
+            return self.begin_write(operation, &request, at, len);
         }
         self.write_new(request, first);
+    }
+
+    /// Bytes of a request that one step takes at most.
+    fn most_at_once(&self, request: &Request) -> u64 {
+        let is_sealed =
+            self.catalog.volumes.get(&request.volume).is_some_and(|volume| !volume.seal.is_none());
+        if is_sealed {
+            request.len.min(MOST_SEALED)
+        } else {
+            request.len
+        }
     }
 
     /// Whole granules of extents of which the live layer has none.
@@ -131,7 +157,7 @@ impl Keeper {
         let granule = extents.granule();
         let Some(open) = self.open.get(&request.volume) else { return };
         let within = request.offset % extents.bytes();
-        let whole = request.len / granule * granule;
+        let whole = self.most_at_once(&request) / granule * granule;
         let mut count = 1;
         while count < EXTENTS_PER_STEP
             && u64::from(count) * extents.bytes() < within + whole
@@ -153,7 +179,7 @@ impl Keeper {
         let commit = self.put(request.volume, &pieces, slot);
         let locked = pieces.iter().map(|piece| piece.vextent).collect();
         let operation = self.step(request, len, locked, (slot..slot + count).collect(), commit);
-        self.begin(operation, |id| guest_write(id, &request, at, len));
+        self.begin_write(operation, &request, at, len);
     }
 
     /// A part of a granule that is not the live layer's: the whole of it gets a place there.
@@ -166,19 +192,22 @@ impl Keeper {
         let commit = self.put(request.volume, &[piece], slot);
         let to = self.place(slot) + within;
         let mut operation = self.step(request, bytes, vec![vextent], taken, commit);
-        operation.stage = Stage::Merge { merge, to };
         let Some(open) = self.open.get(&request.volume) else { return };
         let granule = extents.granule();
         let start = request.offset / granule * granule;
+        operation.sealing = self.sealing(request.volume, start);
         let buffer = zeroed((granule / BLOCK) as usize);
         match open.map.read(start, granule) {
-            Run::At { at, .. } => self.begin(operation, |id| Io {
-                action: Action::Read,
-                offset: at,
-                len: granule,
-                data: Data::Own(buffer),
-                purpose: Purpose::Operation(id),
-            }),
+            Run::At { at, .. } => {
+                operation.stage = Stage::Merge { merge, from: at, to };
+                self.begin(operation, |id| Io {
+                    action: Action::Read,
+                    offset: at,
+                    len: granule,
+                    data: Data::Own(buffer),
+                    purpose: Purpose::Operation(id),
+                })
+            }
             // Nothing there: the request's bytes go among zeroes.
             Run::Zero { .. } => {
                 let Merge::Guest { at, len } = merge else { return };
@@ -225,7 +254,8 @@ impl Keeper {
         commit
     }
 
-    fn step(
+    /// A step of `request` from its begin.
+    pub(super) fn step(
         &self,
         request: Request,
         bytes: u64,
@@ -242,6 +272,8 @@ impl Keeper {
             commit,
             stage: Stage::Record,
             held: 0,
+            sealing: self.sealing(request.volume, request.offset),
+            overwrite: None,
         }
     }
 
@@ -256,7 +288,10 @@ impl Keeper {
         }
         let len = request.len.min(granule - before);
         if let Some(Run::At { at, .. }) = in_place {
-            return self.zero_in_place(request, at, len);
+            return match self.sealing(request.volume, request.offset) {
+                Some(sealing) => self.seal_in_place(request, at, len, sealing),
+                None => self.zero_in_place(request, at, len),
+            };
         }
         match open.map.read(request.offset, len) {
             // Nothing to do, but what made it zero may have to be made durable.
@@ -390,7 +425,7 @@ impl Keeper {
     }
 }
 
-fn guest_write(id: u32, request: &Request, at: u64, len: u64) -> Io {
+pub(super) fn guest_write(id: u32, request: &Request, at: u64, len: u64) -> Io {
     Io {
         action: Action::Write { durable: false },
         offset: at,

@@ -1,6 +1,8 @@
 //! What guests write: each sector says which write it is of, and which sector of its volume it is.
 
-use ringstone_store::{Action, Data, Io};
+use std::sync::Arc;
+
+use ringstone_store::{checksum, zeroed, Action, Block, Cipher, Data, Io, Seal, Sums};
 
 use crate::drive::{Drive, Flight, Owner, What, SECTOR};
 
@@ -51,6 +53,7 @@ pub fn start(drive: &mut Drive, mut io: Io, guest: impl Fn(u64, u64, u64) -> Vec
             }
             return Some(io);
         }
+        Action::Give { .. } => return Some(io),
         Action::Write { durable } => {
             let bytes = match &io.data {
                 Data::Own(buffer) => buffer.iter().flat_map(|block| block.0).collect(),
@@ -80,4 +83,50 @@ pub fn read(drive: &Drive, io: &mut Io) {
             drive.read(io.offset + n as u64 * 4096, &mut block.0);
         }
     }
+}
+
+/// Each byte depends on its block's number, and none of a block of zeroes stays one.
+#[derive(Debug)]
+struct Toy;
+
+impl Toy {
+    fn turn(first: u64, blocks: &mut [Block]) {
+        for (n, block) in (first..).zip(blocks) {
+            block.0.iter_mut().for_each(|byte| *byte ^= 0x80 | (n as u8).wrapping_mul(7));
+        }
+    }
+}
+
+impl Cipher for Toy {
+    fn encrypt(&self, first: u64, blocks: &mut [Block]) {
+        Self::turn(first, blocks);
+    }
+
+    fn decrypt(&self, first: u64, blocks: &mut [Block]) {
+        Self::turn(first, blocks);
+    }
+}
+
+pub fn cipher() -> Option<Arc<dyn Cipher>> {
+    Some(Arc::new(Toy))
+}
+
+/// Encrypt or decrypt whole blocks of a volume that has a key, from byte `offset` on.
+pub fn turn(seal: &Seal, offset: u64, bytes: &mut [u8]) {
+    if seal.key.is_empty() {
+        return;
+    }
+    assert!(offset.is_multiple_of(4096) && bytes.len().is_multiple_of(4096));
+    let mut block = zeroed(1);
+    for (n, piece) in (offset / 4096..).zip(bytes.chunks_mut(4096)) {
+        block[0].0.copy_from_slice(piece);
+        Toy::turn(n, &mut block);
+        piece.copy_from_slice(&block[0].0);
+    }
+}
+
+/// Blocks that were read from byte `place` of the drive are those that were written.
+pub fn is_sound(sums: Option<&Sums>, place: u64, bytes: &[u8]) -> bool {
+    let fits = |(at, block): (u64, &[u8])| sums.is_none_or(|sums| sums.at(at) == Some(checksum(block)));
+    (place..).step_by(4096).zip(bytes.chunks(4096)).all(fits)
 }

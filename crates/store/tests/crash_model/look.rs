@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringstone_store::{
-    check, recover, Answer, Command, Epochs, Figures, Keeper, Map, Reader, Run, VolumeInfo,
+    check, recover, Answer, Command, Epochs, Figures, Keeper, Map, Reader, Run, Seal, Sums, VolumeInfo,
 };
 
 use crate::drive::{Bench, Drive, Owner};
@@ -98,12 +98,12 @@ impl Calm {
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<u64>, String> {
-        let Answer::Opened { volume, map, size, .. } =
+        let Answer::Opened { volume, map, size, seal, sums } =
             self.command(Command::Open { name: name.into(), cipher: None })?
         else {
             return Err("opened and no volume".into());
         };
-        let values = read_all(&self.drive, &self.epochs, &map, size);
+        let values = read_all(&self.drive, &self.epochs, &map, size, &seal, sums.as_deref());
         self.command(Command::Close { volume })?;
         values
     }
@@ -211,7 +211,14 @@ impl Calm {
 ///
 /// # Errors
 /// A run is impossible, or a sector is none that a guest wrote there.
-pub fn read_all(drive: &Drive, epochs: &Epochs, map: &Map, size: u64) -> Result<Vec<u64>, String> {
+pub fn read_all(
+    drive: &Drive,
+    epochs: &Epochs,
+    map: &Map,
+    size: u64,
+    seal: &Seal,
+    sums: Option<&Sums>,
+) -> Result<Vec<u64>, String> {
     let mut reader = Reader::new(ringstone_store::MOST_READERS - 1);
     reader.begin(epochs);
     let mut values = Vec::with_capacity((size / 512) as usize);
@@ -226,9 +233,15 @@ pub fn read_all(drive: &Drive, epochs: &Epochs, map: &Map, size: u64) -> Result<
                 at += len;
             }
             Run::At { at: place, len } => {
-                let mut bytes = vec![0; len as usize];
+                let mut bytes = vec![0; len.next_multiple_of(4096) as usize];
                 drive.read(place, &mut bytes);
-                values.extend(guest::values(&bytes, at)?);
+                if !guest::is_sound(sums, place, &bytes) {
+                    return Err(format!(
+                        "blocks at {at}, {len} bytes at {place} of the drive, are not what was written"
+                    ));
+                }
+                guest::turn(seal, at, &mut bytes);
+                values.extend(guest::values(&bytes[..len as usize], at)?);
                 at += len;
             }
         }

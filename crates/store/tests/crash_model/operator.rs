@@ -1,7 +1,8 @@
 //! What an operator asks of the store in use.
 
-use ringstone_store::Command;
+use ringstone_store::{Command, Seal};
 
+use crate::guest;
 use crate::reference::{Wish, FILLER};
 use crate::world::World;
 
@@ -16,7 +17,8 @@ impl World {
         assert!(self.wish.is_none());
         let command = match wish.clone() {
             Wish::Create { name, size } => {
-                Command::Create { name, size, created_s: 7, seal: Default::default() }
+                let seal = self.seal_of(&name);
+                Command::Create { name, size, created_s: 7, seal }
             }
             Wish::Delete { name } => Command::Delete { name },
             Wish::Resize { name, size } => Command::Resize { name, size },
@@ -24,7 +26,7 @@ impl World {
             Wish::DeleteSnapshot { volume, name } => Command::DeleteSnapshot { volume, name },
             Wish::Revert { volume, name } => Command::Revert { volume, name },
             Wish::Clone { volume, snapshot, name } => Command::Clone { volume, snapshot, name, created_s: 9 },
-            Wish::Open { name } => Command::Open { name, cipher: None },
+            Wish::Open { name } => Command::Open { name, cipher: guest::cipher() },
             Wish::Close { name } => {
                 let opened = self.open.remove(&name).expect("open");
                 Command::Close { volume: opened.id }
@@ -43,6 +45,15 @@ impl World {
         self.note(|| format!("command {number}: {wish:?}"));
         self.wish = Some((number, wish, now, false));
         self.keeper.command(number, command);
+    }
+
+    /// How a new volume's blocks are sealed.
+    fn seal_of(&self, name: &str) -> Seal {
+        if !self.setup.sealed || name == FILLER {
+            return Seal::default();
+        }
+        let n = self.setup.seed + u64::from(name.as_bytes()[0]);
+        Seal { integrity: !n.is_multiple_of(3), key: if n % 2 == 0 { b"key".to_vec() } else { Vec::new() } }
     }
 
     /// Begin to flatten a clone.

@@ -5,8 +5,8 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use ringstone_store::{
-    begin, errno, format, recover, Answer, Epochs, Io, Keeper, Layout, Map, Reader, Request, RequestKind,
-    Run, Shared, StoreError,
+    begin, errno, format, recover, Action, Answer, Data, Epochs, Io, Keeper, Layout, Map, Reader, Request,
+    RequestKind, Run, Seal, Shared, StoreError, Sums,
 };
 
 use crate::drive::{Bench, Crash, Drive, Flight, Owner, What};
@@ -42,11 +42,15 @@ pub struct Setup {
     pub failing: Failing,
     /// Once in so many I/Os.
     pub fails_once_in: u64,
+    /// Volumes have checksums, or are encrypted, or both.
+    pub sealed: bool,
 }
 
 pub struct Opened {
     pub id: u32,
     pub map: Arc<Map>,
+    pub seal: Seal,
+    pub sums: Option<Arc<Sums>>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,8 +209,13 @@ impl World {
             let reader = &mut self.readers[asked.reactor];
             reader.begin(&self.epochs);
             let through = |unmarked: &Shared| unmarked.unmarked.load(Ordering::Acquire);
+            let whole = open.seal.is_none() || at.is_multiple_of(4096) && rest.is_multiple_of(4096);
             let run = match asked.kind {
-                Kind::Read => Some(open.map.read(at, rest)),
+                Kind::Read => {
+                    let run = open.map.read(at, rest);
+                    (whole || matches!(run, Run::Zero { .. })).then_some(run)
+                }
+                Kind::Write if !whole || open.seal.integrity => None,
                 Kind::Write => open.map.write(at, rest).filter(|_| !asked.durable || !through(&self.shared)),
                 Kind::Flush if !through(&self.shared) => {
                     let what = What::Flush { before: self.drive.flushable() };
@@ -239,8 +248,9 @@ impl World {
                 (Kind::Write, Some(Run::At { at: place, len })) => {
                     assert!(len > 0 && len <= rest);
                     asked.held = Some(reader.hold());
-                    let bytes = guest::bytes(asked.value, at, len).into();
-                    let what = What::Write { bytes, durable: asked.durable };
+                    let mut bytes = guest::bytes(asked.value, at, len);
+                    guest::turn(&open.seal, at, &mut bytes);
+                    let what = What::Write { bytes: bytes.into(), durable: asked.durable };
                     return self.fly(Flight {
                         offset: place,
                         len,
@@ -253,7 +263,8 @@ impl World {
                     let kind = match asked.kind {
                         Kind::Zero { unmap } => RequestKind::Zero { unmap },
                         Kind::Flush => RequestKind::Flush,
-                        _ => RequestKind::Write,
+                        Kind::Read => RequestKind::Read,
+                        Kind::Write => RequestKind::Write,
                     };
                     asked.submitted = at;
                     let (volume, durable) = (open.id, asked.durable);
@@ -362,6 +373,12 @@ impl World {
         if matches!(flight.what, What::Read) && result.is_ok() {
             let mut bytes = vec![0; flight.len as usize];
             self.drive.read(flight.offset, &mut bytes);
+            let asked = &self.requests[&token];
+            let open = &self.open[&asked.volume];
+            if !guest::is_sound(open.sums.as_deref(), flight.offset, &bytes) {
+                return self.read_again(token);
+            }
+            guest::turn(&open.seal, asked.offset + asked.done, &mut bytes);
             self.saw(token, &bytes);
         }
         let asked = self.requests.get_mut(&token).expect("a request");
@@ -373,6 +390,17 @@ impl World {
             (Ok(()), Kind::Flush) | (Err(_), _) => self.ended(token, result),
             _ => self.go_on(token),
         }
+    }
+
+    /// What was read may have been written just then: the keeper waits for whoever writes.
+    fn read_again(&mut self, token: u64) {
+        let asked = self.requests.get_mut(&token).expect("a request");
+        if let Some(parity) = asked.held.take() {
+            self.readers[asked.reactor].end(&self.epochs, parity);
+        }
+        let (offset, len) = (asked.offset + asked.done, asked.len - asked.done);
+        let volume = self.open[&asked.volume].id;
+        self.keeper.submit(Request { token, volume, kind: RequestKind::Read, offset, len, durable: false });
     }
 
     // The keeper.
@@ -409,6 +437,10 @@ impl World {
     }
 
     fn start(&mut self, io: Io) {
+        if let (Action::Give { token, at }, Data::Own(buffer)) = (io.action, &io.data) {
+            let bytes: Vec<u8> = buffer.iter().flat_map(|block| block.0).collect();
+            self.saw(token, &bytes[at..at + io.len as usize]);
+        }
         let requests = &self.requests;
         let bytes = |token: u64, skip: u64, len: u64| {
             let asked = &requests[&token];
@@ -438,9 +470,12 @@ impl World {
             self.wish.take().filter(|wish| wish.0 == number).expect("an answer to a wish");
         match answer {
             Ok(answer) => {
-                if let (Wish::Open { name }, Answer::Opened { volume, map, size, .. }) = (&wish, &answer) {
+                if let (Wish::Open { name }, Answer::Opened { volume, map, size, seal, sums }) =
+                    (&wish, &answer)
+                {
                     assert_eq!(*size, self.model.volumes[name].size);
-                    let opened = Opened { id: *volume, map: map.clone() };
+                    let opened =
+                        Opened { id: *volume, map: map.clone(), seal: seal.clone(), sums: sums.clone() };
                     self.open.insert(name.clone(), opened);
                 }
                 self.model.apply(&wish, since, now);
