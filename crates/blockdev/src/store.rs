@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
 use ringstone_rbd::Completions;
-use ringstone_store::{Answer, Block, Command, Map, Medium, Run, Shared, StoreError, BLOCK};
+use ringstone_store::{Answer, Block, Command, Map, Medium, Run, Shared, StoreError, Sums, BLOCK};
 
 use crate::backing::Backing;
 use crate::error::DriveError;
@@ -33,6 +33,8 @@ pub struct StoreVolume {
     /// The keeper's name for it while it is open.
     id: u32,
     map: Arc<Map>,
+    /// Of a volume whose blocks have checksums.
+    sums: Option<Arc<Sums>>,
     shared: Arc<Shared>,
 }
 
@@ -56,13 +58,16 @@ impl StoreVolume {
         if needed > block_size {
             return Err(DriveError::BlockSize { path: parts.drive.path().to_owned(), needed, block_size });
         }
-        let Answer::Opened { volume, map, size: have, .. } =
+        let Answer::Opened { volume, map, size: have, seal, sums } =
             parts.door.call(Command::Open { name: name.into(), cipher: None })?
         else {
             return Err(StoreError::Closed.into());
         };
         let StoreParts { drive, inbox, door, shared } = parts.clone();
-        let this = Self { drive, inbox, door, name: name.into(), id: volume, map, shared };
+        let this = Self { drive, inbox, door, name: name.into(), id: volume, map, sums, shared };
+        if !seal.key.is_empty() {
+            return Err(StoreError::NoKey(name.into()).into());
+        }
         match have < size {
             true => Err(DriveError::TooShort { path: this.place(), have, want: size }),
             false => Ok(this),
@@ -79,6 +84,12 @@ impl StoreVolume {
 
     pub fn id(&self) -> u32 {
         self.id
+    }
+
+    /// What blocks that were read have to be; all writes go by way of the keeper then.
+    #[inline(always)]
+    pub fn sums(&self) -> Option<&Sums> {
+        self.sums.as_deref()
     }
 
     /// Where the bytes from `offset` on are, up to `len` of them.

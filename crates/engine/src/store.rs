@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pyo3::prelude::*;
 use ringstone_blockdev::StoreDoor;
 use ringstone_gateway::{check_store, format_store, look_for_store, store_code, Engine, EngineError};
-use ringstone_store::{Answer, Command, Figures, StoreError, VolumeInfo};
+use ringstone_store::{Answer, Command, Figures, Seal, StoreError, VolumeInfo};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
@@ -32,17 +32,46 @@ fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
 #[derive(Deserialize)]
 #[serde(tag = "op", rename_all = "snake_case", deny_unknown_fields)]
 enum Call {
-    Create { name: String, size: u64 },
-    Delete { name: String },
-    Resize { name: String, size: u64 },
-    Snapshot { volumes: Vec<String>, name: String },
-    DeleteSnapshot { volume: String, name: String },
-    Revert { volume: String, name: String },
-    Clone { volume: String, snapshot: Option<String>, name: String },
-    Flatten { volume: String },
+    Create {
+        name: String,
+        size: u64,
+        #[serde(default)]
+        integrity: bool,
+    },
+    Delete {
+        name: String,
+    },
+    Resize {
+        name: String,
+        size: u64,
+    },
+    Snapshot {
+        volumes: Vec<String>,
+        name: String,
+    },
+    DeleteSnapshot {
+        volume: String,
+        name: String,
+    },
+    Revert {
+        volume: String,
+        name: String,
+    },
+    Clone {
+        volume: String,
+        snapshot: Option<String>,
+        name: String,
+    },
+    Flatten {
+        volume: String,
+    },
     List,
     Figures,
-    Diff { volume: String, from: Option<String>, to: Option<String> },
+    Diff {
+        volume: String,
+        from: Option<String>,
+        to: Option<String>,
+    },
     Grow,
 }
 
@@ -60,6 +89,7 @@ fn volume_json(volume: &VolumeInfo) -> Value {
         "inherited": volume.inherited,
         "origin": volume.origin,
         "open": volume.open,
+        "integrity": volume.integrity,
         "snapshots": volume.snapshots.iter().map(snapshot).collect::<Vec<_>>(),
     })
 }
@@ -94,8 +124,9 @@ impl Store {
         // A clock before 1970 is nobody's; it would only make dates wrong.
         let created_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Some(match call {
-            Call::Create { name, size } => {
-                Command::Create { name, size, created_s, seal: Default::default() }
+            Call::Create { name, size, integrity } => {
+                let seal = Seal { integrity, ..Seal::default() };
+                Command::Create { name, size, created_s, seal }
             }
             Call::Delete { name } => Command::Delete { name },
             Call::Resize { name, size } => Command::Resize { name, size },

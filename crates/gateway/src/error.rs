@@ -198,6 +198,7 @@ pub fn store_code(error: &StoreError) -> Code {
         | StoreError::Busy { .. }
         | StoreError::NotPossessed
         | StoreError::Slow(_) => Code::Busy,
+        StoreError::NoKey(_) => Code::Denied,
         StoreError::Impossible(_)
         | StoreError::NoParent(_)
         | StoreError::Name { .. }

@@ -2,23 +2,25 @@
 
 mod common;
 
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::*;
 use ringstone_gateway::{check_store, format_store};
-use ringstone_store::{Answer, Command, VolumeInfo};
+use ringstone_store::{Answer, Command, Seal, VolumeInfo};
 
 const SIZE: u64 = 32 << 20;
 
 /// A store with an empty volume `vol`.
 fn store(host: &Host) -> PathBuf {
+    store_with(host, false)
+}
+
+fn store_with(host: &Host, integrity: bool) -> PathBuf {
     let path = host.path("store");
     format_store(&path, Some(256 << 20), 64 << 10).unwrap();
-    tell(
-        host,
-        &path,
-        Command::Create { name: "vol".into(), size: SIZE, created_s: 1, seal: Default::default() },
-    );
+    let seal = Seal { integrity, ..Seal::default() };
+    tell(host, &path, Command::Create { name: "vol".into(), size: SIZE, created_s: 1, seal });
     path
 }
 
@@ -70,8 +72,17 @@ fn read(driver: &mut Driver, sector: u64, len: usize) -> Vec<u8> {
 
 #[test]
 fn what_was_written_is_read_and_nothing_else() {
+    write_and_read(false);
+}
+
+#[test]
+fn what_was_written_with_checksums_is_read_and_nothing_else() {
+    write_and_read(true);
+}
+
+fn write_and_read(integrity: bool) {
     let host = Host::new();
-    let path = store(&host);
+    let path = store_with(&host, integrity);
     let socket = serve(&host, &path, "vol", 1);
     let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
     assert_eq!(read(&mut driver, 77, 4096), [0; 4096], "nothing was written yet");
@@ -245,4 +256,33 @@ fn a_store_is_opened_by_one_and_refused_where_there_is_none() {
     assert!(refused.to_string().contains("vol"), "{refused}");
     drop(socket);
     std::fs::remove_file(file).unwrap();
+}
+
+/// Nothing but the one block is lost, and it is back when it is written anew.
+#[test]
+fn a_block_that_rots_is_an_error_and_not_wrong_data() {
+    let host = Host::new();
+    let path = store_with(&host, true);
+    let socket = serve(&host, &path, "vol", 1);
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
+    write(&mut driver, 0, &pattern(1, 64 << 10));
+    let file = std::fs::OpenOptions::new().read(true).write(true).open(&path).unwrap();
+    let mut all = vec![0; 256 << 20];
+    file.read_exact_at(&mut all, 0).unwrap();
+    let wanted = &pattern(1, 64 << 10)[8192..12288];
+    let at = (0..all.len()).step_by(4096).find(|at| all[*at..].starts_with(wanted)).unwrap() as u64;
+    // As patterns repeat, this is the first block of all; the third is behind it.
+    let third = at + 8192;
+    file.write_all_at(&[all[third as usize + 77] ^ 1], third + 77).unwrap();
+    driver.write(DATA, &[0; 512]);
+    assert_eq!(driver.request(IN, 16, Some((DATA, 4096))), 1, "an I/O error");
+    assert_eq!(driver.request(IN, 17, Some((DATA, 512))), 1, "of a part of it too");
+    assert_eq!(read(&mut driver, 0, 8192), pattern(1, 64 << 10)[..8192]);
+    assert_eq!(read(&mut driver, 24, 52 << 10), pattern(1, 64 << 10)[12 << 10..]);
+    wait_for("an event", || {
+        let events = host.engine.drain_events();
+        events.iter().any(|event| format!("{event:?}").contains("not what was written"))
+    });
+    write(&mut driver, 16, &pattern(9, 4096));
+    assert_eq!(read(&mut driver, 16, 4096), pattern(9, 4096));
 }

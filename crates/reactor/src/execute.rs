@@ -83,6 +83,10 @@ impl<R: VirtRing> RingQueue<R> {
                         });
                     }
                 }
+                if slot.operation == Operation::Read && self.reads_again(head, result as u64, shared) {
+                    return;
+                }
+                let slot = &mut self.slots[usize::from(head)];
                 slot.advance(result as usize, &mut shared.pools);
                 if slot.done < slot.len {
                     return self.partial.push_back(head);

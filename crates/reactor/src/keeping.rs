@@ -183,6 +183,12 @@ impl Keeping {
             copy_from_guest(errand.iovecs(), skip, io.len as usize, buffer, at);
             return self.keeper.completed(io, Ok(()));
         }
+        if let (Action::Give { token, at }, Data::Own(buffer)) = (io.action, &io.data) {
+            // SAFETY: as above.
+            let errand = unsafe { Errand::of(token) };
+            copy_to_guest(errand.iovecs(), io.len as usize, buffer, at);
+            return self.keeper.completed(io, Ok(()));
+        }
         let one = UnderWay { io, iovecs: Vec::new(), bounce: None, syncing: false };
         let index = match self.free.pop() {
             Some(index) => {
@@ -290,5 +296,15 @@ fn copy_from_guest(iovecs: &[libc::iovec], skip: u64, len: usize, buffer: &mut [
     for_bytes(&parts, len, |guest, done, n| {
         // SAFETY: the guest's memory is kept alive by its queue, and the buffer has `at + len` bytes.
         unsafe { std::ptr::copy_nonoverlapping(guest, to.add(at + done), n) };
+    });
+}
+
+/// Copy `len` bytes of `buffer`, from its byte `at` on, to the begin of guest memory.
+fn copy_to_guest(iovecs: &[libc::iovec], len: usize, buffer: &[Block], at: usize) {
+    debug_assert!(at + len <= buffer.len() * BLOCK as usize);
+    let from = buffer.as_ptr().cast::<u8>();
+    for_bytes(iovecs, len, |guest, done, n| {
+        // SAFETY: the guest's memory is kept alive by its queue, and the buffer has `at + len` bytes.
+        unsafe { std::ptr::copy_nonoverlapping(from.add(at + done), guest, n) };
     });
 }

@@ -28,6 +28,8 @@ pub(crate) struct Slot {
     pub asked: u64,
     /// The range is zeroed; what is under way is making that durable.
     pub syncing: bool,
+    /// Byte of the drive that the step under way begins at, of a store's volume.
+    pub place: u64,
     /// What the request holds of an epoch, with 1 added; 0: nothing. See `ringstone_store::Epochs`.
     pub epoch: u8,
     /// Clock tick at which it was found.
@@ -67,6 +69,7 @@ impl Default for Slot {
             under_way: 0,
             asked: 0,
             syncing: false,
+            place: 0,
             epoch: 0,
             started: 0,
             zero_by_writing: false,

@@ -46,6 +46,8 @@ pub enum StoreError {
     HasSnapshots { volume: String, snapshots: String },
     #[error("volume {0:?} is in use; detach it first")]
     InUse(String),
+    #[error("volume {0:?} is encrypted, and it was opened without its key")]
+    NoKey(String),
     #[error("volume {volume:?} is being {what}; try again when that has ended")]
     Busy { volume: String, what: &'static str },
     #[error(

@@ -1,7 +1,7 @@
 //! A volume of a store: in place where the map says so, else by way of the keeper.
 
-use ringstone_blockdev::StoreVolume;
-use ringstone_store::{Request, RequestKind, Run};
+use ringstone_blockdev::{Drive, StoreVolume};
+use ringstone_store::{checksum, Request, RequestKind, Run, Sums, BLOCK};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::VirtRing;
 
@@ -19,12 +19,18 @@ impl Carrier for StoreVolume {
         let slot = &mut queue.slots[usize::from(head)];
         let at = slot.offset + slot.done;
         let most = (slot.len - slot.done).min(shared.quota.step);
-        let run = match slot.operation {
-            Operation::Read => Some(self.read(at, most)),
-            _ => self.write(at, most),
+        let run = match (slot.operation, self.sums()) {
+            (Operation::Read, _) => Some(self.read(at, most)),
+            (_, None) => self.write(at, most),
+            (_, Some(_)) => None,
         };
+        let is_whole = at.is_multiple_of(BLOCK) && most.is_multiple_of(BLOCK);
         match run {
+            Some(Run::At { .. }) if self.sums().is_some() && !is_whole => {
+                queue.ask(head, self, RequestKind::Read, most, shared)
+            }
             Some(Run::At { at, len }) => {
+                slot.place = at;
                 slot.epoch = shared.reader.hold() + 1;
                 queue.transfer_on(head, self.drive(), at, len, shared);
             }
@@ -94,14 +100,28 @@ impl<R: VirtRing> RingQueue<R> {
         let offset = slot.offset + slot.done;
         let durable = !self.parts.writeback.load(Ordering::Relaxed);
         let (iovecs, len): (&[libc::iovec], u64) = match kind {
-            RequestKind::Write => slot.step(most, &mut shared.pools),
-            _ => (&[], most),
+            RequestKind::Read | RequestKind::Write => slot.step(most, &mut shared.pools),
+            RequestKind::Zero { .. } | RequestKind::Flush => (&[], most),
         };
-        shared.budget.submitted(if kind == RequestKind::Write { len } else { 0 });
+        shared.budget.submitted(if iovecs.is_empty() { 0 } else { len });
         let request = Request { token: 0, volume: volume.id(), kind, offset, len, durable };
         let errand = &self.errands[usize::from(head)];
         // SAFETY: the errand lies beside its slot in the queue, and iovecs in their block or slot, until the queue is drained.
         unsafe { errand.send(request, iovecs, volume.inbox(), &shared.returned, tag) };
+    }
+
+    /// The first `len` bytes of a read are here. If they are not what was written, and they may just be being written, ask the
+    /// keeper, which waits for that. True if it is asked.
+    pub(crate) fn reads_again(&mut self, head: u16, len: u64, shared: &mut Shared) -> bool {
+        let Drive::Store(volume) = self.drive() else { return false };
+        let Some(sums) = volume.sums() else { return false };
+        let slot = &self.slots[usize::from(head)];
+        let (place, left) = (slot.place, slot.len - slot.done);
+        if is_sound(sums, place, slot.iovecs(&mut shared.pools), len as usize) {
+            return false;
+        }
+        self.ask(head, volume, RequestKind::Read, left.min(shared.quota.step), shared);
+        true
     }
 
     /// What the keeper answered to the request in `head`'s slot: bytes, or a negated errno.
@@ -115,6 +135,15 @@ impl<R: VirtRing> RingQueue<R> {
         }
         match slot.operation {
             Operation::Write => slot.advance(result as usize, &mut shared.pools),
+            Operation::Read => {
+                if let Some(log) = self.ring.log() {
+                    let memory = self.ring.memory();
+                    for_bytes(slot.iovecs(&mut shared.pools), result as usize, |guest, _, n| {
+                        log.mark(memory, guest, n);
+                    });
+                }
+                slot.advance(result as usize, &mut shared.pools);
+            }
             Operation::Flush => return self.complete(head, true, shared),
             _ => slot.done += result as u64,
         }
@@ -123,4 +152,31 @@ impl<R: VirtRing> RingQueue<R> {
             false => self.complete(head, true, shared),
         }
     }
+}
+
+/// The blocks that were read from byte `place` of the drive are those that were written.
+fn is_sound(sums: &Sums, place: u64, iovecs: &[libc::iovec], len: usize) -> bool {
+    if !len.is_multiple_of(BLOCK as usize) {
+        return false;
+    }
+    // The guest may change its memory at any moment, so a checksum is made of a copy.
+    let mut block = [0u8; BLOCK as usize];
+    let (mut at, mut sound) = (place, true);
+    let mut filled = 0;
+    for_bytes(iovecs, len, |guest, _, n| {
+        let mut taken = 0;
+        while taken < n {
+            let piece = (n - taken).min(block.len() - filled);
+            // SAFETY: parse checked that the segment lies inside guest memory, which the ring keeps alive; the piece ends in the block.
+            unsafe { std::ptr::copy_nonoverlapping(guest.add(taken), block.as_mut_ptr().add(filled), piece) };
+            taken += piece;
+            filled += piece;
+            if filled == block.len() {
+                sound &= sums.at(at) == Some(checksum(&block));
+                at += BLOCK;
+                filled = 0;
+            }
+        }
+    });
+    sound
 }

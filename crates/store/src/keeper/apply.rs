@@ -60,6 +60,7 @@ impl Keeper {
             self.set_sums(at, &sums.sums);
         }
         for (slot, entry) in &commit.slots {
+            self.note_given_up(*slot, entry, seq);
             self.slots.set(&self.superblock.layout, *slot, *entry);
             if entry.kind != Kind::Free {
                 self.note_for_reap(entry);

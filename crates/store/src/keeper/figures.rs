@@ -29,6 +29,8 @@ pub struct VolumeInfo {
     /// `volume`, `snapshot` that it was cloned from.
     pub origin: Option<(String, String)>,
     pub open: bool,
+    /// Its blocks have checksums.
+    pub integrity: bool,
     pub snapshots: Vec<SnapshotInfo>,
 }
 
@@ -72,6 +74,7 @@ impl Keeper {
                 .origin_of(volume)
                 .map(|(of, snapshot)| (of.name.clone(), snapshot.name.clone())),
             open: self.open.contains_key(&volume.id),
+            integrity: volume.seal.integrity,
             snapshots: self
                 .catalog
                 .snapshots_of(volume.id)

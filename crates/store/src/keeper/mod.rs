@@ -169,6 +169,8 @@ pub struct Keeper {
     in_place: BTreeMap<u64, u32>,
     /// How many began since a flush.
     unsettled: u32,
+    /// Slots that gave up granules and have others yet, with the journal's block that says so.
+    given_up: HashMap<u32, u64>,
     /// Places of blocks that were told of as bad.
     bad: HashSet<u64>,
     /// Checksums are to be in a checkpoint before the journal is written.
@@ -272,6 +274,7 @@ impl Keeper {
             flushing: Flushing::default(),
             in_place: BTreeMap::new(),
             unsettled: 0,
+            given_up: HashMap::new(),
             bad: HashSet::new(),
             checkpoint_first: unsettled,
             checkpoint: None,

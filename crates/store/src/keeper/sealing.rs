@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::operations::{Merge, Operation, Stage};
 use super::{Commit, Keeper, Then};
 use crate::cipher::Cipher;
-use crate::format::{zeroed, Block, SlotSums};
+use crate::format::{zeroed, Block, Entry, Kind, SlotSums};
 use crate::geometry::{Layout, BLOCK};
 use crate::io::{errno, Action, Data, Io, Purpose, Request, RequestKind};
 use crate::map::Run;
@@ -118,6 +118,7 @@ impl Keeper {
 
     /// The buffer of step `id` is complete and goes to byte `to`: seal it. None if the journal comes first.
     pub(super) fn seal(&mut self, id: u32, to: u64, mut buffer: Box<[Block]>) -> Option<Box<[Block]>> {
+        let is_doubtful = self.may_come_back(to);
         let layout = &self.superblock.layout;
         let operation = self.operations[id as usize].as_mut()?;
         let Some(sealing) = &operation.sealing else { return Some(buffer) };
@@ -127,11 +128,13 @@ impl Keeper {
         if !sealing.integrity {
             return Some(buffer);
         }
-        let sums = sums_of(layout, to, &buffer, sealing.in_place);
-        if !sealing.in_place || mutants::is(Mutant::DataBeforeIntent) {
-            operation.commit.sums = sums;
+        if !sealing.in_place {
+            operation.commit.sums = sums_of(layout, to, &buffer, false);
+        }
+        if !sealing.in_place && !is_doubtful || mutants::is(Mutant::DataBeforeIntent) {
             return Some(buffer);
         }
+        let sums = sums_of(layout, to, &buffer, true);
         operation.stage = Stage::Intend { to, buffer };
         let commit = Commit { sums, durable: true, then: Then::Operation(id), ..Commit::default() };
         match self.failed {
@@ -139,6 +142,25 @@ impl Keeper {
             None => self.record(commit),
         }
         None
+    }
+
+    /// After a loss of power the block at byte `at` may count as it was before: it was given up, its slot was not, and nothing says
+    /// durably that it was.
+    fn may_come_back(&self, at: u64) -> bool {
+        let given_up = self.layout().slot_at(at).and_then(|(slot, _)| self.given_up.get(&slot));
+        given_up.is_some_and(|seq| *seq >= self.journal.marked())
+    }
+
+    /// Block `seq` of the journal says what `slot` holds from here on.
+    pub(super) fn note_given_up(&mut self, slot: u32, entry: &Entry, seq: u64) {
+        let before = self.slots.get(slot);
+        if entry.kind == Kind::Data && before.mask & !entry.mask != 0 {
+            if self.given_up.len() >= MOST_GIVEN_UP {
+                let marked = self.journal.marked();
+                self.given_up.retain(|_, seq| *seq >= marked);
+            }
+            self.given_up.insert(slot, seq);
+        }
     }
 
     /// The journal says, in block `seq`, what step `id` is about to write to byte `to`.
@@ -252,6 +274,8 @@ impl Keeper {
     }
 }
 
+/// Slots with granules that were given up, after which it is seen which of them are so durably.
+const MOST_GIVEN_UP: usize = 4096;
 /// Places of bad blocks that are told of by themselves.
 const MOST_BAD: usize = 1000;
 

@@ -50,7 +50,7 @@ type Story = fn();
 #[test]
 fn each_mutant_is_found() {
     // A story where one tells of it; else random use finds it soon.
-    let all: [(Mutant, Option<Story>); 12] = [
+    let all: [(Mutant, Option<Story>); 15] = [
         (Mutant::RecordBeforeData, None),
         (Mutant::ReuseBeforeEpoch, Some(stories::a_place_is_used_again_when_nobody_reads_it)),
         (Mutant::ReuseBeforeMark, Some(stories::a_place_is_used_again_when_that_is_durable)),
@@ -63,6 +63,9 @@ fn each_mutant_is_found() {
         (Mutant::MergeCovered, None),
         (Mutant::ReapBeforeMark, Some(stories::a_snapshot_that_comes_back_has_what_it_had)),
         (Mutant::DropReplayed, Some(stories::what_an_opener_replayed_is_not_forgotten_later)),
+        (Mutant::DataBeforeIntent, None),
+        (Mutant::IntentInCache, None),
+        (Mutant::ForgetInPlace, None),
     ];
     for (mutant, story) in all {
         set(Some(mutant));
