@@ -22,8 +22,8 @@ fn open(memory: &Memory, boot: [u8; 16]) {
     let Some(Answer::Volumes(volumes)) = served.command(Command::List) else { return };
     for info in volumes.iter().take(MOST) {
         let name = info.name.clone();
-        let opened = served.command(Command::Open { name: name.clone() });
-        let Some(Answer::Opened { volume, map, size }) = opened else { continue };
+        let opened = served.command(Command::Open { name: name.clone(), cipher: None });
+        let Some(Answer::Opened { volume, map, size, .. }) = opened else { continue };
         for at in [0, size / 2 / 512 * 512] {
             let _ = map.read(at, (size - at).max(1));
             let len = (size - at).clamp(512, 1 << 20) / 512 * 512;

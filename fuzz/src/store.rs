@@ -155,8 +155,15 @@ pub fn example() -> Memory {
         let keeper = begin(&memory, [1; 16], Arc::new(Epochs::default())).expect("opened");
         let mut served = Served::new(keeper, &memory);
         let (name, clone) = if closes { ("a", "b") } else { ("c", "d") };
-        served.command(Command::Create { name: name.into(), size: 10 * EXTENT, created_s: 1 }).expect("made");
-        let open = Command::Open { name: name.into() };
+        served
+            .command(Command::Create {
+                name: name.into(),
+                size: 10 * EXTENT,
+                created_s: 1,
+                seal: Default::default(),
+            })
+            .expect("made");
+        let open = Command::Open { name: name.into(), cipher: None };
         let Some(Answer::Opened { volume, .. }) = served.command(open) else { panic!("not opened") };
         for snapshot in ["x", "y"] {
             served.request(volume, RequestKind::Write, 0, 3 * EXTENT);

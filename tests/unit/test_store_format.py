@@ -23,7 +23,7 @@ from ringstone.pools.store_format import (
 
 FORMATS = Path(__file__).parents[2] / "docs/formats"
 UUID = b"0123456789abcdef"
-ROOT = Volume("root", 2, 1 << 30, 4, 0, 1_700_000_000)
+ROOT = Volume("root", 2, 1 << 30, 4, 0, 1_700_000_000, False, b"")
 BEFORE = Snapshot("before", 3, 2, 1, 1 << 30, 1_700_000_001)
 
 
@@ -81,7 +81,7 @@ def test_a_block_of_the_journal_has_every_kind_of_record() -> None:
 
 
 def test_the_catalog_is_made_of_changes() -> None:
-    copy = Volume("größe", 6, 512, 7, 3, 1_700_000_002)
+    copy = Volume("größe", 6, 512, 7, 3, 1_700_000_002, True, b"wrapped")
     layers = [Layer(1, 0), Layer(4, 1), Layer(7, 1)]
     assert decode_catalog(vector("catalog")) == [Next(8), *layers, ROOT, copy, BEFORE]
 

@@ -56,8 +56,8 @@ impl StoreVolume {
         if needed > block_size {
             return Err(DriveError::BlockSize { path: parts.drive.path().to_owned(), needed, block_size });
         }
-        let Answer::Opened { volume, map, size: have } =
-            parts.door.call(Command::Open { name: name.into() })?
+        let Answer::Opened { volume, map, size: have, .. } =
+            parts.door.call(Command::Open { name: name.into(), cipher: None })?
         else {
             return Err(StoreError::Closed.into());
         };

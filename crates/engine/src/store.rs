@@ -94,7 +94,9 @@ impl Store {
         // A clock before 1970 is nobody's; it would only make dates wrong.
         let created_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         Some(match call {
-            Call::Create { name, size } => Command::Create { name, size, created_s },
+            Call::Create { name, size } => {
+                Command::Create { name, size, created_s, seal: Default::default() }
+            }
             Call::Delete { name } => Command::Delete { name },
             Call::Resize { name, size } => Command::Resize { name, size },
             Call::Snapshot { volumes, name } => Command::Snapshot { volumes, name, created_s },

@@ -36,7 +36,9 @@ struct Mapping {
 
 impl Mapping {
     fn write(&mut self, volume: &str, bytes: u64) -> Result<(), StoreError> {
-        let Answer::Opened { volume: id, .. } = self.ask(Command::Open { name: volume.to_owned() })? else {
+        let Answer::Opened { volume: id, .. } =
+            self.ask(Command::Open { name: volume.to_owned(), cipher: None })?
+        else {
             return Err(StoreError::Closed);
         };
         // What each request has left: where it goes on, and how far.

@@ -70,7 +70,12 @@ fn a_volume_of_a_store_goes_over_with_its_keeper() {
         |host| {
             let path = host.path("store");
             format_store(&path, Some(64 << 20), 64 << 10).unwrap();
-            let create = Command::Create { name: "vol".into(), size: 16 << 20, created_s: 1 };
+            let create = Command::Create {
+                name: "vol".into(),
+                size: 16 << 20,
+                created_s: 1,
+                seal: Default::default(),
+            };
             host.engine.open_store(&path).unwrap().call(create).unwrap();
             format!(r#"{{"type":"store","path":{path:?},"volume":"vol"}}"#)
         },

@@ -14,7 +14,11 @@ const SIZE: u64 = 32 << 20;
 fn store(host: &Host) -> PathBuf {
     let path = host.path("store");
     format_store(&path, Some(256 << 20), 64 << 10).unwrap();
-    tell(host, &path, Command::Create { name: "vol".into(), size: SIZE, created_s: 1 });
+    tell(
+        host,
+        &path,
+        Command::Create { name: "vol".into(), size: SIZE, created_s: 1, seal: Default::default() },
+    );
     path
 }
 
@@ -201,7 +205,11 @@ fn what_hid_a_snapshots_blocks_hides_nothing_when_it_is_gone() {
 fn queues_of_other_reactors_ask_the_keeper_and_it_moves() {
     let host = Host::with(vec![0, 1], 200);
     let path = store(&host);
-    tell(&host, &path, Command::Create { name: "other".into(), size: SIZE, created_s: 1 });
+    tell(
+        &host,
+        &path,
+        Command::Create { name: "other".into(), size: SIZE, created_s: 1, seal: Default::default() },
+    );
     let sockets = ["vol", "other"].map(|name| serve(&host, &path, name, 1));
     let mut drivers = sockets.map(|socket| Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH));
     for round in 0..40u64 {

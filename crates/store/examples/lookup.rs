@@ -122,8 +122,14 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let keeper = ringstone_store::begin(&drive, [1; 16], Arc::default())?;
     let mut store = Store { keeper, drive, clock: 0 };
     let name = "volume".to_owned();
-    store.ask(Command::Create { name: name.clone(), size: VOLUME, created_s: 0 })?;
-    let Answer::Opened { volume, map, .. } = store.ask(Command::Open { name: name.clone() })? else {
+    store.ask(Command::Create {
+        name: name.clone(),
+        size: VOLUME,
+        created_s: 0,
+        seal: Default::default(),
+    })?;
+    let Answer::Opened { volume, map, .. } = store.ask(Command::Open { name: name.clone(), cipher: None })?
+    else {
         return Err(StoreError::Closed.into());
     };
     println!("{:<44}{:>8}{:>8}", "nanoseconds for a look", "read", "write");

@@ -10,6 +10,23 @@ use crate::format::{Reader, Writer};
 
 /// Bytes of a name.
 pub const NAME_MAX: usize = 128;
+const INTEGRITY: u8 = 1;
+
+/// What is done to a volume's blocks on their way to the drive. Its snapshots and clones have the same.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Seal {
+    /// Each block has a checksum.
+    pub integrity: bool,
+    /// The volume's key, wrapped by one that the store never sees; empty: blocks are not encrypted. At most 255 bytes.
+    pub key: Vec<u8>,
+}
+
+impl Seal {
+    /// Blocks go to the drive as the guest gave them, and nothing is kept beside them.
+    pub fn is_none(&self) -> bool {
+        !self.integrity && self.key.is_empty()
+    }
+}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Volume {
@@ -22,6 +39,7 @@ pub struct Volume {
     pub origin: u32,
     /// Seconds since 1970.
     pub created_s: u64,
+    pub seal: Seal,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,6 +84,8 @@ impl Change {
                 out.u32(volume.origin);
                 out.u64(volume.created_s);
                 out.text(&volume.name);
+                out.u8(if volume.seal.integrity { INTEGRITY } else { 0 });
+                out.bytes(&volume.seal.key);
             }
             Self::NoVolume(id) => {
                 out.u8(2);
@@ -105,7 +125,9 @@ impl Change {
             1 => {
                 let (id, size, live) = (from.u32()?, from.u64()?, from.u32()?);
                 let (origin, created_s) = (from.u32()?, from.u64()?);
-                Self::Volume(Volume { id, size, live, origin, created_s, name: from.text()? })
+                let name = from.text()?;
+                let seal = Seal { integrity: from.u8()? & INTEGRITY != 0, key: from.bytes()?.to_vec() };
+                Self::Volume(Volume { id, size, live, origin, created_s, name, seal })
             }
             2 => Self::NoVolume(from.u32()?),
             3 => {
@@ -318,6 +340,7 @@ mod tests {
             live,
             origin,
             created_s: 0,
+            seal: Seal { integrity: id == 10, key: vec![id as u8; 3] },
         };
         catalog.apply(Change::Volume(volume(10, "a", 3, 0)));
         catalog.apply(Change::Volume(volume(11, "b", 4, 21)));

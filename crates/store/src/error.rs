@@ -11,8 +11,10 @@ pub enum StoreError {
     /// There is no superblock of ours.
     #[error("there is no store here: neither place of the superblock holds one. Check the path, or make one with `ringstone pool create --type store`")]
     NoStore,
-    /// Made by a release after this one.
-    #[error("the store has format {version}, and this release knows formats up to {known}; use the release that made it")]
+    /// Made by another release.
+    #[error(
+        "the store has format {version}, and this release knows format {known}; use the release that made it"
+    )]
     Version { version: u32, known: u32 },
     /// The drive has become shorter.
     #[error("the store takes {needed} bytes of its drive, which has {have}; give it back its length")]

@@ -17,6 +17,7 @@
 //! | `catalog.rs` | volumes, snapshots, layers |
 //! | `slots.rs`, `chunk.rs`, `allocator.rs` | what each extent of the drive holds; which are free |
 //! | `map.rs`, `segmented.rs` | where each extent of a volume is |
+//! | `cipher.rs` | how blocks are encrypted, by somebody else |
 //! | `epochs.rs` | when something may be used again |
 //! | `journal.rs` | records on their way to the drive |
 //! | `keeper/` | what changes, in which order |
@@ -30,6 +31,7 @@ mod allocator;
 mod catalog;
 mod check;
 mod chunk;
+mod cipher;
 mod epochs;
 mod error;
 mod format;
@@ -49,7 +51,9 @@ mod slots;
 
 use std::sync::Arc;
 
+pub use catalog::Seal;
 pub use check::check;
+pub use cipher::Cipher;
 pub use epochs::{Epochs, Reader, MOST_READERS};
 pub use error::StoreError;
 pub use format::{zeroed, Block, Superblock};
@@ -113,7 +117,12 @@ mod tests {
         let memory = Memory(RefCell::new(zeroed(4096).into_vec()));
         format(&memory, &Layout::new(SMALLEST_STORE, 64 << 10).unwrap(), [7; 16]).unwrap();
         let mut keeper = Keeper::new(recover(&memory, [1; 16]).unwrap(), [1; 16], Arc::default()).unwrap();
-        let create = |name: &str| Command::Create { name: name.into(), size: 1 << 20, created_s: 1 };
+        let create = |name: &str| Command::Create {
+            name: name.into(),
+            size: 1 << 20,
+            created_s: 1,
+            seal: Seal::default(),
+        };
         keeper.command(1, create("early"));
         keeper.submit(Request {
             token: 5,

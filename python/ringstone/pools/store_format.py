@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from ringstone.errors import InvalidError
 
 BLOCK = 4096
-VERSION = 1
+VERSION = 2
 ENTRIES_PER_PAGE = 252
 
 _SUPERBLOCK = struct.Struct("<8sII16s16s11QIIIHH")
@@ -84,6 +84,8 @@ class Volume:
     live: int
     origin: int
     created_s: int
+    integrity: bool
+    key: bytes
 
 
 @dataclass(frozen=True)
@@ -222,7 +224,9 @@ def _change(data: _Bytes) -> Change:
     match kind:
         case 1:
             numbers = data.numbers(_VOLUME)
-            return Volume(data.text(), *numbers)
+            name = data.text()
+            (flags,) = data.take(1)
+            return Volume(name, *numbers, bool(flags & 1), data.take(data.take(1)[0]))
         case 3:
             numbers = data.numbers(_SNAPSHOT)
             return Snapshot(data.text(), *numbers)

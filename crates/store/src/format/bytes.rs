@@ -43,11 +43,16 @@ impl Writer {
         self.0.extend_from_slice(&value.to_le_bytes());
     }
 
-    /// A length in one byte, then the text. Texts are checked to be shorter than that before they come here.
+    /// A length in one byte, then the bytes. They are checked to be at most 255 before they come here.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        debug_assert!(bytes.len() < 256);
+        self.u8(bytes.len() as u8);
+        self.0.extend_from_slice(bytes);
+    }
+
+    /// As [`bytes`](Self::bytes).
     pub fn text(&mut self, text: &str) {
-        debug_assert!(text.len() < 256);
-        self.u8(text.len() as u8);
-        self.0.extend_from_slice(text.as_bytes());
+        self.bytes(text.as_bytes());
     }
 }
 
@@ -85,8 +90,12 @@ impl<'a> Reader<'a> {
         self.array()
     }
 
-    pub fn text(&mut self) -> Option<String> {
+    pub fn bytes(&mut self) -> Option<&'a [u8]> {
         let len = self.u8()?;
-        String::from_utf8(self.take(usize::from(len))?.to_vec()).ok()
+        self.take(usize::from(len))
+    }
+
+    pub fn text(&mut self) -> Option<String> {
+        String::from_utf8(self.bytes()?.to_vec()).ok()
     }
 }

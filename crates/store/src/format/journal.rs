@@ -105,7 +105,7 @@ impl JournalBlock {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::catalog::Volume;
+    use crate::catalog::{Seal, Volume};
 
     #[test]
     fn it_comes_back_as_it_went() {
@@ -117,6 +117,7 @@ mod tests {
             live: 5,
             origin: 0,
             created_s: 1_700_000_000,
+            seal: Seal { integrity: true, key: vec![1, 2, 3] },
         };
         let mut out = Writer::default();
         JournalBlock::put_slot(&mut out, 9, &Entry::data(5, 77, 1));

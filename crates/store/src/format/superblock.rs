@@ -8,7 +8,7 @@ use crate::mutants::{self, Mutant};
 
 pub const MAGIC: &[u8; 8] = b"RSTSTORE";
 /// Of the format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 const CRC_AT: usize = 4092;
 /// What a store of any size has of these: a drive says what it likes, and memory is taken by it.
 const MOST_JOURNAL_BLOCKS: u32 = 65536;
@@ -105,7 +105,7 @@ impl Superblock {
     /// `None` if it is no sound superblock of ours.
     ///
     /// # Errors
-    /// It is one of a later format.
+    /// It is one of another format.
     pub fn decode(block: &[u8; 4096]) -> Result<Option<Self>, StoreError> {
         let mut from = Reader(block);
         if from.take(8) != Some(MAGIC) || crc32c::crc32c(&block[..CRC_AT]).to_le_bytes() != block[CRC_AT..] {
@@ -113,10 +113,8 @@ impl Superblock {
         }
         match from.u32() {
             Some(VERSION) => {}
-            Some(version) if version > VERSION => {
-                return Err(StoreError::Version { version, known: VERSION });
-            }
-            _ => return Ok(None),
+            Some(version) => return Err(StoreError::Version { version, known: VERSION }),
+            None => return Ok(None),
         }
         Ok(Self::rest(&mut from).filter(Self::is_sound))
     }
@@ -253,12 +251,12 @@ mod tests {
     }
 
     #[test]
-    fn a_later_format_is_told_apart_from_none() {
+    fn another_format_is_told_apart_from_none() {
         let mut block = example().encode();
-        block.0[8] = 2;
+        block.0[8] = 3;
         let crc = crc32c::crc32c(&block.0[..CRC_AT]);
         block.0[CRC_AT..].copy_from_slice(&crc.to_le_bytes());
-        assert!(matches!(Superblock::decode(&block.0), Err(StoreError::Version { version: 2, known: 1 })));
+        assert!(matches!(Superblock::decode(&block.0), Err(StoreError::Version { version: 3, known: 2 })));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! `RINGSTONE_WRITE_VECTORS=1 cargo test -p ringstone-store vectors` writes them anew.
 
 use super::*;
-use crate::catalog::{Catalog, Change, Layer, Snapshot, Volume};
+use crate::catalog::{Catalog, Change, Layer, Seal, Snapshot, Volume};
 use crate::geometry::Layout;
 
 const UUID: [u8; 16] = *b"0123456789abcdef";
@@ -40,10 +40,24 @@ fn catalog() -> Catalog {
     for (id, parent) in [(1, 0), (4, 1), (7, 1)] {
         catalog.apply(Change::Layer(Layer { id, parent }));
     }
-    let root =
-        Volume { id: 2, name: "root".into(), size: 1 << 30, live: 4, origin: 0, created_s: 1_700_000_000 };
-    let copy =
-        Volume { id: 6, name: "größe".into(), size: 512, live: 7, origin: 3, created_s: 1_700_000_002 };
+    let root = Volume {
+        id: 2,
+        name: "root".into(),
+        size: 1 << 30,
+        live: 4,
+        origin: 0,
+        created_s: 1_700_000_000,
+        seal: Seal::default(),
+    };
+    let copy = Volume {
+        id: 6,
+        name: "größe".into(),
+        size: 512,
+        live: 7,
+        origin: 3,
+        created_s: 1_700_000_002,
+        seal: Seal { integrity: true, key: b"wrapped".to_vec() },
+    };
     catalog.apply(Change::Volume(root));
     catalog.apply(Change::Volume(copy));
     let (name, created_s) = ("before".into(), 1_700_000_001);

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use super::flushing::Waiter;
 use super::{Commit, Keeper, Then};
-use crate::catalog::{Change, Layer, Snapshot, Volume, NAME_MAX};
+use crate::catalog::{Change, Layer, Seal, Snapshot, Volume, NAME_MAX};
+use crate::cipher::Cipher;
 use crate::error::StoreError;
 use crate::map::{Map, TAG_MAX};
 use crate::mutants::{self, Mutant};
@@ -24,6 +25,7 @@ pub enum Command {
         name: String,
         size: u64,
         created_s: u64,
+        seal: Seal,
     },
     /// It must not be open, and have no snapshots.
     Delete {
@@ -59,8 +61,10 @@ pub enum Command {
     Flatten {
         volume: String,
     },
+    /// `cipher`: of a volume that has a key; without it nothing can be written through the keeper.
     Open {
         name: String,
+        cipher: Option<Arc<dyn Cipher>>,
     },
     /// As often as it was opened, and with no request under way.
     Close {
@@ -96,6 +100,7 @@ pub enum Answer {
         volume: u32,
         map: Arc<Map>,
         size: u64,
+        seal: Seal,
     },
     Volumes(Vec<VolumeInfo>),
     Figures(Figures),
@@ -169,12 +174,12 @@ impl Keeper {
     /// None: it is under way.
     fn start(&mut self, number: u64, command: Command) -> Result<Option<Answer>, StoreError> {
         match command {
-            Command::Create { name, size, created_s } => {
+            Command::Create { name, size, created_s, seal } => {
                 self.check_new(&name)?;
                 self.check_size(size)?;
                 let layer = Layer { id: self.catalog.take_id(), parent: 0 };
                 let id = self.catalog.take_id();
-                let volume = Volume { id, name, size, live: layer.id, origin: 0, created_s };
+                let volume = Volume { id, name, size, live: layer.id, origin: 0, created_s, seal };
                 self.change(number, vec![Change::Layer(layer), Change::Volume(volume)])
             }
             Command::Delete { name } => {
@@ -217,10 +222,18 @@ impl Keeper {
             Command::Clone { volume, snapshot: Some(snapshot), name, created_s } => {
                 self.check_new(&name)?;
                 let snapshot = self.snapshot_of(&volume, &snapshot)?;
+                let seal = self.volume(&volume)?.seal;
                 let layer = Layer { id: self.catalog.take_id(), parent: snapshot.layer };
                 let id = self.catalog.take_id();
-                let clone =
-                    Volume { id, name, size: snapshot.size, live: layer.id, origin: snapshot.id, created_s };
+                let clone = Volume {
+                    id,
+                    name,
+                    size: snapshot.size,
+                    live: layer.id,
+                    origin: snapshot.id,
+                    created_s,
+                    seal,
+                };
                 self.change(number, vec![Change::Layer(layer), Change::Volume(clone)])
             }
             Command::Clone { volume, snapshot: None, name, created_s } => {
@@ -230,16 +243,19 @@ impl Keeper {
                 let (mut changes, closed) = self.next_layer(&source);
                 let layer = Layer { id: self.catalog.take_id(), parent: closed };
                 let id = self.catalog.take_id();
-                let clone = Volume { id, name, size: source.size, live: layer.id, origin: 0, created_s };
+                let Volume { size, seal, .. } = source.clone();
+                let clone = Volume { id, name, size, live: layer.id, origin: 0, created_s, seal };
                 changes.extend([Change::Layer(layer), Change::Volume(clone)]);
                 self.hold(number, vec![source.id], changes)
             }
             Command::Flatten { volume } => self.flatten(number, &volume).map(|()| None),
-            Command::Open { name } => {
-                let volume = self.volume(&name)?;
-                let (id, size) = (volume.id, volume.size);
+            Command::Open { name, cipher } => {
+                let Volume { id, size, seal, .. } = self.volume(&name)?;
                 let map = self.open_volume(id).ok_or(StoreError::NoVolume(name))?;
-                Ok(Some(Answer::Opened { volume: id, map, size }))
+                if let (Some(open), Some(_)) = (self.open.get_mut(&id), &cipher) {
+                    open.cipher = cipher;
+                }
+                Ok(Some(Answer::Opened { volume: id, map, size, seal }))
             }
             Command::Close { volume } => {
                 let busy = self.open.get(&volume).filter(|open| open.users == 1 && open.busy > 0);
@@ -338,8 +354,8 @@ impl Keeper {
         changes: Vec<Change>,
         held: Vec<u32>,
     ) -> Result<(), StoreError> {
-        // Each change is below 256 bytes.
-        let most = self.catalog.encode().len() + changes.len() * 256;
+        // Each change is below 512 bytes.
+        let most = self.catalog.encode().len() + changes.len() * 512;
         if most as u64 > self.layout().catalog_len {
             return Err(StoreError::CatalogFull);
         }

@@ -33,6 +33,7 @@ pub use figures::{Figures, SnapshotInfo, VolumeInfo};
 
 use crate::allocator::Allocator;
 use crate::catalog::{Catalog, Change};
+use crate::cipher::Cipher;
 use crate::epochs::{Epochs, Reader};
 use crate::error::StoreError;
 use crate::format::{Entry, Superblock};
@@ -108,6 +109,8 @@ enum Then {
 struct Open {
     map: Arc<Map>,
     names: NodeNames,
+    /// Of a volume that has a key.
+    cipher: Option<Arc<dyn Cipher>>,
     /// The live layer's tag.
     tag: u16,
     /// Who opened it, and how often.

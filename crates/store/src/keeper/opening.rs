@@ -50,7 +50,10 @@ impl Keeper {
             }
             Kind::Free => {}
         });
-        self.open.insert(id, Open { map: map.clone(), names, tag, users: 1, tombs, busy: 0, parked: None });
+        self.open.insert(
+            id,
+            Open { map: map.clone(), names, cipher: None, tag, users: 1, tombs, busy: 0, parked: None },
+        );
         Some(map)
     }
 

@@ -98,7 +98,9 @@ impl Calm {
     }
 
     fn read(&mut self, name: &str) -> Result<Vec<u64>, String> {
-        let Answer::Opened { volume, map, size } = self.command(Command::Open { name: name.into() })? else {
+        let Answer::Opened { volume, map, size, .. } =
+            self.command(Command::Open { name: name.into(), cipher: None })?
+        else {
             return Err("opened and no volume".into());
         };
         let values = read_all(&self.drive, &self.epochs, &map, size);

@@ -15,14 +15,16 @@ impl World {
     pub fn ask(&mut self, wish: Wish) {
         assert!(self.wish.is_none());
         let command = match wish.clone() {
-            Wish::Create { name, size } => Command::Create { name, size, created_s: 7 },
+            Wish::Create { name, size } => {
+                Command::Create { name, size, created_s: 7, seal: Default::default() }
+            }
             Wish::Delete { name } => Command::Delete { name },
             Wish::Resize { name, size } => Command::Resize { name, size },
             Wish::Snapshot { volumes, name } => Command::Snapshot { volumes, name, created_s: 8 },
             Wish::DeleteSnapshot { volume, name } => Command::DeleteSnapshot { volume, name },
             Wish::Revert { volume, name } => Command::Revert { volume, name },
             Wish::Clone { volume, snapshot, name } => Command::Clone { volume, snapshot, name, created_s: 9 },
-            Wish::Open { name } => Command::Open { name },
+            Wish::Open { name } => Command::Open { name, cipher: None },
             Wish::Close { name } => {
                 let opened = self.open.remove(&name).expect("open");
                 Command::Close { volume: opened.id }

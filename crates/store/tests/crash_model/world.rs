@@ -438,7 +438,7 @@ impl World {
             self.wish.take().filter(|wish| wish.0 == number).expect("an answer to a wish");
         match answer {
             Ok(answer) => {
-                if let (Wish::Open { name }, Answer::Opened { volume, map, size }) = (&wish, &answer) {
+                if let (Wish::Open { name }, Answer::Opened { volume, map, size, .. }) = (&wish, &answer) {
                     assert_eq!(*size, self.model.volumes[name].size);
                     let opened = Opened { id: *volume, map: map.clone() };
                     self.open.insert(name.clone(), opened);
