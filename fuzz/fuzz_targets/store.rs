@@ -19,7 +19,7 @@ fn open(memory: &Memory, boot: [u8; 16]) {
     let Ok(keeper) = begin(memory, boot, Arc::new(Epochs::default())) else { return };
     let mut served = Served::new(keeper, memory);
     served.command(Command::Figures);
-    let Some(Answer::Volumes(volumes)) = served.command(Command::List) else { return };
+    let Some(Answer::Volumes(volumes)) = served.command(Command::List { name: None }) else { return };
     for info in volumes.iter().take(MOST) {
         let name = info.name.clone();
         let opened = served.command(Command::Open { name: name.clone(), cipher: None });

@@ -191,8 +191,8 @@ class FakeStore:
             raise failure("invalid", f'volume "{volume_}" was not cloned, so there is nothing to copy')
         found.origin = None
 
-    def _list(self) -> dict[str, Any]:
-        return {"volumes": _list(self._content)}
+    def _list(self, name_: str | None) -> dict[str, Any]:
+        return {"volumes": [one for one in _list(self._content) if name_ in (None, one["name"])]}
 
     def _figures(self) -> dict[str, int]:
         volumes = self._content.volumes.values()

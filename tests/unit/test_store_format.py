@@ -13,11 +13,13 @@ from ringstone.pools.store_format import (
     Next,
     SlotRecord,
     Snapshot,
+    SumsRecord,
     Volume,
     crc32c,
     decode_catalog,
     decode_journal,
     decode_page,
+    decode_sums,
     decode_superblock,
 )
 
@@ -66,7 +68,8 @@ def test_a_page_says_what_slots_hold() -> None:
 
 def test_a_block_of_the_journal_has_every_kind_of_record() -> None:
     block = decode_journal(vector("journal"))
-    assert (block.number, block.incarnation, block.began, block.marked, block.last) == (42, 3, 40, 41, True)
+    assert (block.number, block.incarnation, block.began, block.marked) == (42, 3, 40, 41)
+    assert (block.settled, block.last) == (39, True)
     assert block.records == (
         SlotRecord(9, Entry(5, 77, 1, 1, "data")),
         SlotRecord(10, Entry(0, 0, 0, 0, "free")),
@@ -77,7 +80,15 @@ def test_a_block_of_the_journal_has_every_kind_of_record() -> None:
         Layer(4, 0),
         Gone("layer", 1),
         Next(9),
+        SumsRecord(9, 14, False, (1, 0xFFFF_FFFF)),
+        SumsRecord(12, 0, True, (0x1234_5678,)),
     )
+
+
+def test_a_page_of_checksums() -> None:
+    page = decode_sums(vector("sums"))
+    assert page.number == 21
+    assert page.sums == tuple(n * 0x9E37_79B9 & 0xFFFF_FFFF for n in range(1008))
 
 
 def test_the_catalog_is_made_of_changes() -> None:
@@ -88,7 +99,7 @@ def test_the_catalog_is_made_of_changes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "decode"),
-    [("superblock", decode_superblock), ("page", decode_page), ("journal", decode_journal)],
+    [("superblock", decode_superblock), ("page", decode_page), ("journal", decode_journal), ("sums", decode_sums)],
 )
 def test_a_flipped_bit_is_found(name: str, decode: type) -> None:
     for at in (0, 9, 100, 4000, 4095):

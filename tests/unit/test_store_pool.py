@@ -415,6 +415,18 @@ def test_an_undone_growth_leaves_a_longer_backing(tmp_path: Path) -> None:
         pool.check_backing(volume(size=32 * MIB))
 
 
+def test_one_volume_asks_the_store_for_no_list(tmp_path: Path) -> None:
+    """At a start each attached volume asked for all of them."""
+    pool = made(tmp_path / "drive")
+    for name in ("a", "b"):
+        pool.create_backing(volume(name))
+    FakeStore.commands.clear()
+    alone = again(pool)
+    alone.check_backing(volume("a"))
+    assert (alone.allocated(volume("a")), alone.snapshots(volume("a"))) == (0, [])
+    assert FakeStore.commands == [{"name": "a"}]
+
+
 def test_a_list_of_volumes_asks_the_store_once(tmp_path: Path) -> None:
     pool = made(tmp_path / "drive")
     names = [f"v{number}" for number in range(10)]
@@ -424,7 +436,7 @@ def test_a_list_of_volumes_asks_the_store_once(tmp_path: Path) -> None:
     for name in names:
         pool.check_backing(volume(name))
         assert (pool.allocated(volume(name)), pool.shared(volume(name))) == (0, 0)
-    assert len(FakeStore.commands) == 1
+    assert FakeStore.commands == [{"name": "v0"}, {"name": None}]
     # What is changed through it is seen.
     pool.create_snapshot(volume("v0"), "monday")
     assert pool.shared(volume("v0")) == 4096

@@ -248,6 +248,27 @@ def test_a_volume_with_snapshots_is_not_half_deleted(host: Host) -> None:
     host.service.volumes.delete("v")
 
 
+def test_what_the_medium_refuses_to_delete_is_as_before(host: Host) -> None:
+    """An image whose deleted snapshot has clones once was half deleted for as long as they were there."""
+    make(host)
+    host.service.volumes.create("v", "p", 16 * MIB, 512)
+    FakeStore.failures["delete"] = failure("busy", "clones need it")
+    with pytest.raises(BusyError, match="Clones need it"):
+        host.service.volumes.delete("v")
+    assert host.store.volume("v").state is VolumeState.READY
+    host.service.attach("v")
+    host.service.detach("v")
+    # What is half deleted by another fault stays that.
+    FakeStore.failures["delete"] = failure("io", "the drive cannot be written")
+    with pytest.raises(StorageError):
+        host.service.volumes.delete("v")
+    FakeStore.failures["delete"] = failure("busy", "clones need it")
+    with pytest.raises(BusyError, match="Clones need it"):
+        host.service.volumes.delete("v")
+    assert host.store.volume("v").state is VolumeState.DELETING
+    host.service.volumes.delete("v")
+
+
 # snapshots
 
 

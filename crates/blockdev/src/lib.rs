@@ -1,9 +1,10 @@
-//! The drive under a volume: a file or block device, memory, an image of a Ceph cluster, a volume of a store, nothing at all, or any of these made faulty for tests.
+//! The drive under a volume: a file or block device, memory, an image of a Ceph cluster, a volume of a store, nothing at
+//! all, or any of these made faulty for tests.
 //!
-//! Enters: byte ranges that were checked against the volume, and buffers in guest memory. A [`MappedDrive`] copies at once;
-//! a [`FileDrive`] says how a request is to be put on the reactor's io_uring (descriptor, alignment, what the file system
-//! can do), and the reactor owns the request from then on. Which of them a queue talks to is one match a batch, not a
-//! virtual call a request.
+//! Enters: byte ranges that were checked against the volume, and buffers in guest memory. A [`MappedDrive`] copies at
+//! once; a [`FileDrive`] says how a request is to be put on the reactor's io_uring (descriptor, alignment, what the file
+//! system can do), and the reactor owns the request from then on. Which of them a queue talks to is one match a batch, not
+//! a virtual call a request.
 
 use ringstone_rbd::Image;
 

@@ -65,7 +65,9 @@ enum Call {
     Flatten {
         volume: String,
     },
-    List,
+    List {
+        name: Option<String>,
+    },
     Figures,
     Diff {
         volume: String,
@@ -135,7 +137,7 @@ impl Store {
             Call::Revert { volume, name } => Command::Revert { volume, name },
             Call::Clone { volume, snapshot, name } => Command::Clone { volume, snapshot, name, created_s },
             Call::Flatten { volume } => Command::Flatten { volume },
-            Call::List => Command::List,
+            Call::List { name } => Command::List { name },
             Call::Figures => Command::Figures,
             Call::Diff { volume, from, to } => Command::Diff { volume, from, to },
             Call::Grow => return None,

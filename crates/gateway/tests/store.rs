@@ -29,7 +29,7 @@ fn tell(host: &Host, path: &Path, command: Command) -> Answer {
 }
 
 fn volumes(host: &Host, path: &Path) -> Vec<VolumeInfo> {
-    match tell(host, path, Command::List) {
+    match tell(host, path, Command::List { name: None }) {
         Answer::Volumes(volumes) => volumes,
         _ => panic!("a list is a list"),
     }

@@ -8,7 +8,8 @@ use std::ptr;
 use std::sync::Arc;
 
 use crate::bindings::{
-    rbd_image_options_t, rbd_linked_image_spec_t, rbd_snap_info_t, rbd_snap_spec_t, timespec, Library,
+    rbd_image_options_t, rbd_linked_image_spec_t, rbd_snap_info_t,
+    rbd_snap_namespace_type_t_RBD_SNAP_NAMESPACE_TYPE_TRASH as TRASH, rbd_snap_spec_t, timespec, Library,
     RBD_FEATURE_DEEP_FLATTEN, RBD_FEATURE_EXCLUSIVE_LOCK, RBD_FEATURE_FAST_DIFF, RBD_FEATURE_LAYERING,
     RBD_FEATURE_OBJECT_MAP, RBD_IMAGE_OPTION_CLONE_FORMAT, RBD_IMAGE_OPTION_DATA_POOL,
     RBD_IMAGE_OPTION_FEATURES, RBD_IMAGE_OPTION_ORDER,
@@ -341,6 +342,13 @@ fn snapshots(image: &Image) -> Result<Vec<SnapshotInfo>, RbdError> {
         let count = check(count, || format!("listing the snapshots of image {}", image.name))?;
         let mut all = Vec::new();
         for info in &found[..count as usize] {
+            let mut kind = 0;
+            // SAFETY: an open image and a live number.
+            let code = unsafe { library.rbd_snap_get_namespace_type(image.handle(), info.id, &raw mut kind) };
+            if code == 0 && kind == TRASH {
+                // A deleted one that clones still need. Its name is the library's, and nobody can use it.
+                continue;
+            }
             // SAFETY: a string that the library wrote, and a live structure.
             let (name, created) = unsafe {
                 let mut at = timespec { tv_sec: 0, tv_nsec: 0 };

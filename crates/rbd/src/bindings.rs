@@ -315,6 +315,11 @@ pub struct Library {
         snap_id: u64,
         timestamp: *mut timespec,
     ) -> ::std::os::raw::c_int,
+    pub rbd_snap_get_namespace_type: unsafe extern "C" fn(
+        image: rbd_image_t,
+        snap_id: u64,
+        namespace_type: *mut rbd_snap_namespace_type_t,
+    ) -> ::std::os::raw::c_int,
     pub rbd_flatten: unsafe extern "C" fn(image: rbd_image_t) -> ::std::os::raw::c_int,
     pub rbd_diff_iterate2: unsafe extern "C" fn(
         image: rbd_image_t,
@@ -457,6 +462,7 @@ impl Library {
         let rbd_snap_unprotect = __library.get(b"rbd_snap_unprotect\0").map(|sym| *sym)?;
         let rbd_snap_is_protected = __library.get(b"rbd_snap_is_protected\0").map(|sym| *sym)?;
         let rbd_snap_get_timestamp = __library.get(b"rbd_snap_get_timestamp\0").map(|sym| *sym)?;
+        let rbd_snap_get_namespace_type = __library.get(b"rbd_snap_get_namespace_type\0").map(|sym| *sym)?;
         let rbd_flatten = __library.get(b"rbd_flatten\0").map(|sym| *sym)?;
         let rbd_diff_iterate2 = __library.get(b"rbd_diff_iterate2\0").map(|sym| *sym)?;
         let rbd_aio_write = __library.get(b"rbd_aio_write\0").map(|sym| *sym)?;
@@ -522,6 +528,7 @@ impl Library {
             rbd_snap_unprotect,
             rbd_snap_is_protected,
             rbd_snap_get_timestamp,
+            rbd_snap_get_namespace_type,
             rbd_flatten,
             rbd_diff_iterate2,
             rbd_aio_write,
@@ -860,6 +867,14 @@ impl Library {
         timestamp: *mut timespec,
     ) -> ::std::os::raw::c_int {
         (self.rbd_snap_get_timestamp)(image, snap_id, timestamp)
+    }
+    pub unsafe fn rbd_snap_get_namespace_type(
+        &self,
+        image: rbd_image_t,
+        snap_id: u64,
+        namespace_type: *mut rbd_snap_namespace_type_t,
+    ) -> ::std::os::raw::c_int {
+        (self.rbd_snap_get_namespace_type)(image, snap_id, namespace_type)
     }
     pub unsafe fn rbd_flatten(&self, image: rbd_image_t) -> ::std::os::raw::c_int {
         (self.rbd_flatten)(image)

@@ -160,8 +160,8 @@ class Volumes:
             return replace(volume, size=size)
 
     def delete(self, name: str) -> None:
-        """BusyError while attached. After a failure the volume stays in state `deleting`, and may be deleted
-        again."""
+        """BusyError while attached, or while something stands on it: it is as before then. After another failure the
+        volume stays in state `deleting`, and may be deleted again."""
         with self._locks.hold(f"volume {name}"):
             volume = self._store.volume(name)
             pool = self._pools.reach(volume.pool)
@@ -177,7 +177,13 @@ class Volumes:
                 _refuse_snapshots(pool, volume)
             with self.noted(pool, volume):
                 self._store.transact(mark)
-                pool.remove_backing(volume)
+                try:
+                    pool.remove_backing(volume)
+                except BusyError:
+                    # Nothing of it is gone. What an earlier attempt has left of a volume stays half deleted.
+                    if volume.state is VolumeState.READY:
+                        self._store.set_volume_state(name, VolumeState.READY)
+                    raise
                 self._store.remove_volume(name)
             self._events.say("info", "Deleted.", volume=name)
 
@@ -273,7 +279,7 @@ class Volumes:
 
 
 def _refuse_snapshots(pool: Pool, volume: VolumeRecord) -> None:
-    """BusyError when it has some. It would stay half deleted, and its snapshots could not be deleted any more."""
+    """BusyError when it has some, which says what to do about them; the medium itself would refuse as well."""
     if not isinstance(pool, SnapshotPool):
         return
     with suppress(NoDeviceError, NotFoundError):

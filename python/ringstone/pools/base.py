@@ -92,7 +92,7 @@ class Pool(Protocol):
         ...
 
     def remove_backing(self, volume: VolumeRecord) -> None:
-        """Remove the backing; one that is not there is no error."""
+        """Remove the backing; one that is not there is no error. After a BusyError all of it is still there."""
         ...
 
     def resize_backing(self, volume: VolumeRecord, size: int) -> None:

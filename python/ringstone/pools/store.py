@@ -74,6 +74,7 @@ class StorePool:
         self._options = store_options.of(record)
         self._opened: OpenStore | None = None
         self._listed: dict[str, StoredVolume] | RingstoneError | None = None
+        self._asked: tuple[str, StoredVolume | None] | None = None
 
     # made and gone
 
@@ -231,7 +232,7 @@ class StorePool:
         )
 
     def _changing(self, *, patient: bool = False) -> OpenStore:
-        self._listed = None
+        self._listed = self._asked = None
         return self._door(patient=patient)
 
     def _volumes(self) -> dict[str, StoredVolume]:
@@ -246,8 +247,20 @@ class StorePool:
             raise self._listed
         return self._listed
 
+    def _look_for(self, name: str) -> StoredVolume | None:
+        """Who is about one volume asks for that: at a gateway's start each of many does. Who comes with a second
+        one has a list of them."""
+        if self._listed is None and self._asked is None:
+            try:
+                self._asked = name, self._door().volume(name)
+            except RingstoneError as error:
+                self._listed = error
+        if self._listed is None and self._asked is not None and self._asked[0] == name:
+            return self._asked[1]
+        return self._volumes().get(name)
+
     def _volume(self, volume: VolumeRecord) -> StoredVolume:
-        found = self._volumes().get(volume.name)
+        found = self._look_for(volume.name)
         if found is None:
             raise NotFoundError(f"The store of pool {self.record.name!r} has no volume {volume.name!r}.")
         return found

@@ -126,7 +126,11 @@ class OpenStore:
         self._call("flatten", volume=volume)
 
     def volumes(self) -> tuple[StoredVolume, ...]:
-        return _volumes(self._call("list")["volumes"])
+        return _volumes(self._call("list", name=None)["volumes"])
+
+    def volume(self, name: str) -> StoredVolume | None:
+        """None where there is none. It costs no more in a store with many volumes."""
+        return next(iter(_volumes(self._call("list", name=name)["volumes"])), None)
 
     def figures(self) -> Figures:
         found = self._call("figures")

@@ -1,4 +1,5 @@
-"""Reading what is on a drive with a store (docs/formats/store.md): superblock, pages of the table, journal and catalog.
+"""Reading what is on a drive with a store (docs/formats/store.md): superblock, pages of the table and of checksums, journal
+and catalog.
 
 For tests and for looking at a drive by hand; the engine reads and writes stores by itself. Sizes and places are bytes.
 """
@@ -13,22 +14,26 @@ VERSION = 2
 ENTRIES_PER_PAGE = 252
 
 _SUPERBLOCK = struct.Struct("<8sII16s16s11QIIIHH")
-_ZONE = struct.Struct("<QQIII4x")
-_PAGE = struct.Struct("<4sI16sQII24x")
+_ZONE = struct.Struct("<QQQIII4x")
+_PAGE = struct.Struct("<4sI16sQIIQQ8x")
+_SUMS = struct.Struct("<4sI16sI36x1008I")
 _ENTRY = struct.Struct("<IIIHH")
-_JOURNAL = struct.Struct("<4sI8sQQQQHH12x")
+_JOURNAL = struct.Struct("<4sI8sQQQQHHQ4x")
 _VOLUME = struct.Struct("<IQIIQ")
 _SNAPSHOT = struct.Struct("<IIIQQ")
 _ID = struct.Struct("<I")
 _LAYER = struct.Struct("<II")
 _SLOT_RECORD = 1
 _CHANGE_RECORD = 2
+_SUMS_RECORD = 3
+_SUMS_OF_SLOT = struct.Struct("<BIHH")
 _KINDS = ("free", "data", "zero")
 
 
 @dataclass(frozen=True)
 class Zone:
     table: int
+    sums: int
     data: int
     first: int
     extents: int
@@ -71,9 +76,18 @@ class Entry:
 
 @dataclass(frozen=True)
 class Page:
+    """`sums`: which pages of checksums were written, and of which the second copy counts; a bit for each."""
+
     number: int
     generation: int
+    sums: tuple[int, int]
     entries: tuple[Entry, ...]
+
+
+@dataclass(frozen=True)
+class SumsPage:
+    number: int
+    sums: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -127,13 +141,27 @@ class SlotRecord:
 
 
 @dataclass(frozen=True)
+class SumsRecord:
+    """Checksums of a slot's blocks from `first` on. `in_place`: the blocks were about to be written."""
+
+    slot: int
+    first: int
+    in_place: bool
+    sums: tuple[int, ...]
+
+
+Record = SlotRecord | SumsRecord | Change
+
+
+@dataclass(frozen=True)
 class JournalBlock:
     number: int
     incarnation: int
     began: int
     marked: int
+    settled: int
     last: bool
-    records: tuple[SlotRecord | Change, ...]
+    records: tuple[Record, ...]
 
 
 def _table() -> list[int]:
@@ -190,11 +218,18 @@ def _entry(values: tuple[int, ...]) -> Entry:
 def decode_page(block: bytes) -> Page:
     """A page of the table. Raises InvalidError where it is none."""
     _check_block(block, "page of a store's table", b"RSPG")
-    _, _, _, generation, number, count = _PAGE.unpack_from(block)
+    _, _, _, generation, number, count, *sums = _PAGE.unpack_from(block)
     if count > ENTRIES_PER_PAGE:
         raise InvalidError(f"a page has no {count} entries")
     entries = _ENTRY.iter_unpack(block[_PAGE.size : _PAGE.size + count * _ENTRY.size])
-    return Page(number, generation, tuple(_entry(values) for values in entries))
+    return Page(number, generation, (sums[0], sums[1]), tuple(_entry(values) for values in entries))
+
+
+def decode_sums(block: bytes) -> SumsPage:
+    """A page of checksums. Raises InvalidError where it is none."""
+    _check_block(block, "page of a store's checksums", b"RSSM")
+    _, _, _, number, *sums = _SUMS.unpack_from(block)
+    return SumsPage(number, tuple(sums))
 
 
 class _Bytes:
@@ -243,10 +278,10 @@ def _change(data: _Bytes) -> Change:
 def decode_journal(block: bytes) -> JournalBlock:
     """A block of the journal. Raises InvalidError where it is none."""
     _check_block(block, "block of a store's journal", b"RSJL")
-    _, _, _, number, incarnation, began, marked, length, flags = _JOURNAL.unpack_from(block)
+    _, _, _, number, incarnation, began, marked, length, flags, settled = _JOURNAL.unpack_from(block)
     data = _Bytes(block[_JOURNAL.size :])
     data = _Bytes(data.take(length))
-    records: list[SlotRecord | Change] = []
+    records: list[Record] = []
     while data.rest:
         kind = data.take(1)[0]
         if kind == _SLOT_RECORD:
@@ -254,9 +289,13 @@ def decode_journal(block: bytes) -> JournalBlock:
             records.append(SlotRecord(slot, _entry(data.numbers(_ENTRY))))
         elif kind == _CHANGE_RECORD:
             records.append(_change(data))
+        elif kind == _SUMS_RECORD:
+            flags_of_sums, slot, first, count = data.numbers(_SUMS_OF_SLOT)
+            sums = data.numbers(struct.Struct(f"<{count}I"))
+            records.append(SumsRecord(slot, first, bool(flags_of_sums & 1), sums))
         else:
             raise InvalidError(f"a record has the unknown kind {kind}")
-    return JournalBlock(number, incarnation, began, marked, bool(flags & 1), tuple(records))
+    return JournalBlock(number, incarnation, began, marked, settled, bool(flags & 1), tuple(records))
 
 
 def decode_catalog(data: bytes) -> list[Change]:

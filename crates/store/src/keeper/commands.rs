@@ -71,7 +71,10 @@ pub enum Command {
     Close {
         volume: u32,
     },
-    List,
+    /// Of all volumes, or of the one of this name if there is one.
+    List {
+        name: Option<String>,
+    },
     Figures,
     /// What differs between two snapshots; `None`: nothing, and the volume as it is now.
     Diff {
@@ -276,7 +279,11 @@ impl Keeper {
                 self.flushing.wait(Waiter::Command);
                 Ok(None)
             }
-            Command::List => Ok(Some(Answer::Volumes(self.volumes()))),
+            Command::List { name: None } => Ok(Some(Answer::Volumes(self.volumes()))),
+            Command::List { name: Some(name) } => {
+                let found = self.catalog.volume(&name).map(|volume| self.info(volume));
+                Ok(Some(Answer::Volumes(found.into_iter().collect())))
+            }
             Command::Figures => Ok(Some(Answer::Figures(self.figures()))),
             Command::Diff { volume, from, to } => {
                 self.diff(&volume, from, to).map(|ranges| Some(Answer::Ranges(ranges)))
@@ -590,7 +597,7 @@ impl Command {
             self,
             Self::Open { .. }
                 | Self::Close { .. }
-                | Self::List
+                | Self::List { .. }
                 | Self::Figures
                 | Self::Diff { .. }
                 | Self::Shutdown

@@ -1,6 +1,7 @@
 //! How much there is of what.
 
 use super::Keeper;
+use crate::catalog::Volume;
 
 /// Bytes of a store.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,9 +62,13 @@ impl Keeper {
     }
 
     pub fn volumes(&self) -> Vec<VolumeInfo> {
+        self.catalog.volumes.values().map(|volume| self.info(volume)).collect()
+    }
+
+    pub(super) fn info(&self, volume: &Volume) -> VolumeInfo {
         let extent = self.extents().bytes();
         let of = |layer: u32| self.slots.extents_of(layer) * extent;
-        let info = |volume: &crate::catalog::Volume| VolumeInfo {
+        VolumeInfo {
             name: volume.name.clone(),
             size: volume.size,
             created_s: volume.created_s,
@@ -85,7 +90,6 @@ impl Keeper {
                     own: of(snapshot.layer),
                 })
                 .collect(),
-        };
-        self.catalog.volumes.values().map(info).collect()
+        }
     }
 }

@@ -84,7 +84,7 @@ impl Calm {
     }
 
     fn volumes(&mut self) -> Result<Vec<VolumeInfo>, String> {
-        match self.command(Command::List)? {
+        match self.command(Command::List { name: None })? {
             Answer::Volumes(volumes) => Ok(volumes),
             _ => Err("a list is no list".into()),
         }
