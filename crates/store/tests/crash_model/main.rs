@@ -65,7 +65,7 @@ fn each_mutant_is_found() {
         (Mutant::DropReplayed, Some(stories::what_an_opener_replayed_is_not_forgotten_later)),
         (Mutant::DataBeforeIntent, None),
         (Mutant::IntentInCache, None),
-        (Mutant::ForgetInPlace, None),
+        (Mutant::ForgetInPlace, Some(stories::a_checkpoint_does_not_forget_what_is_being_written_in_place)),
     ];
     for (mutant, story) in all {
         set(Some(mutant));

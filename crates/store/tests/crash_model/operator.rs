@@ -53,7 +53,10 @@ impl World {
             return Seal::default();
         }
         let n = self.setup.seed + u64::from(name.as_bytes()[0]);
-        Seal { integrity: !n.is_multiple_of(3), key: if n.is_multiple_of(2) { b"key".to_vec() } else { Vec::new() } }
+        Seal {
+            integrity: !n.is_multiple_of(3),
+            key: if n.is_multiple_of(2) { b"key".to_vec() } else { Vec::new() },
+        }
     }
 
     /// Begin to flatten a clone.

@@ -209,3 +209,26 @@ fn the_smallest_journal_goes_on_and_on() {
     }
     end(&mut world, Crash::Killed);
 }
+
+/// A checkpoint ends while a block with a checksum is being written in place: the journal has to keep what the block is to be.
+#[test]
+pub fn a_checkpoint_does_not_forget_what_is_being_written_in_place() {
+    let mut world = World::new(Setup { sealed: true, ..world().setup });
+    let data = ringstone_store::Layout::new(world.setup.size, EXTENT).expect("a layout").zones[0].data;
+    opened(&mut world, "a");
+    done(&mut world, "a", Kind::Write, 0, 4096);
+    done(&mut world, "a", Kind::Flush, 0, 0);
+    assert!(world.open["a"].sums.is_some());
+    world.request(0, "a", Kind::Write, 0, 4096, false);
+    let size = world.setup.size + (2 << 20);
+    let in_place = |flight: &Flight| {
+        (data..size - (2 << 20)).contains(&flight.offset) && matches!(flight.what, What::Write { .. })
+    };
+    go_on_without(&mut world, 10, in_place);
+    world.ask(Wish::Grow { size });
+    go_on_without(&mut world, 60, in_place);
+    assert!(world.wish.is_none(), "the checkpoint has ended");
+    assert!(world.drive.flights.iter().any(in_place), "and the write has not");
+    world.drain();
+    end(&mut world, Crash::Killed);
+}
