@@ -99,7 +99,12 @@ def test_the_catalog_is_made_of_changes() -> None:
 
 @pytest.mark.parametrize(
     ("name", "decode"),
-    [("superblock", decode_superblock), ("page", decode_page), ("journal", decode_journal), ("sums", decode_sums)],
+    [
+        ("superblock", decode_superblock),
+        ("page", decode_page),
+        ("journal", decode_journal),
+        ("sums", decode_sums),
+    ],
 )
 def test_a_flipped_bit_is_found(name: str, decode: type) -> None:
     for at in (0, 9, 100, 4000, 4095):

@@ -1,5 +1,5 @@
-"""Reading what is on a drive with a store (docs/formats/store.md): superblock, pages of the table and of checksums, journal
-and catalog.
+"""Reading what is on a drive with a store (docs/formats/store.md): superblock, pages of the table and of checksums,
+journal and catalog.
 
 For tests and for looking at a drive by hand; the engine reads and writes stores by itself. Sizes and places are bytes.
 """
