@@ -258,10 +258,10 @@ def _change(data: _Bytes) -> Change:
     kind = data.take(1)[0]
     match kind:
         case 1:
-            numbers = data.numbers(_VOLUME)
+            id_, size, live, origin, created_s = data.numbers(_VOLUME)
             name = data.text()
-            (flags,) = data.take(1)
-            return Volume(name, *numbers, bool(flags & 1), data.take(data.take(1)[0]))
+            flags, length = data.take(2)
+            return Volume(name, id_, size, live, origin, created_s, bool(flags & 1), data.take(length))
         case 3:
             numbers = data.numbers(_SNAPSHOT)
             return Snapshot(data.text(), *numbers)
