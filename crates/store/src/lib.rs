@@ -120,6 +120,19 @@ mod tests {
         }
     }
 
+    /// An extent of 64 KiB has four pages of checksums for a page of the table; a drive may say what it likes.
+    #[test]
+    fn a_page_that_tells_of_checksums_that_cannot_be_is_damage() {
+        let memory = Memory(RefCell::new(zeroed(4096).into_vec()));
+        let (layout, uuid) = (Layout::new(SMALLEST_STORE, 64 << 10).unwrap(), [7; 16]);
+        format(&memory, &layout, uuid).unwrap();
+        let at = (layout.zones[0].table / BLOCK) as usize;
+        let mut page = format::Page::decode(&uuid, 0, &memory.0.borrow()[at].0).unwrap();
+        page.sums.set(63, 0);
+        page.encode(&uuid, &mut memory.0.borrow_mut()[at]);
+        assert!(matches!(recover(&memory, [1; 16]), Err(StoreError::Damaged { .. })));
+    }
+
     /// Until a process that hands a store over is told to go, it writes there; whoever wrote too would damage it.
     #[test]
     fn a_keeper_changes_nothing_before_the_store_is_its_own() {

@@ -270,6 +270,11 @@ fn load_page(
             zone.page_at(in_zone, 0),
         ));
     };
+    let each = superblock.layout.extents.sum_pages();
+    if page.sums.iter().any(|(n, _)| n >= each) {
+        let what = format!("page {number} of the table tells of checksums that cannot be");
+        return Err(damaged(what, zone.page_at(in_zone, copy)));
+    }
     let there = page.entries.len().min((zone.first + zone.slots() - first) as usize);
     slots.load(first, &page.entries[..there]);
     slots.set_copy(number, copy);
