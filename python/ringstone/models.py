@@ -129,12 +129,14 @@ class Pool(_Answer):
 
 
 class VolumeCreate(_Request):
-    """`size` may be left out only where the pool is one block device: then it is the device's."""
+    """`size` may be left out only where the pool is one block device: then it is the device's. `integrity`: each block
+    has a checksum, in a store pool."""
 
     name: str
     pool: str
     size: Size | None = None
     block_size: int = 512
+    integrity: bool = False
 
 
 class VolumeResize(_Request):
@@ -236,8 +238,8 @@ class Attachment(_Answer):
 class Volume(_Answer):
     """`state`: ready, failed (its backing is missing or damaged; `reason` says what), creating or deleting.
     `allocated`: bytes it takes of the medium, None when unknown; `shared`: bytes beside these that it reads from
-    snapshots, its own and its parents', in a store pool. `detail`: how the engine serves it, while
-    attached."""
+    snapshots, its own and its parents', in a store pool. `integrity`: its blocks have checksums; None where that is not
+    known. `detail`: how the engine serves it, while attached."""
 
     name: str
     id: str
@@ -249,6 +251,7 @@ class Volume(_Answer):
     reason: str | None
     allocated: int | None
     shared: int | None = None
+    integrity: bool | None = None
     detail: str | None
     attachment: Attachment | None
     created_at: datetime

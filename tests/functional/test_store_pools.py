@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 
+from ringstone.bench.process import run_job
+from ringstone.pools.store_format import decode_superblock
 from tests.framework.devices import loop_device
 from tests.framework.gateway import GatewayProcess
 from tests.framework.load import script, verify
@@ -182,6 +184,54 @@ def test_a_store_is_checked_when_no_gateway_has_it(gateway: GatewayProcess) -> N
     no_store = gateway.cli("store", "check", str(plain), check=False)
     assert no_store.returncode != 0
     assert "no store" in no_store.stderr
+
+
+def rot(drive: Path) -> None:
+    """Change a byte of each block of data."""
+    with drive.open("r+b") as file:
+        newest = max(
+            (decode_superblock(read_at(file.fileno(), at)) for at in (0, 512 << 10)),
+            key=lambda one: one.generation,
+        )
+        for at in range(newest.zones[0].data, drive.stat().st_size, 4096):
+            block = read_at(file.fileno(), at)
+            if any(block):
+                os.pwrite(file.fileno(), bytes([block[9] ^ 1]), at + 9)
+        os.fsync(file.fileno())
+
+
+def read_at(descriptor: int, at: int) -> bytes:
+    return os.pread(descriptor, 4096, at)
+
+
+def test_blocks_have_checksums_where_that_is_asked(gateway: GatewayProcess) -> None:
+    drive = gateway.root / "drive"
+    gateway.cli("pool", "create", "fast", "--type", "store", "--path", str(drive), "--size", "128M")
+    gateway.cli("pool", "create", "plain", "--type", "memory", "--capacity", "64M")
+    refused = gateway.cli(
+        "volume", "create", "v", "--pool", "plain", "--size", "32M", "--integrity", check=False
+    )
+    assert refused.returncode == 5, refused.stderr
+    assert "keeps no checksums" in refused.stderr
+    gateway.cli("volume", "create", "v", "--pool", "fast", "--size", "32M", "--integrity")
+    socket = gateway.cli_json("volume", "attach", "v", "--queues", "2")["socket"]
+    assert verify(socket, queues=2)["passed"]
+    gateway.cli("snapshot", "create", "v", "monday")
+    content = write(socket, 0, 8 * MIB, seed=3)
+    gateway.kill()
+    gateway.start()
+    socket = gateway.cli_json("volume", "show", "v")["attachment"]["socket"]
+    assert read(socket) == content
+    assert verify(socket, queues=2)["passed"]
+    gateway.cli("snapshot", "clone", "v", "monday", "copy")
+    assert [gateway.cli_json("volume", "show", one)["integrity"] for one in ("v", "copy")] == [True, True]
+    rot(drive)
+    [result] = run_job(
+        "load", {"mode": "script", "socket": socket, "operations": [{"op": "read", "offset": 0, "len": 4096}]}
+    )["results"]
+    assert result["status"] == "ioerr"
+    messages = [one["message"] for one in gateway.cli_json("status", "--events", "50")["events"]]
+    assert [one for one in messages if "is not what was written there" in one]
 
 
 def test_the_wrong_drive_is_not_served(gateway: GatewayProcess) -> None:

@@ -28,6 +28,7 @@ class _Volume:
     origin: tuple[str, str] | None = None
     own: int = 0
     open: bool = False
+    integrity: bool = False
     snapshots: dict[str, int] = field(default_factory=dict)
 
 
@@ -142,8 +143,8 @@ class FakeStore:
         volumes = self._content.volumes.items()
         return [name for name, one in volumes if one.origin == (volume, snapshot)]
 
-    def _create(self, name_: str, size_: int) -> None:
-        self._new(name_, _Volume(size_))
+    def _create(self, name_: str, size_: int, integrity_: bool = False) -> None:
+        self._new(name_, _Volume(size_, integrity=integrity_))
 
     def _delete(self, name_: str) -> None:
         if self._closed(name_).snapshots:
@@ -227,6 +228,7 @@ def _list(content: _Content) -> list[dict[str, Any]]:
             "inherited": 4096 * len(volume.snapshots),
             "origin": volume.origin,
             "open": volume.open,
+            "integrity": volume.integrity,
             "snapshots": [
                 {"name": snapshot, "size": size, "created_s": 1_700_000_000, "own": 4096}
                 for snapshot, size in volume.snapshots.items()

@@ -77,6 +77,7 @@ def _volume_view(
     reason = service.volumes.failure(record, pool)
     state = "failed" if reason and record.state is VolumeState.READY else record.state.value
     reached = service.pools.reaches(pool.record)
+    layers = pool if reached and isinstance(pool, LayerPool) else None
     return models.Volume(
         name=record.name,
         id=record.id,
@@ -87,7 +88,8 @@ def _volume_view(
         state=state,
         reason=reason,
         allocated=pool.allocated(record) if reached else None,
-        shared=pool.shared(record) if reached and isinstance(pool, LayerPool) else None,
+        shared=layers.shared(record) if layers else None,
+        integrity=layers.has_integrity(record) if layers else None,
         detail=opened.detail if opened else None,
         attachment=attachment,
         created_at=utc(record.created_ns),

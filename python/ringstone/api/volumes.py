@@ -25,7 +25,8 @@ def list_volumes(service: ServiceDep, pool: str | None = None) -> list[models.Vo
 
 @router.post("", status_code=status.HTTP_201_CREATED)
 def create_volume(body: models.VolumeCreate, service: ServiceDep) -> models.Volume:
-    return _view(service, service.volumes.create(body.name, body.pool, body.size, body.block_size))
+    made = service.volumes.create(body.name, body.pool, body.size, body.block_size, integrity=body.integrity)
+    return _view(service, made)
 
 
 @router.get("/{name}")

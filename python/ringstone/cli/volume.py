@@ -57,12 +57,15 @@ def create(
         ),
     ] = None,
     block_size: Annotated[int, typer.Option(help="Logical block size, 512 or 4096.")] = 512,
+    integrity: Annotated[
+        bool, typer.Option("--integrity", help="Keep a checksum of each block; in a store pool.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Make a volume. It reads as zeroes, except on a block device, whose content stays."""
     cli = context_of(context, json_output)
     with cli.client() as client:
-        volume = client.create_volume(name, pool=pool, size=size, block_size=block_size)
+        volume = client.create_volume(name, pool=pool, size=size, block_size=block_size, integrity=integrity)
     if cli.json:
         print_json(volume)
     else:
@@ -110,6 +113,7 @@ def show(context: typer.Context, name: VolumeName, json_output: JsonOption = Fal
         "allocated": "-" if volume.allocated is None else format_size(volume.allocated),
         **({} if volume.shared is None else {"shared": format_size(volume.shared)}),
         "block size": str(volume.block_size),
+        **({} if volume.integrity is None else {"checksums": "yes" if volume.integrity else "no"}),
         "state": volume.state if volume.reason is None else f"{volume.state}: {volume.reason}",
         "made": volume.created_at.isoformat(timespec="seconds"),
         **_attachment_rows(volume),

@@ -20,7 +20,7 @@ from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.unfinished import Unfinished
-from ringstone.pools import Pool, SharedPool, SnapshotPool, open_pool
+from ringstone.pools import LayerPool, Pool, SharedPool, SnapshotPool, open_pool
 from ringstone.state import Store, VolumeRecord, VolumeState
 from ringstone.state.records import VOLUMES, JsonValue
 from ringstone.units import format_size
@@ -50,12 +50,15 @@ class Volumes:
         self._pools = pools
         self._host = host
 
-    def create(self, name: str, pool_name: str, size: int | None, block_size: int) -> VolumeRecord:
+    def create(
+        self, name: str, pool_name: str, size: int | None, block_size: int, *, integrity: bool = False
+    ) -> VolumeRecord:
         checks.check_name("volume", name)
         checks.check_block_size(block_size)
         with self._locks.hold(f"volume {name}"):
             pool = self._pools.reach(pool_name)
             pool.check()
+            make = self._maker(pool) if integrity else pool.create_backing
             if size is None:
                 size = self._natural_size(pool, block_size)
             checks.check_size(size, block_size)
@@ -82,13 +85,22 @@ class Volumes:
             with self.noted(pool, volume), undoing(self._events, volume=name) as undo_later:
                 self._store.transact(add)
                 undo_later("making the volume", take_back)
-                pool.create_backing(volume)
+                make(volume)
                 made = True
                 self.open(volume, pool.backend(volume), read_only=False)
                 self._engine.close_volume(name)
                 self._store.set_volume_state(name, VolumeState.READY)
             self._events.say("info", f"Made in pool {pool_name} with {format_size(size)}.", volume=name)
             return replace(volume, state=VolumeState.READY)
+
+    def _maker(self, pool: Pool) -> Callable[[VolumeRecord], None]:
+        """What makes a backing whose blocks have checksums."""
+        if not isinstance(pool, LayerPool):
+            raise InvalidError(
+                f"Pool {pool.record.name!r} is of type {pool.record.type}, which keeps no checksums; use a pool "
+                "of type store, or make the volume without integrity."
+            )
+        return pool.create_with_integrity
 
     def _natural_size(self, pool: Pool, block_size: int) -> int:
         size = pool.default_size()

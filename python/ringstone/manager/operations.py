@@ -52,7 +52,11 @@ class Operations:
         return self._at_pool(
             pool,
             lambda client: client.create_volume(
-                request.name, pool=request.pool, size=request.size, block_size=request.block_size
+                request.name,
+                pool=request.pool,
+                size=request.size,
+                block_size=request.block_size,
+                integrity=request.integrity,
             ),
         )
 

@@ -140,7 +140,10 @@ def _volume_view(record: VolumeRecord, held: AttachmentRecord | None, live: Live
     )
     if not isinstance(live, models.Volume):
         return view
-    told = {name: getattr(live, name) for name in ("state", "reason", "allocated", "shared", "detail")}
+    told = {
+        name: getattr(live, name)
+        for name in ("state", "reason", "allocated", "shared", "integrity", "detail")
+    }
     return view.model_copy(update=told)
 
 

@@ -190,6 +190,14 @@ class LayerPool(SnapshotPool, Protocol):
         none; ExistsError when the name is taken in one of them."""
         ...
 
+    def create_with_integrity(self, volume: VolumeRecord) -> None:
+        """As create_backing, of a volume whose blocks have checksums."""
+        ...
+
+    def has_integrity(self, volume: VolumeRecord) -> bool | None:
+        """Its blocks have checksums; None when not known."""
+        ...
+
     def clone_running(self, parent: VolumeRecord, volume: VolumeRecord) -> None:
         """Make the backing of `volume` of what `parent` holds now, which may be attached."""
         ...

@@ -347,6 +347,9 @@ class StorePool:
     def create_backing(self, volume: VolumeRecord) -> None:
         self._changing().create(volume.name, volume.size)
 
+    def create_with_integrity(self, volume: VolumeRecord) -> None:
+        self._changing().create(volume.name, volume.size, integrity=True)
+
     def remove_backing(self, volume: VolumeRecord) -> None:
         with suppress(NotFoundError):
             self._changing(patient=True).delete(volume.name)
@@ -413,6 +416,12 @@ class StorePool:
 
     def diff(self, volume: VolumeRecord, since: str | None, until: str | None) -> list[tuple[int, int]]:
         return self._door().diff(volume.name, since, until)
+
+    def has_integrity(self, volume: VolumeRecord) -> bool | None:
+        try:
+            return self._volume(volume).integrity
+        except RingstoneError:
+            return None
 
     def shared(self, volume: VolumeRecord) -> int | None:
         try:

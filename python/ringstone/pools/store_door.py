@@ -14,7 +14,8 @@ from ringstone.pools.base import Snapshot
 @dataclass(frozen=True, slots=True)
 class StoredVolume:
     """`own`: bytes written since the latest snapshot; `inherited`: those that it reads from layers before. `origin`:
-    volume and snapshot that it was cloned from and reads from still. `open`: the engine serves it."""
+    volume and snapshot that it was cloned from and reads from still. `open`: the engine serves it. `integrity`:
+    its blocks have checksums."""
 
     name: str
     size: int
@@ -23,6 +24,7 @@ class StoredVolume:
     inherited: int
     origin: tuple[str, str] | None
     open: bool
+    integrity: bool
     snapshots: tuple[Snapshot, ...]
 
 
@@ -101,8 +103,8 @@ class OpenStore:
         with _translated():
             self._store.close()
 
-    def create(self, name: str, size: int) -> None:
-        self._call("create", name=name, size=size)
+    def create(self, name: str, size: int, *, integrity: bool = False) -> None:
+        self._call("create", name=name, size=size, integrity=integrity)
 
     def delete(self, name: str) -> None:
         self._call("delete", name=name)
@@ -163,6 +165,7 @@ def _volumes(found: list[dict[str, Any]]) -> tuple[StoredVolume, ...]:
             one["inherited"],
             tuple(one["origin"]) if one["origin"] else None,
             one["open"],
+            one["integrity"],
             tuple(
                 Snapshot(snapshot["name"], snapshot["size"], snapshot["created_s"], snapshot["own"])
                 for snapshot in one["snapshots"]
