@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 from enum import StrEnum
 
-from ringstone.bench import store_chain, store_pauses, store_size, store_steady, store_writes
+from ringstone.bench import store_chain, store_pauses, store_sealed, store_size, store_steady, store_writes
 from ringstone.bench.compare import Plan
 from ringstone.bench.results import Results
 from ringstone.bench.setting import Setting
@@ -12,7 +12,7 @@ from ringstone.errors import RingstoneError
 
 COMMAND = "ringstone bench store"
 _NOTES = (
-    "Not measured, as it is not built: volumes with integrity, volumes with encryption.",
+    "Not measured, as it is not built: volumes with encryption.",
     "The drive is a file on a file system. Its noise is in all figures, of the contenders in turn.",
 )
 QUICK_PLAN = Plan(2, Window(0.3, 0.1), Window(0.2, 0.05))
@@ -29,6 +29,7 @@ class Part(StrEnum):
     SNAPSHOTS = "snapshots"
     DELETION = "deletion"
     SIZE = "size"
+    INTEGRITY = "integrity"
 
 
 _PARTS: dict[Part, Callable[[Setting, Results], None]] = {
@@ -39,6 +40,7 @@ _PARTS: dict[Part, Callable[[Setting, Results], None]] = {
     Part.SNAPSHOTS: store_pauses.snapshots,
     Part.DELETION: store_pauses.deletion,
     Part.SIZE: store_size.size,
+    Part.INTEGRITY: store_sealed.integrity,
 }
 
 
