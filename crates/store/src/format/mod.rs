@@ -8,7 +8,7 @@ mod superblock;
 mod vectors;
 
 pub use bytes::{zeroed, Block, Reader, Writer};
-pub use journal::{JournalBlock, JournalHead, Record, RECORDS_LEN};
+pub use journal::{JournalBlock, JournalHead, Record, RECORDS_LEN, SLOT_RECORD_LEN};
 pub use page::{Entry, Kind, Page};
 pub use superblock::Superblock;
 

@@ -1,10 +1,10 @@
 //! Changes that count now.
 
 use super::{Commit, Edit, Keeper, MapChange, Then};
-use crate::format::{Entry, JournalBlock, Kind, Writer};
+use crate::format::{Entry, JournalBlock, Kind, SLOT_RECORD_LEN};
 use crate::geometry::BLOCK;
 use crate::io::{Action, Data, Io, Purpose};
-use crate::journal::Item;
+use crate::journal::{Item, Records};
 use crate::map::{Node, FROZEN};
 use crate::mutants::{self, Mutant};
 
@@ -18,17 +18,16 @@ pub(super) struct Retired<T> {
 impl Keeper {
     /// Have the journal say what `commit` changes.
     pub(super) fn record(&mut self, commit: Commit) {
-        let slots = commit.slots.iter().map(|(slot, entry)| {
-            let mut out = Writer::default();
-            JournalBlock::put_slot(&mut out, *slot, entry);
-            out.0
-        });
-        let changes = commit.catalog.iter().map(|change| {
-            let mut out = Writer::default();
-            JournalBlock::put_change(&mut out, change);
-            out.0
-        });
-        let records = slots.chain(changes).collect();
+        let mut records = Records::with_capacity(
+            commit.slots.len() + commit.catalog.len(),
+            commit.slots.len() * SLOT_RECORD_LEN,
+        );
+        for (slot, entry) in &commit.slots {
+            records.push(|out| JournalBlock::put_slot(out, *slot, entry));
+        }
+        for change in &commit.catalog {
+            records.push(|out| JournalBlock::put_change(out, change));
+        }
         self.journal.push(Item { records, commit });
     }
 
