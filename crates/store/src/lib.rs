@@ -48,6 +48,8 @@ mod mutants;
 mod recovery;
 mod segmented;
 mod slots;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
@@ -81,40 +83,13 @@ pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::io;
-
     use super::*;
-
-    /// Of 16 MiB.
-    struct Memory(RefCell<Vec<Block>>);
-
-    impl Medium for Memory {
-        fn size(&self) -> io::Result<u64> {
-            Ok(self.0.borrow().len() as u64 * BLOCK)
-        }
-
-        fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {
-            let first = (offset / BLOCK) as usize;
-            into.clone_from_slice(&self.0.borrow()[first..first + into.len()]);
-            Ok(())
-        }
-
-        fn write(&self, offset: u64, from: &[Block]) -> io::Result<()> {
-            let first = (offset / BLOCK) as usize;
-            self.0.borrow_mut()[first..first + from.len()].clone_from_slice(from);
-            Ok(())
-        }
-
-        fn flush(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::testing::Memory;
 
     /// Until a process that hands a store over is told to go, it writes there; whoever wrote too would damage it.
     #[test]
     fn a_keeper_changes_nothing_before_the_store_is_its_own() {
-        let memory = Memory(RefCell::new(zeroed(4096).into_vec()));
+        let memory = Memory::new(SMALLEST_STORE);
         format(&memory, &Layout::new(SMALLEST_STORE, 64 << 10).unwrap(), [7; 16]).unwrap();
         let mut keeper = Keeper::new(recover(&memory, [1; 16]).unwrap(), [1; 16], Arc::default()).unwrap();
         let create = |name: &str| Command::Create {
