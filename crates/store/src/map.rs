@@ -140,6 +140,15 @@ pub enum Run {
     Zero { len: u64 },
 }
 
+/// What a search that may not go on for long has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sought {
+    At(u32),
+    /// Nothing before this extent.
+    NotYet(u32),
+    Nothing,
+}
+
 /// Where slots are; grows with the store.
 pub struct Places {
     zones: [OnceLock<Zone>; MOST_ZONES],
@@ -359,21 +368,46 @@ impl Map {
 
     /// The first extent from `from` on, below `end`, that has anything.
     pub fn next_mapped(&self, from: u32, end: u32) -> Option<u32> {
+        // There are fewer extents than that.
+        match self.seek_mapped(from, end, &mut u32::MAX.clone()) {
+            Sought::At(vextent) => Some(vextent),
+            Sought::NotYet(_) | Sought::Nothing => None,
+        }
+    }
+
+    /// As [`next_mapped`](Self::next_mapped), with a look less for each word and each page without memory that is passed, and
+    /// no further than that.
+    pub fn seek_mapped(&self, from: u32, end: u32, looks: &mut u32) -> Sought {
         let mut at = from;
         while at < end {
-            match self.pages.get(at / PAGE).and_then(OnceLock::get) {
-                None => at = (at / PAGE + 1).saturating_mul(PAGE),
-                Some(words) => {
-                    let stop = PAGE.min(end - at / PAGE * PAGE);
-                    let rest = &words[(at % PAGE) as usize..stop as usize];
-                    if let Some(n) = rest.iter().position(|word| word.load(Ordering::Relaxed) != 0) {
-                        return Some(at + n as u32);
-                    }
-                    at = (at / PAGE + 1).saturating_mul(PAGE);
+            if *looks == 0 {
+                return Sought::NotYet(at);
+            }
+            let Some(words) = self.pages.get(at / PAGE).and_then(OnceLock::get) else {
+                *looks -= 1;
+                at = (at / PAGE + 1).saturating_mul(PAGE);
+                continue;
+            };
+            let first = at % PAGE;
+            let stop = PAGE.min(end - (at - first)).min(first.saturating_add(*looks));
+            let rest = &words[first as usize..stop as usize];
+            match rest.iter().position(|word| word.load(Ordering::Relaxed) != 0) {
+                Some(n) => {
+                    *looks -= n as u32 + 1;
+                    return Sought::At(at + n as u32);
+                }
+                None => {
+                    *looks -= stop - first;
+                    at += stop - first;
                 }
             }
         }
-        None
+        Sought::Nothing
+    }
+
+    /// There is memory for what an extent has.
+    pub fn has_page(&self, vextent: u32) -> bool {
+        self.pages.get(vextent / PAGE).and_then(OnceLock::get).is_some()
     }
 }
 

@@ -15,6 +15,8 @@ pub enum Mutant {
     MergeCovered,
     ReapBeforeMark,
     DropReplayed,
+    OpenAsFound,
+    OpenReused,
 }
 
 #[cfg(feature = "mutants")]

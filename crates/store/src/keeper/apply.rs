@@ -50,6 +50,7 @@ impl Keeper {
     pub(super) fn apply(&mut self, seq: u64, commit: Commit) {
         for (slot, entry) in &commit.slots {
             self.slots.set(&self.superblock.layout, *slot, *entry);
+            self.note_for_comparing(*slot, entry);
             if entry.kind != Kind::Free {
                 self.note_for_reap(entry);
             }

@@ -38,7 +38,8 @@ impl Keeper {
         if let Some(errno) = self.failed.or((!self.possessed).then_some(errno::EIO)) {
             return self.refuse(&request, errno);
         }
-        let Some(open) = self.open.get_mut(&request.volume) else { return self.gone(&request) };
+        let open = self.open.get_mut(&request.volume).filter(|open| open.users > 0);
+        let Some(open) = open else { return self.gone(&request) };
         if let Some(parked) = &mut open.parked {
             return parked.push(request);
         }

@@ -50,7 +50,7 @@ type Story = fn();
 #[test]
 fn each_mutant_is_found() {
     // A story where one tells of it; else random use finds it soon.
-    let all: [(Mutant, Option<Story>); 12] = [
+    let all: [(Mutant, Option<Story>); 14] = [
         (Mutant::RecordBeforeData, None),
         (Mutant::ReuseBeforeEpoch, Some(stories::a_place_is_used_again_when_nobody_reads_it)),
         (Mutant::ReuseBeforeMark, Some(stories::a_place_is_used_again_when_that_is_durable)),
@@ -63,6 +63,8 @@ fn each_mutant_is_found() {
         (Mutant::MergeCovered, None),
         (Mutant::ReapBeforeMark, Some(stories::a_snapshot_that_comes_back_has_what_it_had)),
         (Mutant::DropReplayed, Some(stories::what_an_opener_replayed_is_not_forgotten_later)),
+        (Mutant::OpenAsFound, Some(stories::a_layer_is_reaped_while_a_volume_is_opened)),
+        (Mutant::OpenReused, Some(stories::a_place_is_another_volume_s_before_it_is_in_the_map)),
     ];
     for (mutant, story) in all {
         set(Some(mutant));

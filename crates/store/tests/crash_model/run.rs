@@ -37,6 +37,8 @@ pub fn setup(seed: u64) -> Setup {
         churn,
         failing,
         fails_once_in: 3 + rng.below(30),
+        // A store of this size has some hundreds, so that much goes on while a volume is opened.
+        looks: *rng.pick(&[1024, 200, 60, 20]).unwrap_or(&1024),
     }
 }
 

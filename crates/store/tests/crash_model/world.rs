@@ -42,6 +42,8 @@ pub struct Setup {
     pub failing: Failing,
     /// Once in so many I/Os.
     pub fails_once_in: u64,
+    /// Slots that the keeper looks at in a turn.
+    pub looks: u32,
 }
 
 pub struct Opened {
@@ -133,6 +135,7 @@ impl World {
             world.fill(room);
         }
         world.fails = world.setup.failing != Failing::Nothing;
+        world.keeper.set_looks(world.setup.looks);
         world
     }
 
@@ -523,6 +526,7 @@ impl World {
             false => begin(&bench, self.boot, self.epochs.clone()),
         };
         self.keeper = begun.unwrap_or_else(|error| panic!("it cannot be opened again: {error}"));
+        self.keeper.set_looks(self.setup.looks);
         self.shared = self.keeper.shared();
         self.drive = drive;
         self.readers = (0..REACTORS).map(Reader::new).collect();
