@@ -92,6 +92,12 @@ impl StoreVolume {
         self.sums.as_deref()
     }
 
+    /// What is to be prefetched before byte `offset` is looked for; null for nothing. Any offset may be asked.
+    #[inline(always)]
+    pub fn word_at(&self, offset: u64) -> *const u8 {
+        self.map.word_at(offset)
+    }
+
     /// Where the bytes from `offset` on are, up to `len` of them.
     #[inline(always)]
     pub fn read(&self, offset: u64, len: u64) -> Run {

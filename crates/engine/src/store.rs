@@ -106,12 +106,12 @@ fn figures_json(figures: &Figures) -> Value {
     })
 }
 
-fn answer_json(answer: &Answer) -> Value {
+fn answer_json(answer: Answer) -> Value {
     match answer {
         Answer::Done | Answer::Opened { .. } => json!({}),
         Answer::Volumes(volumes) => json!({"volumes": volumes.iter().map(volume_json).collect::<Vec<_>>()}),
-        Answer::Figures(figures) => figures_json(figures),
-        Answer::Ranges(ranges) => json!({"ranges": ranges}),
+        Answer::Figures(figures) => figures_json(&figures),
+        Answer::Ranges(ranges) => json!({"ranges": ranges.sorted()}),
     }
 }
 
@@ -173,16 +173,14 @@ impl Store {
     fn call(&self, py: Python<'_>, command: &str) -> PyResult<String> {
         let call: Call =
             serde_json::from_str(command).map_err(|error| raise(py, "invalid", error.to_string()))?;
-        let answer = match Self::command(call) {
-            Some(command) => {
-                py.detach(|| self.door.call(command)).map_err(|error| store_error(py, &error))?
-            }
-            None => {
-                py.detach(|| host()?.grow_store(&self.path)).map_err(|e| engine_error(py, &e))?;
-                Answer::Done
-            }
-        };
-        Ok(answer_json(&answer).to_string())
+        match Self::command(call) {
+            Some(command) => py
+                .detach(|| self.door.call(command).map(|answer| answer_json(answer).to_string()))
+                .map_err(|error| store_error(py, &error)),
+            None => py
+                .detach(|| host()?.grow_store(&self.path).map(|()| answer_json(Answer::Done).to_string()))
+                .map_err(|e| engine_error(py, &e)),
+        }
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

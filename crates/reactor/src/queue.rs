@@ -14,7 +14,7 @@ use ringstone_volume::Volume;
 
 use crate::core::Shared;
 use crate::errand::Errand;
-use crate::mover::{Inline, Mover, Nothing, Submitted};
+use crate::mover::{Inline, Looked, Mover, Nothing, Submitted};
 use crate::slots::Slot;
 use crate::tally::Tally;
 use crate::uring::Tag;
@@ -344,9 +344,8 @@ impl<R: VirtRing> RingQueue<R> {
             _ if self.dice.is_some() => self.take(waiting.min(BATCH), &Submitted, shared),
             Drive::Mapped(drive) => self.take(waiting.min(BATCH), &Inline(drive), shared),
             Drive::Null => self.take(waiting.min(BATCH), &Nothing, shared),
-            Drive::File(_) | Drive::Rbd(_) | Drive::Store(_) => {
-                self.take(waiting.min(BATCH), &Submitted, shared)
-            }
+            Drive::Store(volume) => self.take(waiting.min(BATCH), &Looked(volume), shared),
+            Drive::File(_) | Drive::Rbd(_) => self.take(waiting.min(BATCH), &Submitted, shared),
         };
         if let Err(error) = result {
             self.fail(error.to_string());

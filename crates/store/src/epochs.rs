@@ -23,9 +23,9 @@ struct Oldest(AtomicU64);
 /// See the module.
 pub struct Epochs {
     now: AtomicU64,
-    /// Behind the reactors' are the keepers'.
-    oldest: [Oldest; MOST_READERS + MOST_KEEPERS],
-    /// Readers from this number on were never here.
+    /// The keepers' come first, and behind [`MOST_KEEPERS`] of them the reactors'.
+    oldest: [Oldest; MOST_KEEPERS + MOST_READERS],
+    /// Reactors from this number on were never here.
     readers: AtomicUsize,
     /// A bit for each keeper that has a part.
     keepers: AtomicU64,
@@ -35,7 +35,7 @@ impl Default for Epochs {
     fn default() -> Self {
         Self {
             now: AtomicU64::new(1),
-            oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_READERS + MOST_KEEPERS],
+            oldest: [const { Oldest(AtomicU64::new(ABSENT)) }; MOST_KEEPERS + MOST_READERS],
             readers: AtomicUsize::new(0),
             keepers: AtomicU64::new(0),
         }
@@ -68,17 +68,22 @@ impl Epochs {
     fn floor(&self) -> u64 {
         // Pairs with the fence in `Reader::begin` of a reactor that was absent.
         fence(Ordering::SeqCst);
-        self.oldest[..self.readers.load(Ordering::Relaxed)]
-            .iter()
-            .map(|oldest| oldest.0.load(Ordering::Acquire))
-            .min()
-            .unwrap_or(ABSENT)
+        self.present().map(|oldest| oldest.0.load(Ordering::Acquire)).min().unwrap_or(ABSENT)
+    }
+
+    /// Who may have requests: a line for each keeper that is here and each reactor that ever was. Those below the highest of
+    /// either are among them, as they take the lowest numbers that are free.
+    fn present(&self) -> impl Iterator<Item = &Oldest> {
+        let keepers = (u64::BITS - self.keepers.load(Ordering::Relaxed).leading_zeros()) as usize;
+        let readers = self.readers.load(Ordering::Relaxed);
+        self.oldest[..keepers].iter().chain(&self.oldest[MOST_KEEPERS..MOST_KEEPERS + readers])
     }
 }
 
 /// A reactor's part. Only one thread has it.
 #[derive(Debug)]
 pub struct Reader {
+    /// In [`Epochs::oldest`].
     index: usize,
     /// The present turn's epoch; 0 while absent.
     epoch: u64,
@@ -90,21 +95,21 @@ impl Reader {
     /// `index`: below [`MOST_READERS`], and nobody else's.
     pub fn new(index: usize) -> Self {
         debug_assert!(index < MOST_READERS);
-        Self { index, epoch: 0, held: [0; 2] }
+        Self { index: MOST_KEEPERS + index, epoch: 0, held: [0; 2] }
     }
 
     /// A keeper's part; None where there are too many. It is to be [given back](Self::give_back).
     pub(crate) fn of_keeper(epochs: &Epochs) -> Option<Self> {
         let claim = |taken: u64| (taken != u64::MAX).then(|| taken | (taken + 1));
         let before = epochs.keepers.fetch_update(Ordering::Relaxed, Ordering::Relaxed, claim).ok()?;
-        Some(Self { index: MOST_READERS + before.trailing_ones() as usize, epoch: 0, held: [0; 2] })
+        Some(Self { index: before.trailing_ones() as usize, epoch: 0, held: [0; 2] })
     }
 
     /// The keeper goes, and with it all that it held.
     pub(crate) fn give_back(&mut self, epochs: &Epochs) {
         self.held = [0; 2];
         self.leave(epochs);
-        epochs.keepers.fetch_and(!(1 << (self.index - MOST_READERS)), Ordering::Relaxed);
+        epochs.keepers.fetch_and(!(1 << self.index), Ordering::Relaxed);
     }
 
     /// A turn begins. Maps are looked into between this and [`leave`](Self::leave) only.
@@ -119,8 +124,8 @@ impl Reader {
     #[cold]
     fn renew(&mut self, epochs: &Epochs, now: u64) {
         let was_absent = self.epoch == 0;
-        if was_absent {
-            epochs.readers.fetch_max(self.index + 1, Ordering::Relaxed);
+        if let (true, Some(number)) = (was_absent, self.index.checked_sub(MOST_KEEPERS)) {
+            epochs.readers.fetch_max(number + 1, Ordering::Relaxed);
         }
         self.epoch = now;
         self.publish(epochs);
@@ -219,5 +224,42 @@ mod tests {
         assert!(!epochs.passed(freed), "it may look until its next turn");
         a.begin(&epochs);
         assert!(epochs.passed(freed));
+    }
+
+    /// Each is a cache line that another core writes, and the keeper looks at all of them several times a turn.
+    #[test]
+    fn only_those_are_asked_who_are_here() {
+        let epochs = Epochs::default();
+        assert_eq!(epochs.present().count(), 0);
+        let mut keeper = Reader::of_keeper(&epochs).unwrap();
+        let mut second = Reader::of_keeper(&epochs).unwrap();
+        let mut reactor = Reader::new(0);
+        for reader in [&mut keeper, &mut second, &mut reactor] {
+            reader.begin(&epochs);
+        }
+        assert_eq!(epochs.present().count(), 3);
+        second.give_back(&epochs);
+        assert_eq!(epochs.present().count(), 2);
+    }
+
+    #[test]
+    fn a_keeper_s_step_keeps_its_epoch_from_passing() {
+        let epochs = Epochs::default();
+        let mut keepers = [(); MOST_KEEPERS].map(|()| Reader::of_keeper(&epochs).unwrap());
+        assert!(Reader::of_keeper(&epochs).is_none());
+        for n in [0, 7, MOST_KEEPERS - 1] {
+            keepers[n].begin(&epochs);
+            let step = keepers[n].hold();
+            keepers[n].leave(&epochs);
+            let freed = epochs.now();
+            epochs.advance();
+            assert!(!epochs.passed(freed), "keeper {n} has a step under way");
+            keepers[n].begin(&epochs);
+            keepers[n].end(&epochs, step);
+            keepers[n].leave(&epochs);
+            assert!(epochs.passed(freed));
+        }
+        keepers[9].give_back(&epochs);
+        assert!(Reader::of_keeper(&epochs).is_some(), "a place that was given back is given out");
     }
 }

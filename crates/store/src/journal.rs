@@ -2,17 +2,50 @@
 
 use std::collections::VecDeque;
 
-use crate::format::{zeroed, Block, JournalBlock, JournalHead, RECORDS_LEN};
+use crate::format::{zeroed, Block, JournalBlock, JournalHead, Writer, RECORDS_LEN};
 
 /// Blocks under way at one time. One more hides the drive's latency; many would make blocks that are half empty.
 const UNDER_WAY: usize = 4;
 /// Blocks that are kept free: those under way, and what a checkpoint needs to end.
 const MARGIN: u64 = 16;
 
+/// Records one behind the other. A block takes whole ones.
+#[derive(Default)]
+pub struct Records {
+    bytes: Writer,
+    /// Of each record, the byte behind it.
+    ends: Vec<u32>,
+}
+
+impl Records {
+    /// With room for `count` records of `bytes` in all.
+    pub fn with_capacity(count: usize, bytes: usize) -> Self {
+        Self { bytes: Writer(Vec::with_capacity(bytes)), ends: Vec::with_capacity(count) }
+    }
+
+    /// Append what `record` writes: one record, as [`JournalBlock::put_slot`] and `put_change` make it.
+    pub fn push(&mut self, record: impl FnOnce(&mut Writer)) {
+        record(&mut self.bytes);
+        self.ends.push(self.bytes.0.len() as u32);
+    }
+
+    fn len(&self) -> usize {
+        self.bytes.0.len()
+    }
+
+    /// Take the first records, as many as `room` bytes have room for.
+    fn take(&mut self, room: usize) -> Vec<u8> {
+        let count = self.ends.partition_point(|end| *end as usize <= room);
+        let len = count.checked_sub(1).map_or(0, |last| self.ends[last]);
+        self.ends.drain(..count);
+        self.ends.iter_mut().for_each(|end| *end -= len);
+        self.bytes.0.drain(..len as usize).collect()
+    }
+}
+
 /// Some changes that count all or none, and what is to be done once they do.
 pub struct Item<C> {
-    /// Each as [`JournalBlock::put_slot`] and `put_change` make it.
-    pub records: Vec<Vec<u8>>,
+    pub records: Records,
     pub commit: C,
     /// It counts only when it is durable.
     pub durable: bool,
@@ -125,7 +158,7 @@ impl<C> Journal<C> {
     }
 
     pub fn push(&mut self, item: Item<C>) {
-        self.pending_bytes += item.records.iter().map(Vec::len).sum::<usize>();
+        self.pending_bytes += item.records.len();
         self.pending.push_back(item);
     }
 
@@ -137,7 +170,7 @@ impl<C> Journal<C> {
     /// Say with the next block that what is before `seq` is durable; `commit` when that is durable too.
     pub fn mark(&mut self, seq: u64, commit: C) {
         self.mark = Some(self.mark.unwrap_or(0).max(seq));
-        self.pending.push_back(Item { records: Vec::new(), commit, durable: true });
+        self.pending.push_back(Item { records: Records::default(), commit, durable: true });
     }
 
     /// The next block to write, if there is one and one may go out.
@@ -153,22 +186,16 @@ impl<C> Journal<C> {
         let mut commits = Vec::new();
         let mut durable = false;
         while let Some(item) = self.pending.front_mut() {
-            let len: usize = item.records.iter().map(Vec::len).sum();
-            if records.len() + len <= RECORDS_LEN {
+            if records.len() + item.records.len() <= RECORDS_LEN {
                 durable |= item.durable;
-                item.records.iter().for_each(|record| records.extend_from_slice(record));
+                records.extend_from_slice(&item.records.bytes.0);
                 commits.extend(self.pending.pop_front().map(|item| item.commit));
                 continue;
             }
             if commits.is_empty() {
                 // A group of several blocks, which begins with a block of its own.
                 durable |= item.durable;
-                let mut fits = 0;
-                while records.len() + item.records[fits].len() <= RECORDS_LEN {
-                    records.extend_from_slice(&item.records[fits]);
-                    fits += 1;
-                }
-                item.records.drain(..fits);
+                records.extend(item.records.take(RECORDS_LEN));
             }
             break;
         }
@@ -224,7 +251,9 @@ mod tests {
     use super::*;
 
     fn item(name: &'static str, records: usize) -> Item<&'static str> {
-        Item { records: vec![vec![0; 100]; records], commit: name, durable: false }
+        let mut all = Records::default();
+        (0..records).for_each(|_| all.push(|out| out.0.extend_from_slice(&[0; 100])));
+        Item { records: all, commit: name, durable: false }
     }
 
     fn journal() -> Journal<&'static str> {
@@ -261,6 +290,19 @@ mod tests {
         assert_eq!(journal.written(11), []);
         assert_eq!(journal.committed(), 10);
         assert_eq!(journal.written(12), [(12, "large"), (12, "next")]);
+    }
+
+    #[test]
+    fn a_block_takes_whole_records() {
+        let mut records = Records::default();
+        for n in 1..=5u8 {
+            records.push(|out| out.0.extend(std::iter::repeat_n(n, n.into())));
+        }
+        assert_eq!(records.take(5), [1, 2, 2]);
+        assert_eq!(records.take(7), [3, 3, 3, 4, 4, 4, 4]);
+        assert_eq!(records.take(4), []);
+        assert_eq!((records.len(), records.take(5)), (5, vec![5; 5]));
+        assert_eq!(records.len(), 0);
     }
 
     #[test]

@@ -51,6 +51,8 @@ mod segmented;
 mod settle;
 mod slots;
 mod sums;
+#[cfg(test)]
+mod testing;
 
 use std::sync::Arc;
 
@@ -62,7 +64,7 @@ pub use error::StoreError;
 pub use format::{zeroed, Block, Superblock};
 pub use geometry::{Layout, BLOCK, SMALLEST_STORE};
 pub use io::{errno, Action, Data, Done, Io, Request, RequestKind, ZEROES};
-pub use keeper::{Answer, Command, Figures, Keeper, Shared, SnapshotInfo, VolumeInfo, FULL_WAIT_NS};
+pub use keeper::{Answer, Command, Figures, Keeper, Ranges, Shared, SnapshotInfo, VolumeInfo, FULL_WAIT_NS};
 pub use map::{Map, Run};
 pub use medium::Medium;
 pub use recovery::{format, recover, superblock, Recovered};
@@ -90,53 +92,28 @@ pub fn begin(medium: &dyn Medium, boot: [u8; 16], epochs: Arc<Epochs>) -> Result
 
 #[cfg(test)]
 mod tests {
-    use std::cell::RefCell;
-    use std::io;
-
     use super::*;
-
-    /// Of 16 MiB.
-    struct Memory(RefCell<Vec<Block>>);
-
-    impl Medium for Memory {
-        fn size(&self) -> io::Result<u64> {
-            Ok(self.0.borrow().len() as u64 * BLOCK)
-        }
-
-        fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {
-            let first = (offset / BLOCK) as usize;
-            into.clone_from_slice(&self.0.borrow()[first..first + into.len()]);
-            Ok(())
-        }
-
-        fn write(&self, offset: u64, from: &[Block]) -> io::Result<()> {
-            let first = (offset / BLOCK) as usize;
-            self.0.borrow_mut()[first..first + from.len()].clone_from_slice(from);
-            Ok(())
-        }
-
-        fn flush(&self) -> io::Result<()> {
-            Ok(())
-        }
-    }
+    use crate::testing::Memory;
 
     /// An extent of 64 KiB has four pages of checksums for a page of the table; a drive may say what it likes.
     #[test]
     fn a_page_that_tells_of_checksums_that_cannot_be_is_damage() {
-        let memory = Memory(RefCell::new(zeroed(4096).into_vec()));
+        let memory = Memory::new(SMALLEST_STORE);
         let (layout, uuid) = (Layout::new(SMALLEST_STORE, 64 << 10).unwrap(), [7; 16]);
         format(&memory, &layout, uuid).unwrap();
-        let at = (layout.zones[0].table / BLOCK) as usize;
-        let mut page = format::Page::decode(&uuid, 0, &memory.0.borrow()[at].0).unwrap();
+        let mut block = zeroed(1);
+        memory.read(layout.zones[0].table, &mut block).unwrap();
+        let mut page = format::Page::decode(&uuid, 0, &block[0].0).unwrap();
         page.sums.set(63, 0);
-        page.encode(&uuid, &mut memory.0.borrow_mut()[at]);
+        page.encode(&uuid, &mut block[0]);
+        memory.write(layout.zones[0].table, &block).unwrap();
         assert!(matches!(recover(&memory, [1; 16]), Err(StoreError::Damaged { .. })));
     }
 
     /// Until a process that hands a store over is told to go, it writes there; whoever wrote too would damage it.
     #[test]
     fn a_keeper_changes_nothing_before_the_store_is_its_own() {
-        let memory = Memory(RefCell::new(zeroed(4096).into_vec()));
+        let memory = Memory::new(SMALLEST_STORE);
         format(&memory, &Layout::new(SMALLEST_STORE, 64 << 10).unwrap(), [7; 16]).unwrap();
         let mut keeper = Keeper::new(recover(&memory, [1; 16]).unwrap(), [1; 16], Arc::default()).unwrap();
         let create = |name: &str| Command::Create {

@@ -140,6 +140,15 @@ pub enum Run {
     Zero { len: u64 },
 }
 
+/// What a search that may not go on for long has found.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sought {
+    At(u32),
+    /// Nothing before this extent.
+    NotYet(u32),
+    Nothing,
+}
+
 /// Where slots are; grows with the store.
 pub struct Places {
     zones: [OnceLock<Zone>; MOST_ZONES],
@@ -194,6 +203,14 @@ impl Map {
         let page = self.pages.get(vextent / PAGE).and_then(OnceLock::get);
         // Acquire: the node that the word names was written before it.
         page.map_or(0, |words| words[(vextent % PAGE) as usize].load(Ordering::Acquire))
+    }
+
+    /// The address of what says where byte `offset` is, to be prefetched; null where nothing does. Any offset may be asked.
+    #[inline(always)]
+    pub fn word_at(&self, offset: u64) -> *const u8 {
+        let vextent = (offset >> self.extents.shift) as u32;
+        let page = self.pages.get(vextent / PAGE).and_then(OnceLock::get);
+        page.map_or(std::ptr::null(), |words| std::ptr::from_ref(&words[(vextent % PAGE) as usize]).cast())
     }
 
     /// Where the bytes from `offset` on are, up to `len` of them.
@@ -356,21 +373,46 @@ impl Map {
 
     /// The first extent from `from` on, below `end`, that has anything.
     pub fn next_mapped(&self, from: u32, end: u32) -> Option<u32> {
+        // There are fewer extents than that.
+        match self.seek_mapped(from, end, &mut u32::MAX.clone()) {
+            Sought::At(vextent) => Some(vextent),
+            Sought::NotYet(_) | Sought::Nothing => None,
+        }
+    }
+
+    /// As [`next_mapped`](Self::next_mapped), with a look less for each word and each page without memory that is passed, and
+    /// no further than that.
+    pub fn seek_mapped(&self, from: u32, end: u32, looks: &mut u32) -> Sought {
         let mut at = from;
         while at < end {
-            match self.pages.get(at / PAGE).and_then(OnceLock::get) {
-                None => at = (at / PAGE + 1).saturating_mul(PAGE),
-                Some(words) => {
-                    let stop = PAGE.min(end - at / PAGE * PAGE);
-                    let rest = &words[(at % PAGE) as usize..stop as usize];
-                    if let Some(n) = rest.iter().position(|word| word.load(Ordering::Relaxed) != 0) {
-                        return Some(at + n as u32);
-                    }
-                    at = (at / PAGE + 1).saturating_mul(PAGE);
+            if *looks == 0 {
+                return Sought::NotYet(at);
+            }
+            let Some(words) = self.pages.get(at / PAGE).and_then(OnceLock::get) else {
+                *looks -= 1;
+                at = (at / PAGE + 1).saturating_mul(PAGE);
+                continue;
+            };
+            let first = at % PAGE;
+            let stop = PAGE.min(end - (at - first)).min(first.saturating_add(*looks));
+            let rest = &words[first as usize..stop as usize];
+            match rest.iter().position(|word| word.load(Ordering::Relaxed) != 0) {
+                Some(n) => {
+                    *looks -= n as u32 + 1;
+                    return Sought::At(at + n as u32);
+                }
+                None => {
+                    *looks -= stop - first;
+                    at += stop - first;
                 }
             }
         }
-        None
+        Sought::Nothing
+    }
+
+    /// There is memory for what an extent has.
+    pub fn has_page(&self, vextent: u32) -> bool {
+        self.pages.get(vextent / PAGE).and_then(OnceLock::get).is_some()
     }
 }
 
@@ -489,6 +531,20 @@ mod tests {
         assert_eq!(map.0.write(2 * EXTENT, 4096), Some(Run::At { at: data + 9 * EXTENT, len: 4096 }));
         assert_eq!(map.0.next_mapped(1, u32::MAX), Some(1));
         assert_eq!(map.0.next_mapped(3, u32::MAX), None);
+    }
+
+    /// What a guest's header names has not been checked when it is prefetched.
+    #[test]
+    fn the_word_of_any_byte_has_an_address() {
+        let (mut map, _) = map();
+        assert!(map.0.word_at(0).is_null() && map.0.word_at(u64::MAX).is_null());
+        put(&mut map, 2, Part::new(3, 0xffff, 1));
+        let word = map.0.word_at(2 * EXTENT);
+        assert_eq!(word, map.0.word_at(3 * EXTENT - 1));
+        for extents in 1..4 {
+            assert_eq!(word.wrapping_add(8 * extents), map.0.word_at((2 + extents as u64) * EXTENT));
+        }
+        assert!(map.0.word_at(u64::from(PAGE) * EXTENT).is_null() && map.0.word_at(u64::MAX).is_null());
     }
 
     #[test]

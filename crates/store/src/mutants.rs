@@ -18,6 +18,8 @@ pub enum Mutant {
     DataBeforeIntent,
     IntentInCache,
     ForgetInPlace,
+    OpenAsFound,
+    OpenReused,
 }
 
 #[cfg(feature = "mutants")]

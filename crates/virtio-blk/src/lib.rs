@@ -12,4 +12,4 @@ mod request;
 pub use config::{ConfigSpace, Limits, CONFIG_SIZE, WRITEBACK_OFFSET};
 pub use error::Refusal;
 pub use features::{device_features, feature, FORMER_FEATURES};
-pub use request::{glance_read, parse, status, Geometry, Operation, Request, SERIAL_LEN};
+pub use request::{glance, glance_read, parse, status, Geometry, Operation, Request, SERIAL_LEN};

@@ -105,6 +105,14 @@ impl Refusal {
     }
 }
 
+/// As [`glance_read`], of reads and writes.
+#[inline(always)]
+pub fn glance(header: &[u8; HEADER_LEN]) -> Option<u64> {
+    let kind = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+    let sector = u64::from_le_bytes(header[8..16].try_into().unwrap_or_default());
+    matches!(kind, kind::IN | kind::OUT).then(|| sector.wrapping_mul(SECTOR))
+}
+
 /// The byte offset that a request header names if it is a read, unchecked: for prefetching only.
 #[inline(always)]
 pub fn glance_read(header: &[u8; HEADER_LEN]) -> Option<u64> {

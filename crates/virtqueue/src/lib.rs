@@ -30,5 +30,6 @@ pub use error::RingError;
 pub use inflight::InflightRegion;
 pub use memory::{MemoryRegion, MemoryTable};
 pub use packed::PackedRing;
+pub use prefetch::prefetch;
 pub use ring::{Notify, RingAddresses, RingSetup, VirtRing, MAX_RING_SIZE};
 pub use split::SplitRing;

@@ -15,7 +15,7 @@ pub(crate) fn prefetch_for_write(ptr: *const u8) {
 
 /// Hint that the cache line at `ptr` is needed soon. Any address is allowed: a prefetch never faults.
 #[inline(always)]
-pub(crate) fn prefetch(ptr: *const u8) {
+pub fn prefetch(ptr: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: a prefetch has no architectural effect, whatever the address.
     unsafe {

@@ -1,7 +1,7 @@
 //! A block of the journal: what changed, in the order in which it counts.
 
 use super::bytes::{Block, Reader, Writer};
-use super::page::{checksum, Entry};
+use super::page::{checksum, Entry, ENTRY};
 use super::MOST_NUMBER;
 use crate::catalog::Change;
 
@@ -9,6 +9,8 @@ const MAGIC: u32 = 0x4c4a_5352;
 const HEADER: usize = 64;
 /// Bytes for records in a block.
 pub const RECORDS_LEN: usize = 4096 - HEADER;
+/// Bytes of a record of a slot.
+pub const SLOT_RECORD_LEN: usize = 1 + 4 + ENTRY;
 const SLOT: u8 = 1;
 const CHANGE: u8 = 2;
 const SUMS: u8 = 3;
@@ -84,20 +86,22 @@ impl JournalBlock {
     /// `records`: at most [`RECORDS_LEN`] bytes made by `put_slot`, `put_change` and `put_sums`.
     pub fn encode(uuid: &[u8; 16], head: &JournalHead, records: &[u8], block: &mut Block) {
         debug_assert!(records.len() <= RECORDS_LEN);
-        let mut out = Writer(Vec::with_capacity(4096));
-        out.u32(MAGIC);
-        out.u32(0);
-        out.0.extend_from_slice(&uuid[..8]);
-        for number in [head.seq, head.incarnation, head.began, head.marked] {
-            out.u64(number);
-        }
-        out.u16(records.len() as u16);
-        out.u16(if head.last { LAST } else { 0 });
-        out.u64(head.settled);
-        out.0.resize(HEADER, 0);
-        out.0.extend_from_slice(records);
         block.0.fill(0);
-        block.0[..out.0.len()].copy_from_slice(&out.0);
+        let mut at = 0;
+        let mut put = |bytes: &[u8]| {
+            block.0[at..at + bytes.len()].copy_from_slice(bytes);
+            at += bytes.len();
+        };
+        put(&MAGIC.to_le_bytes());
+        put(&[0; 4]);
+        put(&uuid[..8]);
+        for number in [head.seq, head.incarnation, head.began, head.marked] {
+            put(&number.to_le_bytes());
+        }
+        put(&(records.len() as u16).to_le_bytes());
+        put(&(if head.last { LAST } else { 0 }).to_le_bytes());
+        put(&head.settled.to_le_bytes());
+        block.0[HEADER..HEADER + records.len()].copy_from_slice(records);
         let crc = crc32c::crc32c(&block.0);
         block.0[4..8].copy_from_slice(&crc.to_le_bytes());
     }

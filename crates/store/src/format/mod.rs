@@ -9,7 +9,7 @@ mod superblock;
 mod vectors;
 
 pub use bytes::{zeroed, Block, Reader, Writer};
-pub use journal::{JournalBlock, JournalHead, Record, SlotSums, RECORDS_LEN};
+pub use journal::{JournalBlock, JournalHead, Record, SlotSums, RECORDS_LEN, SLOT_RECORD_LEN};
 pub use page::{Entry, Kind, Page, SumPages};
 pub use sums::SumsPage;
 pub use superblock::Superblock;

@@ -6,7 +6,8 @@ use crate::geometry::ENTRIES_PER_PAGE;
 
 const MAGIC: u32 = 0x4750_5352;
 const HEADER: usize = 64;
-const ENTRY: usize = 16;
+/// Bytes of an entry.
+pub const ENTRY: usize = 16;
 /// Where the number of entries is.
 const COUNT: usize = 36;
 

@@ -1,10 +1,10 @@
 //! Changes that count now.
 
 use super::{Commit, Edit, Keeper, MapChange, Then};
-use crate::format::{Entry, JournalBlock, Kind, Writer};
+use crate::format::{Entry, JournalBlock, Kind, SLOT_RECORD_LEN};
 use crate::geometry::BLOCK;
 use crate::io::{Action, Data, Io, Purpose};
-use crate::journal::Item;
+use crate::journal::{Item, Records};
 use crate::map::{Node, FROZEN};
 use crate::mutants::{self, Mutant};
 
@@ -18,22 +18,17 @@ pub(super) struct Retired<T> {
 impl Keeper {
     /// Have the journal say what `commit` changes.
     pub(super) fn record(&mut self, commit: Commit) {
-        let slots = commit.slots.iter().map(|(slot, entry)| {
-            let mut out = Writer::default();
-            JournalBlock::put_slot(&mut out, *slot, entry);
-            out.0
-        });
-        let changes = commit.catalog.iter().map(|change| {
-            let mut out = Writer::default();
-            JournalBlock::put_change(&mut out, change);
-            out.0
-        });
-        let sums = commit.sums.iter().map(|sums| {
-            let mut out = Writer::default();
-            JournalBlock::put_sums(&mut out, sums);
-            out.0
-        });
-        let records = slots.chain(sums).chain(changes).collect();
+        let count = commit.slots.len() + commit.sums.len() + commit.catalog.len();
+        let mut records = Records::with_capacity(count, commit.slots.len() * SLOT_RECORD_LEN);
+        for (slot, entry) in &commit.slots {
+            records.push(|out| JournalBlock::put_slot(out, *slot, entry));
+        }
+        for sums in &commit.sums {
+            records.push(|out| JournalBlock::put_sums(out, sums));
+        }
+        for change in &commit.catalog {
+            records.push(|out| JournalBlock::put_change(out, change));
+        }
         let durable = commit.durable && !mutants::is(Mutant::IntentInCache);
         self.journal.push(Item { records, commit, durable });
     }
@@ -62,6 +57,7 @@ impl Keeper {
         for (slot, entry) in &commit.slots {
             self.note_given_up(*slot, entry, seq);
             self.slots.set(&self.superblock.layout, *slot, *entry);
+            self.note_for_comparing(*slot, entry);
             if entry.kind != Kind::Free {
                 self.note_for_reap(entry);
             }

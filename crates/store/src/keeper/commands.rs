@@ -11,7 +11,9 @@ use crate::map::{Map, TAG_MAX};
 use crate::mutants::{self, Mutant};
 use crate::sums::Sums;
 
+use super::diff::{Comparing, Ranges};
 use super::figures::{Figures, VolumeInfo};
+use super::opening::{Opening, Purpose};
 
 /// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
 const HOLD_NS: u64 = 10_000_000_000;
@@ -107,12 +109,13 @@ pub enum Answer {
     },
     Volumes(Vec<VolumeInfo>),
     Figures(Figures),
-    /// Bytes: from, length.
-    Ranges(Vec<(u64, u64)>),
+    Ranges(Ranges),
 }
 
 /// Where a command is.
 pub(super) enum Running {
+    Opening(Box<Opening>),
+    Comparing(Box<Comparing>),
     /// Until requests of these volumes have ended, or the time is up.
     Holding {
         volumes: Vec<u32>,
@@ -142,6 +145,18 @@ impl Keeper {
                 Some((number, Running::Holding { volumes, epoch, until, changes })) => {
                     self.go_on_holding(number, volumes, epoch, until, changes);
                     if matches!(self.running, Some((_, Running::Holding { .. }))) {
+                        return;
+                    }
+                }
+                Some((number, Running::Opening(opening))) => {
+                    self.go_on_opening(number, opening);
+                    if self.running.is_some() {
+                        return;
+                    }
+                }
+                Some((number, Running::Comparing(comparing))) => {
+                    self.go_on_comparing(number, comparing);
+                    if self.running.is_some() {
                         return;
                     }
                 }
@@ -251,15 +266,14 @@ impl Keeper {
                 changes.extend([Change::Layer(layer), Change::Volume(clone)]);
                 self.hold(number, vec![source.id], changes)
             }
-            Command::Flatten { volume } => self.flatten(number, &volume).map(|()| None),
+            Command::Flatten { volume } => self.flatten(number, &volume),
             Command::Open { name, cipher } => {
-                let Volume { id, size, seal, .. } = self.volume(&name)?;
-                let map = self.open_volume(id).ok_or(StoreError::NoVolume(name))?;
+                let Volume { id, seal, .. } = self.volume(&name)?;
+                let answer = self.open_volume(number, id, Purpose::Serve);
                 if let (Some(open), false) = (self.open.get_mut(&id), seal.key.is_empty()) {
                     open.cipher = cipher.or(open.cipher.take());
                 }
-                let sums = seal.integrity.then(|| self.sums.clone());
-                Ok(Some(Answer::Opened { volume: id, map, size, seal, sums }))
+                Ok(answer)
             }
             Command::Close { volume } => {
                 let busy = self.open.get(&volume).filter(|open| open.users == 1 && open.busy > 0);
@@ -285,9 +299,7 @@ impl Keeper {
                 Ok(Some(Answer::Volumes(found.into_iter().collect())))
             }
             Command::Figures => Ok(Some(Answer::Figures(self.figures()))),
-            Command::Diff { volume, from, to } => {
-                self.diff(&volume, from, to).map(|ranges| Some(Answer::Ranges(ranges)))
-            }
+            Command::Diff { volume, from, to } => self.compare(number, &volume, from, to).map(|()| None),
             Command::Grow { size } => {
                 let grown = self.layout().grown(size)?;
                 let before = self.layout().pages();
@@ -310,7 +322,7 @@ impl Keeper {
         }
     }
 
-    fn volume(&self, name: &str) -> Result<Volume, StoreError> {
+    pub(super) fn volume(&self, name: &str) -> Result<Volume, StoreError> {
         self.catalog.volume(name).cloned().ok_or_else(|| StoreError::NoVolume(name.into()))
     }
 
@@ -324,7 +336,7 @@ impl Keeper {
         }
     }
 
-    fn snapshot_of(&self, volume: &str, name: &str) -> Result<Snapshot, StoreError> {
+    pub(super) fn snapshot_of(&self, volume: &str, name: &str) -> Result<Snapshot, StoreError> {
         let id = self.volume(volume)?.id;
         let missing = || StoreError::NoSnapshot { volume: volume.into(), snapshot: name.into() };
         self.catalog.snapshot(id, name).cloned().ok_or_else(missing)
@@ -532,57 +544,6 @@ impl Keeper {
             }
             running => self.running = running,
         }
-    }
-
-    /// Ranges of `volume` that were written or discarded in layers that only one of the two has.
-    fn diff(
-        &self,
-        volume: &str,
-        from: Option<String>,
-        to: Option<String>,
-    ) -> Result<Vec<(u64, u64)>, StoreError> {
-        let of = |name: Option<String>| match name {
-            Some(name) => self.snapshot_of(volume, &name).map(|one| (one.layer, one.size)),
-            None => self.volume(volume).map(|volume| (volume.live, volume.size)),
-        };
-        let old = from
-            .map(|name| of(Some(name)))
-            .transpose()?
-            .map_or(Vec::new(), |(layer, _)| self.catalog.chain(layer));
-        let (layer, size) = of(to)?;
-        let new = self.catalog.chain(layer);
-        let differ: std::collections::BTreeSet<u32> = old
-            .iter()
-            .filter(|one| !new.contains(one))
-            .chain(new.iter().filter(|one| !old.contains(one)))
-            .copied()
-            .collect();
-        let extents = self.extents();
-        let mut pieces: Vec<(u64, u64)> = Vec::new();
-        for (_, entry) in self.slots.iter().filter(|(_, entry)| differ.contains(&entry.layer)) {
-            let start = u64::from(entry.vextent) << extents.shift;
-            if entry.mask == extents.full() {
-                pieces.push((start, u64::from(entry.count) << extents.shift));
-                continue;
-            }
-            for n in 0..u64::from(entry.count) {
-                let granules = (0..extents.granules()).filter(|bit| entry.mask >> bit & 1 == 1);
-                let at = start + (n << extents.shift);
-                pieces
-                    .extend(granules.map(|bit| (at + u64::from(bit) * extents.granule(), extents.granule())));
-            }
-        }
-        pieces.sort_unstable();
-        let mut ranges: Vec<(u64, u64)> = Vec::new();
-        for (at, len) in pieces {
-            let end = (at + len).min(size);
-            match ranges.last_mut() {
-                _ if at >= size => {}
-                Some((start, before)) if at <= *start + *before => *before = (*before).max(end - *start),
-                _ => ranges.push((at, end - at)),
-            }
-        }
-        Ok(ranges)
     }
 }
 

@@ -10,6 +10,7 @@ use crate::error::StoreError;
 use crate::format::zeroed;
 use crate::geometry::BLOCK;
 use crate::io::{Action, Data, Io, Purpose};
+use crate::map::Sought;
 
 pub(super) struct Flatten {
     number: u64,
@@ -23,7 +24,7 @@ pub(super) struct Flatten {
 
 impl Keeper {
     /// Begin to flatten `volume`. Command `number` is answered when that has ended.
-    pub(super) fn flatten(&mut self, number: u64, name: &str) -> Result<(), StoreError> {
+    pub(super) fn flatten(&mut self, number: u64, name: &str) -> Result<Option<Answer>, StoreError> {
         let volume = self.catalog.volume(name).cloned().ok_or_else(|| StoreError::NoVolume(name.into()))?;
         if self.flatten.is_some() {
             return Err(StoreError::Busy {
@@ -34,9 +35,12 @@ impl Keeper {
         if volume.origin == 0 {
             return Err(StoreError::NoParent(name.into()));
         }
-        self.open_volume(volume.id);
-        self.flatten = Some(Flatten { number, volume: volume.id, at: 0, copying: false, ending: false });
-        Ok(())
+        Ok(self.open_volume(number, volume.id, super::opening::Purpose::Flatten))
+    }
+
+    /// Volume `volume` is open.
+    pub(super) fn begin_flatten(&mut self, number: u64, volume: u32) {
+        self.flatten = Some(Flatten { number, volume, at: 0, copying: false, ending: false });
     }
 
     pub(super) fn refuse_flattening(&self, volume: &Volume) -> Result<(), StoreError> {
@@ -53,40 +57,60 @@ impl Keeper {
         self.flatten.as_ref().is_some_and(|flatten| flatten.ending)
     }
 
-    pub(super) fn run_flatten(&mut self) {
+    /// True if it has to look further in the next turn.
+    pub(super) fn run_flatten(&mut self) -> bool {
         let Some(flatten) = self.flatten.as_ref().filter(|flatten| !flatten.copying && !flatten.ending)
         else {
-            return;
+            return false;
         };
         let volume = flatten.volume;
         if let Some(errno) = self.failed {
-            return self.flatten_failed(errno);
+            self.flatten_failed(errno);
+            return false;
         }
         if !self.may_work() || !self.journal.has_room() || self.journal.pending() > 0 {
-            return;
+            return false;
         }
-        let Some(open) = self.open.get(&volume) else { return };
-        let (map, tag) = (open.map.clone(), open.tag);
-        let Some(flatten) = &mut self.flatten else { return };
-        while let Some(vextent) = map.next_mapped(flatten.at, u32::MAX) {
-            flatten.at = vextent;
-            let parts = map.parts(vextent);
-            let Some(part) = parts.iter().find(|part| part.tag() != tag) else {
-                flatten.at = vextent + 1;
-                continue;
-            };
-            if self.locks.contains_key(&(volume, vextent)) {
-                return;
+        match self.next_to_copy() {
+            Sought::At(vextent) if self.locks.contains_key(&(volume, vextent)) => {}
+            Sought::At(vextent) => self.copy_part(volume, vextent),
+            Sought::NotYet(_) => return true,
+            Sought::Nothing => self.record_flat(volume),
+        }
+        false
+    }
+
+    /// The next extent of which another layer has something.
+    fn next_to_copy(&mut self) -> Sought {
+        let Some(flatten) = &mut self.flatten else { return Sought::Nothing };
+        let Some(open) = self.open.get(&flatten.volume) else { return Sought::Nothing };
+        let size = self.catalog.volumes.get(&flatten.volume).map_or(0, |volume| volume.size);
+        let end = size.div_ceil(self.superblock.layout.extents.bytes()) as u32;
+        loop {
+            let sought = open.map.seek_mapped(flatten.at, end, &mut self.looks);
+            match sought {
+                Sought::At(vextent) if open.map.parts(vextent).iter().all(|part| part.tag() == open.tag) => {
+                    flatten.at = vextent + 1;
+                }
+                Sought::At(at) | Sought::NotYet(at) => {
+                    flatten.at = at;
+                    return sought;
+                }
+                Sought::Nothing => return sought,
             }
-            let (from, mask) = (part.slot(), part.mask());
-            return self.copy(volume, vextent, from, mask);
         }
+    }
+
+    /// Everything is the live layer's: have the journal say so.
+    fn record_flat(&mut self, volume: u32) {
         // What is under way may be about to change the same volume's description, or its layers.
         if self.reap.is_some() || self.running.is_some() {
             return;
         }
-        flatten.ending = true;
         let Some(volume) = self.catalog.volumes.get(&volume).cloned() else { return };
+        if let Some(flatten) = &mut self.flatten {
+            flatten.ending = true;
+        }
         let catalog = vec![
             Change::Layer(Layer { id: volume.live, parent: 0 }),
             Change::Volume(Volume { origin: 0, ..volume }),
@@ -94,9 +118,13 @@ impl Keeper {
         self.record(Commit { catalog, then: Then::Flatten, ..Commit::default() });
     }
 
-    /// Copy granules that slot `from` has of an extent, as far as they lie together.
-    fn copy(&mut self, volume: u32, vextent: u32, from: u32, mask: u16) {
+    /// Copy granules that another layer has of an extent, as far as they lie together.
+    fn copy_part(&mut self, volume: u32, vextent: u32) {
         let extents = self.extents();
+        let Some(open) = self.open.get(&volume) else { return };
+        let parts = open.map.parts(vextent);
+        let Some(part) = parts.iter().find(|part| part.tag() != open.tag) else { return };
+        let (from, mask) = (part.slot(), part.mask());
         let first = mask.trailing_zeros();
         let count = (mask >> first).trailing_ones();
         let Some((slot, taken)) = self.slot_for(volume, vextent) else {

@@ -12,12 +12,14 @@
 //! | `checkpoint.rs` | the table, the catalog and the superblock |
 //! | `commands.rs` | what an operator asks: volumes, snapshots, clones |
 //! | `opening.rs` | the map of a volume that is opened |
+//! | `diff.rs` | what differs between two points of a volume |
 //! | `reap.rs` | layers that nobody names any more |
 //! | `flatten.rs` | copying what a clone has of others |
 
 mod apply;
 mod checkpoint;
 mod commands;
+mod diff;
 mod exclusive;
 mod figures;
 mod flatten;
@@ -33,6 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 pub use commands::{Answer, Command};
+pub use diff::Ranges;
 pub use figures::{Figures, SnapshotInfo, VolumeInfo};
 
 use crate::allocator::Allocator;
@@ -59,6 +62,10 @@ use reap::Reap;
 
 /// Nanoseconds that a first write waits for room before it is answered with ENOSPC.
 pub const FULL_WAIT_NS: u64 = 30_000_000_000;
+
+/// Slots, or words of a map, that a turn looks at while it goes through all of them: some 10 us. Other guests of the reactor wait
+/// for that long.
+const LOOKS: u32 = 1024;
 
 /// What a carrier looks at without asking.
 #[derive(Default)]
@@ -122,7 +129,7 @@ struct Open {
     cipher: Option<Arc<dyn Cipher>>,
     /// The live layer's tag.
     tag: u16,
-    /// Who opened it, and how often.
+    /// Who opened it, and how often. Nobody yet while its map is made.
     users: u32,
     /// Tombstones of the live layer: the slot, and how many extents and which granules it speaks of.
     tombs: BTreeMap<u32, (u32, u32, u16)>,
@@ -193,6 +200,9 @@ pub struct Keeper {
     /// Behind the record of the last command that changed the catalog.
     named: u64,
     flatten: Option<Flatten>,
+    /// How many a turn has, and the present one has left.
+    looks_a_turn: u32,
+    looks: u32,
     out: VecDeque<Io>,
     done: VecDeque<Done>,
     answers: VecDeque<(u64, Result<Answer, StoreError>)>,
@@ -290,6 +300,8 @@ impl Keeper {
             possessed: false,
             named: 0,
             flatten: None,
+            looks_a_turn: LOOKS,
+            looks: LOOKS,
             out: VecDeque::new(),
             done: VecDeque::new(),
             answers: VecDeque::new(),
@@ -298,6 +310,11 @@ impl Keeper {
             failed: None,
             closing: false,
         })
+    }
+
+    /// Have a turn look at `looks` slots at most, in place of a number that suits a reactor.
+    pub fn set_looks(&mut self, looks: u32) {
+        self.looks_a_turn = looks;
     }
 
     pub fn shared(&self) -> Arc<Shared> {
@@ -318,6 +335,7 @@ impl Keeper {
     /// Go on. `now`: nanoseconds of any clock that does not go back. True if there was something to do.
     pub fn turn(&mut self, now: u64) -> bool {
         self.now = now;
+        self.looks = self.looks_a_turn;
         let before = (self.out.len(), self.done.len(), self.answers.len());
         self.recycle();
         self.reader.begin(&self.epochs);
@@ -328,12 +346,15 @@ impl Keeper {
         self.run_exclusive();
         self.run_commands();
         self.run_reap();
-        self.run_flatten();
+        let searches = self.run_flatten();
         self.start_flush();
         self.run_checkpoint();
         self.write_journal();
         self.reader.leave(&self.epochs);
-        before != (self.out.len(), self.done.len(), self.answers.len())
+        // What is looked through goes on in the next turn, without an event.
+        let scans =
+            searches || matches!(self.running, Some((_, Running::Opening(_) | Running::Comparing(_))));
+        scans || before != (self.out.len(), self.done.len(), self.answers.len())
     }
 
     /// The next thing to be done on the drive.

@@ -42,7 +42,8 @@ impl Keeper {
         if let Some(errno) = self.failed.or((!self.possessed).then_some(errno::EIO)) {
             return self.refuse(&request, errno);
         }
-        let Some(open) = self.open.get_mut(&request.volume) else { return self.gone(&request) };
+        let open = self.open.get_mut(&request.volume).filter(|open| open.users > 0);
+        let Some(open) = open else { return self.gone(&request) };
         if let Some(parked) = &mut open.parked {
             return parked.push(request);
         }
@@ -208,9 +209,12 @@ impl Keeper {
                     purpose: Purpose::Operation(id),
                 })
             }
-            // Nothing there: the request's bytes go among zeroes.
+            // Nothing there: the request's bytes go among zeroes, if it brings any.
             Run::Zero { .. } => {
-                let Merge::Guest { at, len } = merge else { return };
+                let (at, len) = match merge {
+                    Merge::Guest { at, len } => (at, len),
+                    Merge::Zeroes { .. } | Merge::Copy => (0, 0),
+                };
                 operation.stage = Stage::Write { to };
                 self.begin(operation, |id| Io {
                     action: Action::Fill { token: request.token, skip: 0, at },
@@ -307,11 +311,11 @@ impl Keeper {
         }
     }
 
-    /// Whole granules that are nowhere from here on.
+    /// Whole granules that are nowhere from here on. The first is not the live layer's, or may be unmapped too.
     fn unmap(&mut self, request: Request) {
         let extents = self.extents();
-        let end = (request.offset + request.len) / extents.granule() * extents.granule();
-        let last = ((end - 1) >> extents.shift) as u32;
+        let mut end = (request.offset + request.len) / extents.granule() * extents.granule();
+        let mut last = ((end - 1) >> extents.shift) as u32;
         let first = (request.offset >> extents.shift) as u32;
         let Some(open) = self.open.get(&request.volume) else { return };
         let layer = self.catalog.volumes.get(&request.volume).map_or(0, |volume| volume.live);
@@ -331,8 +335,15 @@ impl Keeper {
             at = vextent + 1;
             let start = u64::from(vextent) << extents.shift;
             let from = request.offset.max(start);
-            let mask = extents.mask(from - start, end.min(start + extents.bytes()) - from);
+            let mut mask = extents.mask(from - start, end.min(start + extents.bytes()) - from);
             let parts = map.parts(vextent);
+            let owned = owned(&parts, tag) & mask;
+            if request.kind == (RequestKind::Zero { unmap: false }) && owned != 0 {
+                // These keep their place: the step that begins with them writes zeroes there, and this one ends before them.
+                let before = owned.trailing_zeros();
+                mask &= !(u16::MAX << before);
+                (end, last) = (start + (u64::from(before) << extents.granule_shift), vextent);
+            }
             let hit = parts.mask() & mask;
             if hit == 0 {
                 continue;
@@ -418,6 +429,9 @@ impl Keeper {
 
     /// Requests that have waited for room long enough are told so.
     pub(super) fn give_up_waiting(&mut self) {
+        if self.starved.iter().all(|(_, until)| *until > self.now) {
+            return;
+        }
         let (over, rest): (VecDeque<_>, _) =
             self.starved.drain(..).partition(|(_, until)| *until <= self.now);
         self.starved = rest;
@@ -448,4 +462,51 @@ fn owned(parts: &Parts, tag: u16) -> u16 {
 /// How many granules from `first` on are not in `mask`.
 fn run_of(mask: u16, first: u32, granules: u32) -> u32 {
     (u32::from(mask) >> first).trailing_zeros().min(granules - first)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{Calm, WRITTEN};
+
+    const EXTENT: u64 = 64 << 10;
+
+    /// A guest that zeroes without unmapping wants its next writes there to need no place: they were unmapped all the same where
+    /// the range began in front of them.
+    #[test]
+    fn zeroes_that_keep_places_keep_all_of_the_live_layer() {
+        let mut store = Calm::new(64 << 20, EXTENT);
+        let (volume, map) = store.volume("a", 4 * EXTENT);
+        store.request(volume, RequestKind::Write, 0, EXTENT / 4);
+        store.snapshot("a", "s");
+        store.request(volume, RequestKind::Write, EXTENT / 4, EXTENT / 4);
+        store.request(volume, RequestKind::Write, 2 * EXTENT, EXTENT);
+        let placed = |at: u64| match map.write(at, BLOCK) {
+            Some(Run::At { at, .. }) => Some(at),
+            _ => None,
+        };
+        let owned = [EXTENT / 4, EXTENT / 2 - BLOCK, 2 * EXTENT, 3 * EXTENT - BLOCK];
+        let before = owned.map(placed);
+        assert!(before.iter().all(|place| place.is_some_and(|at| store.memory.byte(at) == WRITTEN)));
+        store.request(volume, RequestKind::Zero { unmap: false }, 0, 4 * EXTENT);
+        assert_eq!(owned.map(placed), before);
+        assert!(before.iter().flatten().all(|place| store.memory.byte(*place) == 0));
+        assert_eq!(map.read(0, EXTENT / 4), Run::Zero { len: EXTENT / 4 }, "the snapshot's is unmapped");
+        store.request(volume, RequestKind::Zero { unmap: true }, 0, 4 * EXTENT);
+        assert_eq!(map.read(0, 4 * EXTENT), Run::Zero { len: 4 * EXTENT });
+    }
+
+    /// Whoever asked has to be answered, and a place that was taken to be of use.
+    #[test]
+    fn zeroes_merged_into_a_hole_are_written_and_answered() {
+        let mut store = Calm::new(64 << 20, EXTENT);
+        let (volume, map) = store.volume("a", EXTENT);
+        let kind = RequestKind::Zero { unmap: false };
+        let request = Request { token: 3, volume, kind, offset: 512, len: 512, durable: false };
+        store.keeper.merge_granule(request, Merge::Zeroes { at: 512, len: 512 }, 512);
+        while store.turn() {}
+        assert_eq!(store.keeper.next_done().map(|done| (done.token, done.result)), Some((3, Ok(512))));
+        assert!(matches!(map.write(0, BLOCK), Some(Run::At { at, .. }) if store.memory.byte(at) == 0));
+        assert!(store.keeper.locks.is_empty());
+    }
 }

@@ -151,6 +151,7 @@ impl Calm {
                     let (from, to) = (from.clone(), to.clone());
                     let answer = self.command(Command::Diff { volume: name.clone(), from, to })?;
                     let Answer::Ranges(ranges) = answer else { return Err("no ranges".into()) };
+                    let ranges = ranges.sorted();
                     let end = ranges.last().map_or(0, |(at, len)| at + len);
                     if end > new.len() as u64 * 512 {
                         return Err(format!("a difference of {name} ends at {end}"));

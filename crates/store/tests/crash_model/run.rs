@@ -39,6 +39,8 @@ pub fn setup(seed: u64) -> Setup {
         fails_once_in: 3 + rng.below(30),
         // What a write that failed has left is nobody's, and its checksum may be any.
         sealed: seed % 2 == 1 && !matches!(failing, Failing::Anything | Failing::Data),
+        // A store of this size has some hundreds, so that much goes on while a volume is opened.
+        looks: *rng.pick(&[1024, 200, 60, 20]).unwrap_or(&1024),
     }
 }
 

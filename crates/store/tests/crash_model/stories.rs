@@ -1,5 +1,7 @@
 //! Faults that the model has found, each as what was done when it showed.
 
+use ringstone_store::Layout;
+
 use crate::drive::{Crash, Flight, What};
 use crate::reference::Wish;
 use crate::run::{look, look_aside, setup};
@@ -231,4 +233,66 @@ pub fn a_checkpoint_does_not_forget_what_is_being_written_in_place() {
     assert!(world.drive.flights.iter().any(in_place), "and the write has not");
     world.drain();
     end(&mut world, Crash::Killed);
+}
+
+/// While a volume was opened in steps, one of its layers was reaped: its data was found before it went to the next layer, and a tombstone
+/// that it counts over behind. Taken as they were found, the tombstone would have hidden the data.
+#[test]
+pub fn a_layer_is_reaped_while_a_volume_is_opened() {
+    for looks in (1..=40).map(|n| 20 * n) {
+        let mut world = world();
+        opened(&mut world, "a");
+        done(&mut world, "a", Kind::Write, 0, VOLUME);
+        snapshot(&mut world, "a", "old");
+        done(&mut world, "a", Kind::Zero { unmap: true }, 0, VOLUME);
+        done(&mut world, "a", Kind::Write, EXTENT, 2 * EXTENT);
+        snapshot(&mut world, "a", "reaped");
+        done(&mut world, "a", Kind::Write, 2 * EXTENT, 2 * EXTENT);
+        ask(&mut world, Wish::Close { name: "a".into() });
+        world.keeper.set_looks(looks);
+        world.ask(Wish::DeleteSnapshot { volume: "a".into(), name: "reaped".into() });
+        while world.wish.is_some() {
+            world.turn();
+            (0..world.drive.flights.len()).for_each(|_| world.complete(0));
+        }
+        world.ask(Wish::Open { name: "a".into() });
+        world.drain();
+        for n in 0..VOLUME / EXTENT {
+            done(&mut world, "a", Kind::Read, n * EXTENT, EXTENT);
+            // In place where the live layer has it.
+            done(&mut world, "a", Kind::Write, n * EXTENT + 512, 512);
+        }
+        end(&mut world, Crash::Killed);
+    }
+}
+
+/// No fault, but what must not be: a slot was found for a volume that is being opened, was reaped, and got another volume's data before
+/// it came into the map.
+#[test]
+pub fn a_place_is_another_volume_s_before_it_is_in_the_map() {
+    const LOOKS: u64 = 3;
+    let places = Layout::new(setup(0).size, EXTENT).expect("a layout").capacity();
+    // The volume's slots are the last ones with a place, and behind them are those for tombstones.
+    for turns in (places / LOOKS - 3..places / LOOKS + 24).step_by(3) {
+        let mut world = with_room(Some(10));
+        opened(&mut world, "a");
+        opened(&mut world, "b");
+        done(&mut world, "a", Kind::Write, 0, VOLUME / 2);
+        snapshot(&mut world, "a", "s");
+        done(&mut world, "a", Kind::Write, 0, VOLUME / 2);
+        ask(&mut world, Wish::Close { name: "a".into() });
+        world.keeper.pause(true);
+        ask(&mut world, Wish::DeleteSnapshot { volume: "a".into(), name: "s".into() });
+        world.keeper.set_looks(LOOKS as u32);
+        world.ask(Wish::Open { name: "a".into() });
+        world.request(1, "b", Kind::Write, VOLUME / 2, VOLUME / 2, false);
+        for _ in 0..turns {
+            world.turn();
+            (0..world.drive.flights.len()).for_each(|_| world.complete(0));
+        }
+        world.keeper.pause(false);
+        world.drain();
+        done(&mut world, "a", Kind::Read, 0, VOLUME);
+        done(&mut world, "b", Kind::Read, 0, VOLUME);
+    }
 }

@@ -44,6 +44,8 @@ pub struct Setup {
     pub fails_once_in: u64,
     /// Volumes have checksums, or are encrypted, or both.
     pub sealed: bool,
+    /// Slots that the keeper looks at in a turn.
+    pub looks: u32,
 }
 
 pub struct Opened {
@@ -137,6 +139,7 @@ impl World {
             world.fill(room);
         }
         world.fails = world.setup.failing != Failing::Nothing;
+        world.keeper.set_looks(world.setup.looks);
         world
     }
 
@@ -558,6 +561,7 @@ impl World {
             false => begin(&bench, self.boot, self.epochs.clone()),
         };
         self.keeper = begun.unwrap_or_else(|error| panic!("it cannot be opened again: {error}"));
+        self.keeper.set_looks(self.setup.looks);
         self.shared = self.keeper.shared();
         self.drive = drive;
         self.readers = (0..REACTORS).map(Reader::new).collect();
