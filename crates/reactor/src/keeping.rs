@@ -34,6 +34,8 @@ pub struct Keeping {
     free: Vec<u32>,
     place: u16,
     stopping: bool,
+    /// The keeper had nothing to do, and nobody has told it anything since.
+    rests: bool,
 }
 
 /// An I/O that the drive has.
@@ -71,6 +73,7 @@ impl Keeping {
             free: Vec::new(),
             place: 0,
             stopping: false,
+            rests: false,
         }
     }
 
@@ -79,7 +82,7 @@ impl Keeping {
     }
 
     pub(crate) fn begin_at(&mut self, place: u16, shared: &mut Shared) {
-        (self.place, self.stopping) = (place, false);
+        (self.place, self.stopping, self.rests) = (place, false, false);
         self.keeper.pause(false);
         shared.uring.watch(self.bell.as_raw_fd(), Tag::StoreBell { place });
     }
@@ -96,7 +99,7 @@ impl Keeping {
 
     /// Come to rest; [`is_at_rest`](Self::is_at_rest) tells when.
     pub(crate) fn stop(&mut self) {
-        self.stopping = true;
+        (self.stopping, self.rests) = (true, false);
         self.keeper.pause(true);
     }
 
@@ -128,6 +131,7 @@ impl Keeping {
     }
 
     pub(crate) fn command(&mut self, command: Command, answer: Answered) {
+        self.rests = false;
         self.commands += 1;
         self.answers.insert(self.commands, answer);
         self.keeper.command(self.commands, command);
@@ -143,9 +147,11 @@ impl Keeping {
             // SAFETY: the inbox gives each errand once, and its queue waits for the answer.
             self.inbox.take(|token, _| keeper.submit(unsafe { Errand::of(token) }.request()));
         }
-        if !work && !self.keeper.wants_turn() {
+        if !work && (self.rests || !self.keeper.wants_turn()) {
+            self.rests = true;
             return false;
         }
+        self.rests = false;
         let now = if work { shared.now } else { shared.clock.now() };
         work |= self.keeper.turn(shared.clock.ns(now));
         while let Some(io) = self.keeper.next_io() {
@@ -231,6 +237,7 @@ impl Keeping {
         }
         self.free.push(index);
         if let Some(one) = self.under_way[index as usize].take() {
+            self.rests = false;
             self.keeper.completed(one.io, result);
         }
     }
