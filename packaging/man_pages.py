@@ -108,7 +108,8 @@ def _options(command: Any, context: Any, title: str | None = None) -> str:
             if parameter.param_type_name == "argument":
                 # Its name says enough; the type that follows would look like a second argument.
                 words = re.sub(r" <[^>]*>", "", words)
-            items += _item(rf"\fB{_escape(_plain(words))}\fP", said)
+            # Many choices are longer than a line, which may break behind each.
+            items += _item(rf"\fB{_escape(_plain(words))}\fP".replace("|", r"|\:"), said)
     return (_section(title) if title and items else "") + items
 
 
