@@ -153,9 +153,7 @@ class FakeStore:
     def wrap_anew(self, before: list[bytes], key: bytes) -> int:
         other = [one for one in self._content.volumes.values() if one.key not in (None, key)]
         if any(one.key not in before for one in other):
-            raise failure(
-                "denied", "its key was wrapped by another key than the pool has"
-            )
+            raise failure("denied", "its key was wrapped by another key than the pool has")
         for one in other:
             one.key = key
         return len(other)
