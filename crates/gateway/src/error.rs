@@ -196,6 +196,7 @@ pub fn store_code(error: &StoreError) -> Code {
         StoreError::VolumeExists(_) | StoreError::SnapshotExists { .. } => Code::Exists,
         StoreError::HasClones { .. }
         | StoreError::HasSnapshots { .. }
+        | StoreError::Deleted { .. }
         | StoreError::InUse(_)
         | StoreError::Busy { .. }
         | StoreError::NotPossessed

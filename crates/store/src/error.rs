@@ -39,6 +39,10 @@ pub enum StoreError {
     NoSnapshot { volume: String, snapshot: String },
     #[error("volume {volume:?} has a snapshot {snapshot:?} already")]
     SnapshotExists { volume: String, snapshot: String },
+    #[error(
+        "snapshot {snapshot:?} of volume {volume:?} has given up blocks already, so its deletion goes on"
+    )]
+    Deleted { volume: String, snapshot: String },
     /// Something still stands on it.
     #[error("snapshot {snapshot:?} of volume {volume:?} has clones: {clones}. Flatten or delete them first")]
     HasClones { volume: String, snapshot: String, clones: String },

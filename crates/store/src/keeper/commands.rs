@@ -14,6 +14,7 @@ use crate::sums::Sums;
 use super::diff::{Comparing, Ranges};
 use super::figures::{Figures, VolumeInfo};
 use super::opening::{Opening, Purpose};
+use super::weigh::Weighing;
 
 /// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
 const HOLD_NS: u64 = 10_000_000_000;
@@ -49,6 +50,15 @@ pub enum Command {
         name: String,
     },
     /// It must not be open.
+    /// Take back the deletion of a snapshot, of which nothing was given up yet.
+    KeepSnapshot {
+        volume: String,
+        name: String,
+    },
+    /// What deleting each of the volume's snapshots, alone, would free.
+    Reclaimable {
+        volume: String,
+    },
     Revert {
         volume: String,
         name: String,
@@ -116,12 +126,15 @@ pub enum Answer {
     Volumes(Vec<VolumeInfo>),
     Figures(Figures),
     Ranges(Ranges),
+    /// Snapshots' names, and bytes; None: it has clones, so that it cannot be deleted.
+    Reclaimable(Vec<(String, Option<u64>)>),
 }
 
 /// Where a command is.
 pub(super) enum Running {
     Opening(Box<Opening>),
     Comparing(Box<Comparing>),
+    Weighing(Box<Weighing>),
     /// Until requests of these volumes have ended, or the time is up.
     Holding {
         volumes: Vec<u32>,
@@ -162,6 +175,12 @@ impl Keeper {
                 }
                 Some((number, Running::Comparing(comparing))) => {
                     self.go_on_comparing(number, comparing);
+                    if self.running.is_some() {
+                        return;
+                    }
+                }
+                Some((number, Running::Weighing(weighing))) => {
+                    self.go_on_weighing(number, weighing);
                     if self.running.is_some() {
                         return;
                     }
@@ -232,8 +251,12 @@ impl Keeper {
                 if !clones.is_empty() {
                     return Err(StoreError::HasClones { volume, snapshot: name, clones: clones.join(", ") });
                 }
-                self.change(number, vec![Change::NoSnapshot(snapshot.id)])
+                let change = Change::NoSnapshot(snapshot.id);
+                self.note_deletion(snapshot);
+                self.change(number, vec![change])
             }
+            Command::KeepSnapshot { volume, name } => self.keep_snapshot(number, volume, name),
+            Command::Reclaimable { volume } => self.weigh(number, &volume).map(|()| None),
             Command::Revert { volume, name } => {
                 let snapshot = self.snapshot_of(&volume, &name)?;
                 let volume = self.closed(&volume)?;
@@ -373,7 +396,7 @@ impl Keeper {
     }
 
     /// Have the catalog say this, all of it at once.
-    fn change(&mut self, number: u64, changes: Vec<Change>) -> Result<Option<Answer>, StoreError> {
+    pub(super) fn change(&mut self, number: u64, changes: Vec<Change>) -> Result<Option<Answer>, StoreError> {
         self.record_command(number, changes, Vec::new())?;
         Ok(None)
     }
@@ -575,6 +598,7 @@ impl Command {
                 | Self::List { .. }
                 | Self::Figures
                 | Self::Diff { .. }
+                | Self::Reclaimable { .. }
                 | Self::Shutdown
         )
     }

@@ -1,5 +1,6 @@
 //! How much there is of what.
 
+use super::deletion::DeletionInfo;
 use super::Keeper;
 use crate::catalog::Volume;
 
@@ -35,6 +36,8 @@ pub struct VolumeInfo {
     /// Its key as it is wrapped; empty: its blocks are not encrypted.
     pub key: Vec<u8>,
     pub snapshots: Vec<SnapshotInfo>,
+    /// Snapshots that were deleted, and have blocks still.
+    pub deleting: Vec<DeletionInfo>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,6 +96,7 @@ impl Keeper {
                     own: of(snapshot.layer),
                 })
                 .collect(),
+            deleting: self.deletions_of(volume.id),
         }
     }
 }

@@ -19,6 +19,7 @@
 mod apply;
 mod checkpoint;
 mod commands;
+mod deletion;
 mod diff;
 mod exclusive;
 mod figures;
@@ -29,12 +30,14 @@ mod operations;
 mod reap;
 mod requests;
 mod sealing;
+mod weigh;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::Arc;
 
 pub use commands::{Answer, Command};
+pub use deletion::DeletionInfo;
 pub use diff::Ranges;
 pub use figures::{Figures, SnapshotInfo, VolumeInfo};
 
@@ -54,6 +57,7 @@ use crate::sums::Sums;
 use apply::Retired;
 use checkpoint::Checkpoint;
 use commands::Running;
+use deletion::Deletions;
 use exclusive::Exclusive;
 use flatten::Flatten;
 use flushing::{Flushing, Waiter};
@@ -191,6 +195,7 @@ pub struct Keeper {
     commands: VecDeque<(u64, Command)>,
     running: Option<(u64, Running)>,
     reap: Option<Reap>,
+    deletions: Deletions,
     /// Layers changed since somebody looked for some that can go.
     maybe_reapable: bool,
     /// Jobs rest.
@@ -295,6 +300,7 @@ impl Keeper {
             commands: VecDeque::new(),
             running: None,
             reap: None,
+            deletions: Deletions::default(),
             maybe_reapable: true,
             paused: false,
             possessed: false,
@@ -352,8 +358,11 @@ impl Keeper {
         self.write_journal();
         self.reader.leave(&self.epochs);
         // What is looked through goes on in the next turn, without an event.
-        let scans =
-            searches || matches!(self.running, Some((_, Running::Opening(_) | Running::Comparing(_))));
+        let scans = searches
+            || matches!(
+                self.running,
+                Some((_, Running::Opening(_) | Running::Comparing(_) | Running::Weighing(_)))
+            );
         scans || before != (self.out.len(), self.done.len(), self.answers.len())
     }
 

@@ -50,7 +50,8 @@ impl Keeper {
             if !self.maybe_reapable {
                 return;
             }
-            let Some((layer, child)) = self.catalog.reapable().first().copied() else {
+            let mut nameless = self.catalog.reapable().into_iter();
+            let Some((layer, child)) = nameless.find(|(layer, _)| !self.deletions.is_kept(*layer)) else {
                 self.maybe_reapable = false;
                 return;
             };
@@ -100,8 +101,16 @@ impl Keeper {
         }
     }
 
+    /// Begin nothing with the layer, of which nothing was given up yet: it gets its name back.
+    pub(super) fn leave_layer(&mut self, layer: u32) {
+        if self.reap.as_ref().is_some_and(|reap| reap.layer == layer) {
+            self.reap = None;
+        }
+    }
+
     /// Slots of one kind go to the child, or are free.
     fn move_slots(&mut self, reap: &mut Reap, kind: Kind, next: Phase) {
+        self.deletions.begin(reap.layer);
         let end = (reap.at + LOOKS).min(self.slots.len());
         let live_in = self.volume_of(reap.child);
         let has_parent = self.catalog.parent(reap.layer) != 0;

@@ -24,6 +24,7 @@ impl World {
             Wish::Resize { name, size } => Command::Resize { name, size },
             Wish::Snapshot { volumes, name } => Command::Snapshot { volumes, name, created_s: 8 },
             Wish::DeleteSnapshot { volume, name } => Command::DeleteSnapshot { volume, name },
+            Wish::KeepSnapshot { volume, name } => Command::KeepSnapshot { volume, name },
             Wish::Revert { volume, name } => Command::Revert { volume, name },
             Wish::Clone { volume, snapshot, name } => Command::Clone { volume, snapshot, name, created_s: 9 },
             Wish::Open { name } => Command::Open { name, cipher: guest::cipher() },
@@ -93,6 +94,15 @@ impl World {
         self.rng.pick(&all).cloned()
     }
 
+    /// A snapshot whose deletion may be under way.
+    fn some_deleted(&mut self) -> Option<(String, String)> {
+        let volumes = self.model.volumes.iter();
+        let all =
+            volumes.flat_map(|(volume, one)| one.deleted.keys().map(|name| (volume.clone(), name.clone())));
+        // The latest has the highest number, and is most likely not gone.
+        all.max_by_key(|(_, name)| name[1..].parse::<u64>().unwrap_or(0))
+    }
+
     fn some_size(&mut self) -> u64 {
         let extents = self.rng.below(MOST_BYTES / self.setup.extent) + 1;
         // Not always a whole number of extents, nor of blocks.
@@ -111,7 +121,7 @@ impl World {
     }
 
     fn choose(&mut self) -> Option<Wish> {
-        Some(match self.rng.below(24) {
+        Some(match self.rng.below(26) {
             0 | 1 => {
                 let size = self.some_size();
                 Wish::Create { name: self.free_name()?, size }
@@ -190,6 +200,10 @@ impl World {
             22 if self.rng.once_in(3) => {
                 let size = self.drive.size() + (2 + self.rng.below(3)) * (1 << 20);
                 (size <= MOST_GROWTH).then_some(Wish::Grow { size })?
+            }
+            23 | 24 => {
+                let (volume, name) = self.some_deleted()?;
+                Wish::KeepSnapshot { volume, name }
             }
             _ => Wish::Figures,
         })

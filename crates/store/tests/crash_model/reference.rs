@@ -192,11 +192,13 @@ pub struct Snapshot {
     pub content: Content,
 }
 
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Volume {
     pub size: u64,
     pub content: Content,
     pub snapshots: BTreeMap<String, Snapshot>,
+    /// Snapshots that were deleted, and whose deletion may be taken back.
+    pub deleted: BTreeMap<String, Snapshot>,
     pub origin: Option<(String, String)>,
 }
 
@@ -208,6 +210,7 @@ pub enum Wish {
     Resize { name: String, size: u64 },
     Snapshot { volumes: Vec<String>, name: String },
     DeleteSnapshot { volume: String, name: String },
+    KeepSnapshot { volume: String, name: String },
     Revert { volume: String, name: String },
     Clone { volume: String, snapshot: Option<String>, name: String },
     Open { name: String },
@@ -258,7 +261,7 @@ impl Model {
         match wish {
             Wish::Create { name, size } => {
                 let content = if name == FILLER { Content::default() } else { Content::new(sectors(*size)) };
-                let volume = Volume { size: *size, content, snapshots: BTreeMap::new(), origin: None };
+                let volume = Volume { size: *size, content, origin: None, ..Volume::default() };
                 self.volumes.insert(name.clone(), volume);
             }
             Wish::Delete { name } => drop(self.volumes.remove(name)),
@@ -274,7 +277,16 @@ impl Model {
                     volume.snapshots.insert(name.clone(), snapshot);
                 }
             }
-            Wish::DeleteSnapshot { volume, name } => drop(self.volume(volume).snapshots.remove(name)),
+            Wish::DeleteSnapshot { volume, name } => {
+                let volume = self.volume(volume);
+                let snapshot = volume.snapshots.remove(name).expect("it was there");
+                volume.deleted.insert(name.clone(), snapshot);
+            }
+            Wish::KeepSnapshot { volume, name } => {
+                let volume = self.volume(volume);
+                let snapshot = volume.deleted.remove(name).expect("it was deleted");
+                volume.snapshots.insert(name.clone(), snapshot);
+            }
             Wish::Revert { volume, name } => {
                 let volume = self.volume(volume);
                 volume.content = volume.snapshots[name].content.clone();
@@ -290,7 +302,7 @@ impl Model {
                     None => (source.size, source.content.frozen(since, now)),
                 };
                 let origin = snapshot.as_ref().map(|snapshot| (volume.clone(), snapshot.clone()));
-                let clone = Volume { size, content, snapshots: BTreeMap::new(), origin };
+                let clone = Volume { size, content, origin, ..Volume::default() };
                 self.volumes.insert(name.clone(), clone);
             }
             Wish::Open { .. }

@@ -485,6 +485,13 @@ impl World {
             }
             Err(StoreError::Failed(_)) if self.fails => self.wish = Some((number, wish, since, true)),
             Err(StoreError::Slow(_)) if self.fails => {}
+            Err(StoreError::NoSnapshot { .. } | StoreError::Deleted { .. })
+                if matches!(wish, Wish::KeepSnapshot { .. }) =>
+            {
+                // What is gone stays so.
+                let Wish::KeepSnapshot { volume, name } = wish else { return };
+                self.model.volume(&volume).deleted.remove(&name);
+            }
             Err(error) => panic!("{wish:?} was refused: {error}"),
         }
     }
