@@ -243,10 +243,13 @@ class Store:
         {"op": "create", "name", "size", "integrity": false}, {"op": "delete", "name"}, {"op": "resize", "name", "size"}
         {"op": "snapshot", "volumes": [..], "name"}: of all of them at one point
         {"op": "delete_snapshot", "volume", "name"}, {"op": "revert", "volume", "name"}
+        {"op": "keep_snapshot", "volume", "name"}: of one that is being deleted; error busy when blocks of it are free
+        {"op": "reclaimable", "volume"} -> {"snapshots": [[name, bytes | null], ..]}: null has clones
         {"op": "clone", "volume", "snapshot" | null, "name"}
         {"op": "flatten", "volume"}: answers when done
         {"op": "list"} -> {"volumes": [{"name", "size", "created_s", "own", "inherited", "origin": [volume, snapshot] |
-            null, "open", "integrity", "encryption", "snapshots": [{"name", "size", "created_s", "own"}]}]}
+            null, "open", "integrity", "encryption", "snapshots": [{"name", "size", "created_s", "own"}],
+            "deleting": [{"name", "total", "left"}]}]}
         {"op": "figures"} -> {"size", "capacity", "used", "promised", "reclaiming"}
         {"op": "diff", "volume", "from" | null, "to" | null} -> {"ranges": [[offset, length], ..]}
         {"op": "grow"}: takes the drive's present length

@@ -119,6 +119,18 @@ class ApiClient:
     def delete_snapshot(self, volume: str, name: str) -> None:
         self._call(NoneType, "DELETE", f"/volumes/{_name(volume)}/snapshots/{_name(name)}")
 
+    def deletions(self, volume: str) -> list[models.Deletion]:
+        """Deleted snapshots that have blocks still."""
+        return self._get(list[models.Deletion], f"/volumes/{_name(volume)}/deletions")
+
+    def keep_snapshot(self, volume: str, name: str) -> models.Snapshot:
+        """Take a deletion back; BusyError when blocks of the snapshot are given up."""
+        return self._call(models.Snapshot, "POST", f"/volumes/{_name(volume)}/snapshots/{_name(name)}/keep")
+
+    def reclaimable(self, volume: str) -> list[models.Reclaimable]:
+        """What deleting each snapshot, alone, would free."""
+        return self._get(list[models.Reclaimable], f"/volumes/{_name(volume)}/reclaimable")
+
     def revert(self, volume: str, snapshot: str) -> None:
         self._call(NoneType, "POST", f"/volumes/{_name(volume)}/snapshots/{_name(snapshot)}/revert")
 

@@ -286,6 +286,23 @@ class Snapshot(_Answer):
     created_at: datetime
 
 
+class Deletion(_Answer):
+    """A deleted snapshot that has blocks still. `total`: bytes of the medium that it had; `left`: that it has."""
+
+    volume: str
+    snapshot: str
+    total: int
+    left: int
+
+
+class Reclaimable(_Answer):
+    """`size`: bytes of the medium that deleting the snapshot, alone, would free; None where it has clones."""
+
+    volume: str
+    snapshot: str
+    size: int | None
+
+
 class Difference(_Answer):
     """Where the volume's content at snapshot `until` (None: now) may differ from that at `since` (None: from nothing):
     `ranges` of offset and length in bytes, in ascending order. `changed`: their lengths added up."""

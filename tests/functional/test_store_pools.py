@@ -162,6 +162,27 @@ def test_room_is_counted_warned_of_and_given_back(gateway: GatewayProcess) -> No
     wait_reclaimed(gateway, 0)
 
 
+def test_a_snapshot_frees_what_is_told_and_its_deletion_ends(gateway: GatewayProcess) -> None:
+    drive = gateway.root / "drive"
+    gateway.cli("pool", "create", "fast", "--type", "store", "--path", str(drive), "--size", "192M")
+    gateway.cli("volume", "create", "v", "--pool", "fast", "--size", "64M")
+    socket = gateway.cli_json("volume", "attach", "v")["socket"]
+    write(socket, 0, 32 * MIB)
+    gateway.cli("snapshot", "create", "v", "monday")
+    write(socket, 0, 24 * MIB)
+    gateway.cli("snapshot", "create", "v", "tuesday")
+    told = {one["snapshot"]: one["size"] for one in gateway.cli_json("snapshot", "reclaimable", "v")}
+    assert told == {"monday": 24 * MIB, "tuesday": 0}
+    used = space(gateway)["used"]
+    gateway.cli("snapshot", "delete", "v", "monday")
+    wait_reclaimed(gateway, used - 24 * MIB)
+    assert gateway.cli_json("snapshot", "deletions", "v") == []
+    assert space(gateway)["used"] == used - 24 * MIB
+    late = gateway.cli("snapshot", "keep", "v", "monday", check=False)
+    assert late.returncode == 3, late.stderr
+    assert "no snapshot" in late.stderr
+
+
 def test_a_store_is_checked_when_no_gateway_has_it(gateway: GatewayProcess) -> None:
     drive = gateway.root / "drive"
     gateway.cli("pool", "create", "fast", "--type", "store", "--path", str(drive), "--size", "64M")

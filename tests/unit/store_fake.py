@@ -31,6 +31,7 @@ class _Volume:
     integrity: bool = False
     key: bytes | None = None
     snapshots: dict[str, int] = field(default_factory=dict)
+    deleted: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -180,7 +181,18 @@ class FakeStore:
         self._snapshot_of(volume_, name_)
         if clones := self._clones(volume_, name_):
             raise failure("busy", f'snapshot "{name_}" has clones: {", ".join(clones)}')
-        del self._volume(volume_).snapshots[name_]
+        found = self._volume(volume_)
+        found.deleted[name_] = found.snapshots.pop(name_)
+
+    def _keep_snapshot(self, volume_: str, name_: str) -> None:
+        found = self._volume(volume_)
+        if name_ not in found.deleted:
+            raise failure("not_found", f'volume "{volume_}" has no snapshot "{name_}"')
+        found.snapshots[name_] = found.deleted.pop(name_)
+
+    def _reclaimable(self, volume_: str) -> dict[str, Any]:
+        snapshots = self._volume(volume_).snapshots
+        return {"snapshots": [(name, None if self._clones(volume_, name) else 8192) for name in snapshots]}
 
     def _snapshot_of(self, volume: str, name: str) -> int:
         snapshots = self._volume(volume).snapshots
@@ -242,6 +254,7 @@ def _list(content: _Content) -> list[dict[str, Any]]:
             "open": volume.open,
             "integrity": volume.integrity,
             "encryption": volume.key is not None,
+            "deleting": [{"name": name, "total": 4096, "left": 1024} for name in volume.deleted],
             "snapshots": [
                 {"name": snapshot, "size": size, "created_s": 1_700_000_000, "own": 4096}
                 for snapshot, size in volume.snapshots.items()

@@ -39,6 +39,9 @@ change  DELETE  /v1/volumes/{name}
 look    GET     /v1/volumes/{volume}/snapshots
 change  POST    /v1/volumes/{volume}/snapshots
 change  DELETE  /v1/volumes/{volume}/snapshots/{name}
+look    GET     /v1/volumes/{volume}/deletions
+change  POST    /v1/volumes/{volume}/snapshots/{name}/keep
+look    GET     /v1/volumes/{volume}/reclaimable
 change  POST    /v1/volumes/{volume}/snapshots/{name}/revert
 change  POST    /v1/volumes/{volume}/snapshots/{name}/clone
 change  POST    /v1/volumes/{volume}/clone

@@ -10,7 +10,14 @@ from ringstone import models
 from ringstone.cli.app import app
 from ringstone.cli.context import CliContext
 from ringstone.client import RemoteClient
-from ringstone.errors import BusyError, ExistsError, InvalidError, RingstoneError, UnsupportedError
+from ringstone.errors import (
+    BusyError,
+    ExistsError,
+    InvalidError,
+    NotFoundError,
+    RingstoneError,
+    UnsupportedError,
+)
 from tests.framework.manager import Cluster, cluster
 from tests.unit.store_fake import FakeStore, failure, stores
 
@@ -220,3 +227,27 @@ def test_a_pool_has_a_key_and_gets_another(client: RemoteClient, tmp_path: Path)
     assert isinstance(nothing.exception, InvalidError)
     with pytest.raises(UnsupportedError, match="encrypts nothing"):
         client.rekey_pool("shared", models.PoolRekey(key_file=str(new)))
+
+
+@pytest.mark.usefixtures("_commands")
+def test_a_deletion_is_watched_and_taken_back(client: RemoteClient) -> None:
+    made(client, "v", "w")
+    for name in ("monday", "tuesday"):
+        client.create_snapshot("v", name)
+    client.clone_snapshot("v", "tuesday", "copy")
+    said_free = [line.split() for line in said("snapshot", "reclaimable", "v").splitlines()[1:]]
+    assert said_free == [["monday", "8", "KiB"], ["tuesday", "has", "clones"]]
+    assert said("snapshot", "deletions", "v").splitlines()[1:] == []
+    said("snapshot", "delete", "v", "monday")
+    [row] = said("snapshot", "deletions", "v").splitlines()[1:]
+    assert row.split() == ["monday", "4", "KiB", "1", "KiB", "75", "%"]
+    assert "Kept snapshot monday" in said("snapshot", "keep", "v", "monday")
+    assert [one.name for one in client.snapshots("v")] == ["tuesday", "monday"]
+    assert client.deletions("v") == []
+    with pytest.raises(NotFoundError, match="no snapshot"):
+        client.keep_snapshot("v", "monday")
+    client.create_pool(models.PoolCreate(name="plain", type="memory", host="a"))
+    client.create_volume("plain", pool="plain", size=MIB)
+    for call in (client.deletions, client.reclaimable):
+        with pytest.raises(UnsupportedError, match="has no snapshots"):
+            call("plain")

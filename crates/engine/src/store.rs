@@ -8,7 +8,7 @@ use pyo3::prelude::*;
 use ringstone_blockdev::{new_seal, wrap_anew, DriveError, StoreDoor};
 use ringstone_cipher::PoolKey;
 use ringstone_gateway::{check_store, format_store, look_for_store, store_code, Engine, EngineError};
-use ringstone_store::{Answer, Command, Figures, Seal, StoreError, VolumeInfo};
+use ringstone_store::{Answer, Command, DeletionInfo, Figures, Seal, StoreError, VolumeInfo};
 use ringstone_volume::VolumeError;
 use serde::Deserialize;
 use serde_json::{json, Value};
@@ -66,6 +66,13 @@ enum Call {
         volume: String,
         name: String,
     },
+    KeepSnapshot {
+        volume: String,
+        name: String,
+    },
+    Reclaimable {
+        volume: String,
+    },
     Revert {
         volume: String,
         name: String,
@@ -96,6 +103,7 @@ fn hex(uuid: [u8; 16]) -> String {
 
 fn volume_json(volume: &VolumeInfo) -> Value {
     let snapshot = |one: &ringstone_store::SnapshotInfo| json!({"name": one.name, "size": one.size, "created_s": one.created_s, "own": one.own});
+    let deletion = |one: &DeletionInfo| json!({"name": one.name, "total": one.total, "left": one.left});
     json!({
         "name": volume.name,
         "size": volume.size,
@@ -106,6 +114,7 @@ fn volume_json(volume: &VolumeInfo) -> Value {
         "open": volume.open,
         "integrity": volume.integrity,
         "encryption": !volume.key.is_empty(),
+        "deleting": volume.deleting.iter().map(deletion).collect::<Vec<_>>(),
         "snapshots": volume.snapshots.iter().map(snapshot).collect::<Vec<_>>(),
     })
 }
@@ -125,6 +134,7 @@ fn answer_json(answer: Answer) -> Value {
         Answer::Done | Answer::Opened { .. } => json!({}),
         Answer::Volumes(volumes) => json!({"volumes": volumes.iter().map(volume_json).collect::<Vec<_>>()}),
         Answer::Figures(figures) => figures_json(&figures),
+        Answer::Reclaimable(found) => json!({"snapshots": found}),
         Answer::Ranges(ranges) => json!({"ranges": ranges.sorted()}),
     }
 }
@@ -147,6 +157,8 @@ impl Store {
             Call::Resize { name, size } => Command::Resize { name, size },
             Call::Snapshot { volumes, name } => Command::Snapshot { volumes, name, created_s },
             Call::DeleteSnapshot { volume, name } => Command::DeleteSnapshot { volume, name },
+            Call::KeepSnapshot { volume, name } => Command::KeepSnapshot { volume, name },
+            Call::Reclaimable { volume } => Command::Reclaimable { volume },
             Call::Revert { volume, name } => Command::Revert { volume, name },
             Call::Clone { volume, snapshot, name } => Command::Clone { volume, snapshot, name, created_s },
             Call::Flatten { volume } => Command::Flatten { volume },

@@ -20,6 +20,7 @@ pub enum Mutant {
     ForgetInPlace,
     OpenAsFound,
     OpenReused,
+    KeepBegun,
 }
 
 #[cfg(feature = "mutants")]

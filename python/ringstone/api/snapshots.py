@@ -40,6 +40,28 @@ def delete_snapshot(volume: str, name: str, service: ServiceDep) -> None:
     Snapshots(service).delete(volume, name)
 
 
+@router.get("/deletions")
+def list_deletions(volume: str, service: ServiceDep) -> list[models.Deletion]:
+    """Deleted snapshots that have blocks still, in a store pool."""
+    return [
+        models.Deletion(volume=volume, snapshot=one.snapshot, total=one.total, left=one.left)
+        for one in Snapshots(service).deletions(volume)
+    ]
+
+
+@router.post("/snapshots/{name}/keep")
+def keep_snapshot(volume: str, name: str, service: ServiceDep) -> models.Snapshot:
+    """Take a deletion back, of which nothing was freed yet, in a store pool."""
+    return _view(volume, Snapshots(service).keep(volume, name))
+
+
+@router.get("/reclaimable")
+def list_reclaimable(volume: str, service: ServiceDep) -> list[models.Reclaimable]:
+    """What deleting each snapshot, alone, would free, in a store pool. All of the store is looked through."""
+    found = Snapshots(service).reclaimable(volume)
+    return [models.Reclaimable(volume=volume, snapshot=name, size=size) for name, size in found.items()]
+
+
 @router.post("/snapshots/{name}/revert", status_code=status.HTTP_204_NO_CONTENT)
 def revert_volume(volume: str, name: str, service: ServiceDep) -> None:
     """Give the volume the snapshot's content; it must not be attached. What was written since is gone."""

@@ -78,7 +78,7 @@ def list_(context: typer.Context, volume: VolumeName, json_output: JsonOption = 
 def delete(
     context: typer.Context, volume: VolumeName, name: SnapshotName, json_output: JsonOption = False
 ) -> None:
-    """Delete a snapshot that has no clones."""
+    """Delete a snapshot that has no clones. In a store pool its blocks are freed in the background."""
     cli = context_of(context, json_output)
     with cli.client() as client:
         client.delete_snapshot(volume, name)
@@ -86,6 +86,54 @@ def delete(
         print_json({"deleted": f"{volume}@{name}"})
     else:
         print(f"Deleted snapshot {name} of volume {volume}.")
+
+
+@app.command("deletions")
+def deletions(context: typer.Context, volume: VolumeName, json_output: JsonOption = False) -> None:
+    """Show how far the deletion of a volume's snapshots is, in a store pool."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        found = client.deletions(volume)
+    if cli.json:
+        print_json(found)
+        return
+    table = Table("snapshot", box=None, header_style="bold")
+    for column in ("had", "left", "done"):
+        table.add_column(column, justify="right")
+    for one in found:
+        done = 100 * (one.total - one.left) // one.total if one.total else 0
+        add_row(table, one.snapshot, format_size(one.total), format_size(one.left), f"{done} %")
+    print_table(table)
+
+
+@app.command("keep")
+def keep(
+    context: typer.Context, volume: VolumeName, name: SnapshotName, json_output: JsonOption = False
+) -> None:
+    """Take back the deletion of a snapshot in a store pool, as long as nothing of it is freed."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        snapshot = client.keep_snapshot(volume, name)
+    if cli.json:
+        print_json(snapshot)
+    else:
+        print(f"Kept snapshot {name} of volume {volume}.")
+
+
+@app.command("reclaimable")
+def reclaimable(context: typer.Context, volume: VolumeName, json_output: JsonOption = False) -> None:
+    """Show what deleting each snapshot of a volume, alone, would free, in a store pool."""
+    cli = context_of(context, json_output)
+    with cli.client() as client:
+        found = client.reclaimable(volume)
+    if cli.json:
+        print_json(found)
+        return
+    table = Table("snapshot", box=None, header_style="bold")
+    table.add_column("reclaimable", justify="right")
+    for one in found:
+        add_row(table, one.snapshot, "has clones" if one.size is None else format_size(one.size))
+    print_table(table)
 
 
 @app.command("revert")

@@ -11,7 +11,7 @@ from ringstone.errors import BusyError, InvalidError, UnsupportedError
 from ringstone.gateway import checks
 from ringstone.gateway.service import Service
 from ringstone.gateway.undo import undoing
-from ringstone.pools import LayerPool, Pool, Snapshot, SnapshotPool
+from ringstone.pools import Deletion, LayerPool, Pool, Snapshot, SnapshotPool
 from ringstone.state import VolumeRecord, VolumeState
 
 
@@ -83,6 +83,27 @@ class Snapshots:
             volume = self._service.volumes.usable(name)
             self._pool(volume).remove_snapshot(volume, snapshot)
             self._service.events.say("info", f"Deleted snapshot {snapshot}.", volume=name)
+
+    def deletions(self, name: str) -> Sequence[Deletion]:
+        """Deleted snapshots that have blocks still."""
+        volume = self._service.volumes.usable(name)
+        pool = self._pool(volume)
+        # Where the medium deletes at once there are none.
+        return pool.deletions(volume) if isinstance(pool, LayerPool) else []
+
+    def keep(self, name: str, snapshot: str) -> Snapshot:
+        """Take a deletion back. BusyError when blocks of the snapshot are given up."""
+        with self._service.locks.hold(f"volume {name}"):
+            volume = self._service.volumes.usable(name)
+            pool = self._layers(volume, "deletions are taken back")
+            pool.keep_snapshot(volume, snapshot)
+            self._service.events.say("info", f"Took the deletion of snapshot {snapshot} back.", volume=name)
+            return next(one for one in pool.snapshots(volume) if one.name == snapshot)
+
+    def reclaimable(self, name: str) -> dict[str, int | None]:
+        """What deleting each snapshot, alone, would free."""
+        volume = self._service.volumes.usable(name)
+        return self._layers(volume, "what a snapshot's deletion frees is known").reclaimable(volume)
 
     def revert(self, name: str, snapshot: str) -> None:
         """The volume gets the snapshot's content. BusyError while it is attached: a guest would not notice."""

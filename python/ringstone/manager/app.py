@@ -176,6 +176,24 @@ def delete_snapshot(volume: str, name: str, manager: Manager) -> None:
     manager.at_volume(volume, lambda client: client.delete_snapshot(volume, name))
 
 
+@router.get("/volumes/{volume}/deletions", tags=["snapshots"])
+def list_deletions(volume: str, manager: Manager) -> list[models.Deletion]:
+    """Deleted snapshots that have blocks still, in a store pool."""
+    return manager.at_volume(volume, lambda client: client.deletions(volume))
+
+
+@router.post("/volumes/{volume}/snapshots/{name}/keep", tags=["snapshots"])
+def keep_snapshot(volume: str, name: str, manager: Manager) -> models.Snapshot:
+    """Take a deletion back, of which nothing was freed yet, in a store pool."""
+    return manager.at_volume(volume, lambda client: client.keep_snapshot(volume, name))
+
+
+@router.get("/volumes/{volume}/reclaimable", tags=["snapshots"])
+def list_reclaimable(volume: str, manager: Manager) -> list[models.Reclaimable]:
+    """What deleting each snapshot, alone, would free, in a store pool. All of the store is looked through."""
+    return manager.at_volume(volume, lambda client: client.reclaimable(volume))
+
+
 @router.post(
     "/volumes/{volume}/snapshots/{name}/revert", tags=["snapshots"], status_code=status.HTTP_204_NO_CONTENT
 )

@@ -6,6 +6,7 @@ import stat
 from ringstone.errors import InvalidError
 from ringstone.pools.base import (
     UNSEALED,
+    Deletion,
     DrivePool,
     KeySource,
     LayerPool,
@@ -29,6 +30,7 @@ __all__ = [
     "SHARED_TYPES",
     "TEST_TYPES",
     "UNSEALED",
+    "Deletion",
     "DrivePool",
     "KeySource",
     "LayerPool",

@@ -205,6 +205,15 @@ class SnapshotPool(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Deletion:
+    """A deleted snapshot that has blocks still. `total`: bytes of the medium that it had; `left`: that it has."""
+
+    snapshot: str
+    total: int
+    left: int
+
+
 @runtime_checkable
 class LayerPool(SnapshotPool, Protocol):
     """What a pool offers beside, if its volumes are layers of one store."""
@@ -231,6 +240,19 @@ class LayerPool(SnapshotPool, Protocol):
     def rekey(self, source: KeySource) -> PoolRecord:
         """Have the key of `source` wrap the keys of all volumes, instead of the pool's so far. Returns the pool's
         record from then on. It may be done again after it was interrupted."""
+        ...
+
+    def deletions(self, volume: VolumeRecord) -> list[Deletion]:
+        """Deleted snapshots that have blocks still."""
+        ...
+
+    def keep_snapshot(self, volume: VolumeRecord, name: str) -> None:
+        """Take back a snapshot's deletion. BusyError when it has given up blocks, NotFoundError when none is deleted,
+        ExistsError when the name has another."""
+        ...
+
+    def reclaimable(self, volume: VolumeRecord) -> dict[str, int | None]:
+        """Bytes of the medium that deleting each snapshot, alone, would free; None where it has clones."""
         ...
 
     def clone_running(self, parent: VolumeRecord, volume: VolumeRecord) -> None:

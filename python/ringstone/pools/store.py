@@ -24,7 +24,7 @@ from ringstone.errors import (
     error_of_os,
 )
 from ringstone.pools import occupancy, store_door, store_options
-from ringstone.pools.base import KeySource, Sealed, Snapshot, Space, Usage, admit_to_capacity
+from ringstone.pools.base import Deletion, KeySource, Sealed, Snapshot, Space, Usage, admit_to_capacity
 from ringstone.pools.directory import sync
 from ringstone.pools.keys import KEYS, KINDS, MAKE_ONE
 from ringstone.pools.store_door import OpenStore, StoredVolume
@@ -404,6 +404,15 @@ class StorePool:
 
     def remove_snapshot(self, volume: VolumeRecord, name: str) -> None:
         self._changing().delete_snapshot(volume.name, name)
+
+    def deletions(self, volume: VolumeRecord) -> list[Deletion]:
+        return list(self._volume(volume).deleting)
+
+    def keep_snapshot(self, volume: VolumeRecord, name: str) -> None:
+        self._changing().keep_snapshot(volume.name, name)
+
+    def reclaimable(self, volume: VolumeRecord) -> dict[str, int | None]:
+        return self._door().reclaimable(volume.name)
 
     def revert(self, volume: VolumeRecord, name: str) -> None:
         self._changing(patient=True).revert(volume.name, name)

@@ -8,7 +8,7 @@ from typing import Any
 
 from ringstone import _engine
 from ringstone.errors import error_of_code
-from ringstone.pools.base import Snapshot
+from ringstone.pools.base import Deletion, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,7 @@ class StoredVolume:
     integrity: bool
     encryption: bool
     snapshots: tuple[Snapshot, ...]
+    deleting: tuple[Deletion, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +130,12 @@ class OpenStore:
     def delete_snapshot(self, volume: str, name: str) -> None:
         self._call("delete_snapshot", volume=volume, name=name)
 
+    def keep_snapshot(self, volume: str, name: str) -> None:
+        self._call("keep_snapshot", volume=volume, name=name)
+
+    def reclaimable(self, volume: str) -> dict[str, int | None]:
+        return dict(self._call("reclaimable", volume=volume)["snapshots"])
+
     def revert(self, volume: str, name: str) -> None:
         self._call("revert", volume=volume, name=name)
 
@@ -182,6 +189,7 @@ def _volumes(found: list[dict[str, Any]]) -> tuple[StoredVolume, ...]:
                 Snapshot(snapshot["name"], snapshot["size"], snapshot["created_s"], snapshot["own"])
                 for snapshot in one["snapshots"]
             ),
+            tuple(Deletion(gone["name"], gone["total"], gone["left"]) for gone in one["deleting"]),
         )
         for one in found
     )
