@@ -6,6 +6,7 @@ what takes long; and content that a test chooses, since Python cannot tell the c
 
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from types import TracebackType
@@ -35,10 +36,20 @@ class Scripts:
 
     def results(self, socket: str, operations: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
         """Of each request, whatever it is. `more`: further fields of the job."""
+        return self.start(socket, operations, **more)()
+
+    def start(
+        self, socket: str, operations: list[dict[str, Any]], **more: Any
+    ) -> Callable[[], list[dict[str, Any]]]:
+        """What waits for the results of requests that are under way."""
         self._process.send({"mode": "script", "socket": socket, "operations": operations, **more})
-        answer = self._process.receive()
-        assert "error" not in answer, answer["error"]
-        results: list[dict[str, Any]] = answer["results"]
+
+        def results() -> list[dict[str, Any]]:
+            answer = self._process.receive()
+            assert "error" not in answer, answer["error"]
+            results: list[dict[str, Any]] = answer["results"]
+            return results
+
         return results
 
     def run(self, socket: str, operations: list[dict[str, Any]], **more: Any) -> list[dict[str, Any]]:
