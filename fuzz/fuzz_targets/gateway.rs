@@ -10,6 +10,7 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use libfuzzer_sys::fuzz_target;
+use ringstone_blockdev::Key;
 use ringstone_fuzz::frontend::{
     open_descriptors, send, Descriptors, Record, GUEST_MEMORY, MEMORY_RECORD, TRUNCATE_RECORD,
 };
@@ -61,7 +62,7 @@ impl Gateway {
             read_only: false,
             serial: String::new(),
         };
-        engine.open_volume(&volume).expect("a volume");
+        engine.open_volume(&volume, &Key::None).expect("a volume");
         let socket = folder.join("disk.sock");
         engine.attach("disk", &socket, QUEUES).expect("an attachment");
         let gateway = Self { engine, socket };

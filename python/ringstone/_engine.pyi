@@ -110,8 +110,10 @@ class Engine:
         block_size: int = 512,
         read_only: bool = False,
         serial: str = "",
+        key: bytes | None = None,
     ) -> None:
-        """`backend` is JSON, one of
+        """`key`: of an encrypted volume, the pool's key that wraps its own; error denied without it and for another.
+        `backend` is JSON, one of
         {"type": "memory", "path": null | "/dev/shm/...", "hugepages": "auto" | "on" | "off"}
             path null: anonymous, content gone with the engine; a path on tmpfs or hugetlbfs: content stays in the file
         {"type": "file", "path": "...", "direct": "auto" | "on" | "off"}
@@ -238,17 +240,22 @@ class Store:
         "notes": [str]}"""
     def call(self, command: str) -> str:
         """JSON in, JSON out; blocks. Commands:
-        {"op": "create", "name", "size"}, {"op": "delete", "name"}, {"op": "resize", "name", "size"}
+        {"op": "create", "name", "size", "integrity": false}, {"op": "delete", "name"}, {"op": "resize", "name", "size"}
         {"op": "snapshot", "volumes": [..], "name"}: of all of them at one point
         {"op": "delete_snapshot", "volume", "name"}, {"op": "revert", "volume", "name"}
         {"op": "clone", "volume", "snapshot" | null, "name"}
         {"op": "flatten", "volume"}: answers when done
         {"op": "list"} -> {"volumes": [{"name", "size", "created_s", "own", "inherited", "origin": [volume, snapshot] |
-            null, "open", "snapshots": [{"name", "size", "created_s", "own"}]}]}
+            null, "open", "integrity", "encryption", "snapshots": [{"name", "size", "created_s", "own"}]}]}
         {"op": "figures"} -> {"size", "capacity", "used", "promised", "reclaiming"}
         {"op": "diff", "volume", "from" | null, "to" | null} -> {"ranges": [[offset, length], ..]}
         {"op": "grow"}: takes the drive's present length
         Others answer {}. Error not_found, exists, busy, in_use, no_space, invalid, failed."""
+    def create_encrypted(self, name: str, size: int, integrity: bool, key: bytes) -> None:
+        """A volume with a new key of its own, which `key`, the pool's, wraps. Errors as of call()."""
+    def wrap_anew(self, before: Sequence[bytes], key: bytes) -> int:
+        """Have `key` wrap the keys of all volumes that it has not wrapped; each must be wrapped by one of `before`,
+        else error denied and nothing is changed. How many these were."""
     def close(self) -> None:
         """Writes a checkpoint and lets go. Error busy while a volume of it is open."""
 

@@ -63,6 +63,11 @@ class ApiClient:
         body = {} if size is None else {"size": size}
         return self._call(models.Pool, "POST", f"/pools/{_name(name)}/grow", body=body)
 
+    def rekey_pool(self, name: str, key: models.PoolRekey) -> models.Pool:
+        """Have another key wrap the keys of its encrypted volumes."""
+        body = key.model_dump(exclude_none=True)
+        return self._call(models.Pool, "POST", f"/pools/{_name(name)}/rekey", body=body)
+
     def delete_pool(self, name: str) -> None:
         self._call(NoneType, "DELETE", f"/pools/{_name(name)}")
 
@@ -75,14 +80,21 @@ class ApiClient:
         return self._get(models.Volume, f"/volumes/{_name(name)}")
 
     def create_volume(
-        self, name: str, *, pool: str, size: int | None, block_size: int = 512, integrity: bool = False
+        self,
+        name: str,
+        *,
+        pool: str,
+        size: int | None,
+        block_size: int = 512,
+        integrity: bool = False,
+        encryption: bool = False,
     ) -> models.Volume:
-        """`size` in bytes; None only where the pool is one block device. `integrity`: each block has a checksum, in a
-        store pool."""
+        """`size` in bytes; None only where the pool is one block device. `integrity`: each block has a checksum,
+        `encryption`: each is encrypted, both in a store pool."""
         body = {"name": name, "pool": pool, "size": size, "block_size": block_size}
-        if integrity:
-            # A release before does not know of it.
-            body["integrity"] = True
+        # A release before does not know of these.
+        body |= {"integrity": True} if integrity else {}
+        body |= {"encryption": True} if encryption else {}
         return self._call(models.Volume, "POST", "/volumes", body=body)
 
     def resize_volume(self, name: str, size: int) -> models.Volume:

@@ -57,7 +57,18 @@ class RbdOptions(_Request):
     data_pool: str | None = None
 
 
-class StoreOptions(_Request):
+class KeyOptions(_Request):
+    """Where the key of a store pool is, with which it has encrypted volumes: one of these. `key_file`: an absolute
+    path on the pool's host; `key_command`: the name of a program in /etc/ringstone/key-commands there, which prints the
+    key; `key_credential`: the name of a credential that systemd gives the gateway. The key is 32 bytes, or their 64
+    hexadecimal digits."""
+
+    key_file: str | None = None
+    key_command: str | None = None
+    key_credential: str | None = None
+
+
+class StoreOptions(KeyOptions):
     """How a store pool is made. `size`: bytes of its file, where that is not there yet. `extent`: bytes of the unit in
     which blocks have a place, a power of two from 16 KiB to 1 MiB, by default 64 KiB. `overcommit`: how many times the
     capacity the volumes' sizes may add up to, by default 10."""
@@ -88,6 +99,10 @@ class PoolCreate(_Request):
     erase: bool = False
 
 
+class PoolRekey(KeyOptions):
+    """Where the pool's key is from now on."""
+
+
 class PoolGrow(_Request):
     """`size`: of a store pool's file from now on; a device has its own."""
 
@@ -111,7 +126,7 @@ class Space(_Answer):
 class Pool(_Answer):
     """`host`: the only one that reaches it. `state` is ready, or failed with a `reason`. `provisioned`: the volumes'
     sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there. `space`
-    is of store pools."""
+    and `key`, which says where its key is, are of store pools."""
 
     name: str
     type: str
@@ -123,6 +138,7 @@ class Pool(_Answer):
     total: int | None
     free: int | None
     space: Space | None = None
+    key: str | None = None
     provisioned: int
     volumes: int
     created_at: datetime
@@ -130,13 +146,14 @@ class Pool(_Answer):
 
 class VolumeCreate(_Request):
     """`size` may be left out only where the pool is one block device: then it is the device's. `integrity`: each block
-    has a checksum, in a store pool."""
+    has a checksum, `encryption`: each is encrypted, both in a store pool."""
 
     name: str
     pool: str
     size: Size | None = None
     block_size: int = 512
     integrity: bool = False
+    encryption: bool = False
 
 
 class VolumeResize(_Request):
@@ -238,8 +255,8 @@ class Attachment(_Answer):
 class Volume(_Answer):
     """`state`: ready, failed (its backing is missing or damaged; `reason` says what), creating or deleting.
     `allocated`: bytes it takes of the medium, None when unknown; `shared`: bytes beside these that it reads from
-    snapshots, its own and its parents', in a store pool. `integrity`: its blocks have checksums; None where that is not
-    known. `detail`: how the engine serves it, while attached."""
+    snapshots, its own and its parents', in a store pool. `integrity`: its blocks have checksums, `encryption`: they
+    are encrypted; None where that is not known. `detail`: how the engine serves it, while attached."""
 
     name: str
     id: str
@@ -252,6 +269,7 @@ class Volume(_Answer):
     allocated: int | None
     shared: int | None = None
     integrity: bool | None = None
+    encryption: bool | None = None
     detail: str | None
     attachment: Attachment | None
     created_at: datetime

@@ -24,6 +24,7 @@ class FakeEngine:
     serials: dict[str, str] = field(default_factory=dict)
     cores: list[int] = field(default_factory=lambda: [1])
     before: Callable[[str], None] = lambda call: None
+    keys: dict[str, bytes | None] = field(default_factory=dict)
     _volumes: dict[str, EngineVolume] = field(default_factory=dict)
     _attachments: dict[str, EngineAttachment] = field(default_factory=dict)
 
@@ -43,12 +44,14 @@ class FakeEngine:
         block_size: int,
         read_only: bool,
         serial: str,
+        key: bytes | None = None,
     ) -> None:
         self._enter("open_volume", name)
         if name in self._volumes:
             raise ExistsError(f"The engine has volume {name!r} open.")
         self.backends[name] = backend
         self.serials[name] = serial
+        self.keys[name] = key
         kind = str(backend["type"])
         self._volumes[name] = EngineVolume(name, size, block_size, read_only, kind, "fake", True, False)
 

@@ -234,6 +234,66 @@ def test_blocks_have_checksums_where_that_is_asked(gateway: GatewayProcess) -> N
     assert [one for one in messages if "is not what was written there" in one]
 
 
+def key_at(path: Path) -> Path:
+    path.write_text(os.urandom(32).hex() + "\n")
+    path.chmod(0o600)
+    return path
+
+
+def secret_of(path: Path) -> bytes:
+    return bytes.fromhex(path.read_text())
+
+
+def test_blocks_are_encrypted_where_that_is_asked(gateway: GatewayProcess, tmp_path: Path) -> None:
+    """Neither keys nor what a guest wrote are anywhere but with the operator."""
+    drive = gateway.root / "drive"
+    key, other, third = (key_at(tmp_path / name) for name in ("key", "other", "third"))
+    secrets = [secret_of(path) for path in (key, other, third)]
+    plain = bytes([0x5A]) * 64
+    make = ("--type", "store", "--path", str(drive), "--size", "128M")
+    gateway.cli("pool", "create", "safe", *make, "--key-file", str(key))
+    gateway.cli("volume", "create", "v", "--pool", "safe", "--size", "32M", "--encryption")
+    socket = gateway.cli_json("volume", "attach", "v", "--queues", "2")["socket"]
+    assert verify(socket, queues=2)["passed"]
+    gateway.cli("snapshot", "create", "v", "monday")
+    content = write(socket, 0, 8 * MIB, seed=3)
+    # The key goes over with the rest: nobody asks for it at an upgrade.
+    key.rename(tmp_path / "kept")
+    gateway.upgrade()
+    assert read(socket) == content
+    assert verify(socket, queues=2)["passed"]
+    content = write(socket, 0, 8 * MIB, seed=4)
+    gateway.kill()
+    gateway.start()
+    shown = gateway.cli_json("volume", "show", "v")
+    assert "Reading the key" in shown["attachment"]["reason"], shown
+    (tmp_path / "kept").rename(key)
+    gateway.cli("volume", "attach", "v", "--queues", "2")
+    assert read(socket) == content
+    for length in (MIB, 512):
+        script(socket, [{"op": "write", "offset": 16 * MIB, "len": length, "fill": {"byte": plain[0]}}] * 2)
+    script(socket, [{"op": "flush"}])
+    gateway.cli("pool", "rekey", "safe", "--key-file", str(other))
+    key.unlink()
+    gateway.cli("snapshot", "clone", "v", "monday", "copy")
+    gateway.restart()
+    assert read(socket) == content
+    gateway.cli("volume", "detach", "v")
+    swap(other, third)
+    refused = gateway.cli("volume", "attach", "v", check=False)
+    assert refused.returncode == 14, refused.stderr
+    assert "another key than the pool has" in refused.stderr
+    swap(other, third)
+    assert [gateway.cli_json("volume", "show", one)["encryption"] for one in ("v", "copy")] == [True, True]
+    assert read(gateway.cli_json("volume", "attach", "v")["socket"]) == content
+    written = [path for path in gateway.root.rglob("*") if path.is_file()]
+    assert drive in written
+    for path in written:
+        found = path.read_bytes()
+        for hidden in (plain, *secrets, *(secret.hex().encode() for secret in secrets)):
+            assert hidden not in found, path
+
+
 def test_the_wrong_drive_is_not_served(gateway: GatewayProcess) -> None:
     """As after a boot that names devices in another order."""
     drives = {name: gateway.root / f"{name}.drive" for name in ("a", "b")}

@@ -29,6 +29,7 @@ class _Volume:
     own: int = 0
     open: bool = False
     integrity: bool = False
+    key: bytes | None = None
     snapshots: dict[str, int] = field(default_factory=dict)
 
 
@@ -146,6 +147,17 @@ class FakeStore:
     def _create(self, name_: str, size_: int, integrity_: bool = False) -> None:
         self._new(name_, _Volume(size_, integrity=integrity_))
 
+    def create_encrypted(self, name: str, size: int, integrity: bool, key: bytes) -> None:
+        self._new(name, _Volume(size, integrity=integrity, key=key))
+
+    def wrap_anew(self, before: list[bytes], key: bytes) -> int:
+        other = [one for one in self._content.volumes.values() if one.key not in (None, key)]
+        if any(one.key not in before for one in other):
+            raise failure("denied", "its key was wrapped by another key than the pool has")
+        for one in other:
+            one.key = key
+        return len(other)
+
     def _delete(self, name_: str) -> None:
         if self._closed(name_).snapshots:
             raise failure("busy", f'volume "{name_}" has snapshots. Delete them first')
@@ -229,6 +241,7 @@ def _list(content: _Content) -> list[dict[str, Any]]:
             "origin": volume.origin,
             "open": volume.open,
             "integrity": volume.integrity,
+            "encryption": volume.key is not None,
             "snapshots": [
                 {"name": snapshot, "size": size, "created_s": 1_700_000_000, "own": 4096}
                 for snapshot, size in volume.snapshots.items()

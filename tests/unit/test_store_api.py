@@ -199,3 +199,24 @@ def test_a_check_of_what_a_gateway_has_is_refused(tmp_path: Path, stores: type[F
     FakeStore.format(drive, size=64 * MIB)
     FakeStore(drive)
     assert isinstance(run("store", "check", drive).exception, BusyError)
+
+
+@pytest.mark.usefixtures("_commands")
+def test_a_pool_has_a_key_and_gets_another(client: RemoteClient, tmp_path: Path) -> None:
+    old, new = tmp_path / "old", tmp_path / "new"
+    for path in (old, new):
+        path.write_bytes(path.name.encode().ljust(32, b"."))
+        path.chmod(0o600)
+    make = ("pool", "create", "safe", "--type", "store", "--host", "a", "--size", "64M")
+    refused = run(*make, "--key-file", str(old), "--key-command", "vault")
+    assert isinstance(refused.exception, InvalidError)
+    said(*make, "--key-file", str(old))
+    assert "encrypted" not in said("volume", "create", "v", "--pool", "safe", "--size", "16M", "--encryption")
+    assert client.volume("v").encryption
+    assert f"file {old}" in said("pool", "show", "safe")
+    assert f"is file {new} now" in said("pool", "rekey", "safe", "--key-file", str(new))
+    assert client.pool("safe").key == f"file {new}"
+    nothing = run("pool", "rekey", "safe")
+    assert isinstance(nothing.exception, InvalidError)
+    with pytest.raises(UnsupportedError, match="encrypts nothing"):
+        client.rekey_pool("shared", models.PoolRekey(key_file=str(new)))

@@ -12,6 +12,7 @@ import pytest
 
 from ringstone.errors import (
     BusyError,
+    DeniedError,
     ExistsError,
     FailedError,
     InvalidError,
@@ -21,7 +22,7 @@ from ringstone.errors import (
     RingstoneError,
     StorageError,
 )
-from ringstone.pools import DrivePool, LayerPool, SnapshotPool, Usage, open_pool, store
+from ringstone.pools import DrivePool, KeySource, LayerPool, Sealed, SnapshotPool, Usage, open_pool, store
 from ringstone.pools.store import StorePool
 from ringstone.state import PoolRecord, VolumeRecord, VolumeState
 from tests.unit.store_fake import FakeStore, failure, mark_of, stores
@@ -493,3 +494,62 @@ def test_what_changed_is_offsets_and_lengths(tmp_path: Path) -> None:
     assert pool.diff(volume(), None, None) == [(0, 3 * MIB)]
     with pytest.raises(NotFoundError, match="no snapshot"):
         pool.diff(volume(), "monday", None)
+
+
+# keys
+
+
+def key_file(path: Path, byte: int) -> KeySource:
+    path.write_bytes(bytes([byte]) * 32)
+    path.chmod(0o600)
+    return KeySource("key_file", str(path))
+
+
+def test_an_encrypted_volume_needs_a_key_of_the_pool(tmp_path: Path) -> None:
+    pool = made(tmp_path / "drive")
+    with pytest.raises(InvalidError, match=r"no key.*ringstone pool rekey p --key-file"):
+        pool.create_sealed(volume(), integrity=False, encryption=True)
+    assert FakeStore(str(tmp_path / "drive")).call('{"op": "list", "name": null}') == '{"volumes": []}'
+
+
+def test_a_pool_is_not_made_with_a_key_that_cannot_be_had(tmp_path: Path) -> None:
+    with pytest.raises(RingstoneError, match="Reading the key"):
+        made(tmp_path / "drive", key_file=str(tmp_path / "none"))
+    assert not (tmp_path / "drive").exists()
+
+
+def test_only_an_encrypted_volume_is_opened_with_the_key(tmp_path: Path) -> None:
+    pool = made(tmp_path / "drive", key_file=key_file(tmp_path / "key", 1).place)
+    pool.create_sealed(volume("secret"), integrity=True, encryption=True)
+    pool.create_sealed(volume("checked"), integrity=True, encryption=False)
+    assert pool.sealed(volume("secret")) == Sealed(integrity=True, encryption=True)
+    assert pool.sealed(volume("checked")) == Sealed(integrity=True, encryption=False)
+    assert pool.sealed(volume("none")) is None
+    assert pool.key(volume("secret")) == bytes([1]) * 32
+    (tmp_path / "key").unlink()
+    assert again(pool).key(volume("checked")) is None
+    with pytest.raises(RingstoneError, match="Reading the key"):
+        again(pool).key(volume("secret"))
+
+
+def test_a_pool_gets_another_key_even_where_that_was_interrupted(tmp_path: Path) -> None:
+    old, new = key_file(tmp_path / "old", 1), key_file(tmp_path / "new", 2)
+    pool = made(tmp_path / "drive", key_file=old.place, overcommit=2)
+    pool.create_sealed(volume(), integrity=False, encryption=True)
+    changed = pool.rekey(new)
+    assert changed.options == {**pool.record.options, "key_file": new.place}
+    # The state did not hear of it, and the old key is gone meanwhile.
+    Path(old.place).unlink()
+    assert again(pool).rekey(new) == changed
+    command = StorePool(replace(pool.record, options={"key_command": "vault"}))
+    assert command.rekey(new).options == {"key_file": new.place}
+
+
+def test_another_key_is_refused_where_that_of_a_volume_is_lost(tmp_path: Path) -> None:
+    pool = made(tmp_path / "drive", key_file=key_file(tmp_path / "key", 1).place)
+    pool.create_sealed(volume(), integrity=False, encryption=True)
+    key_file(tmp_path / "key", 3)
+    with pytest.raises(DeniedError, match="another key"):
+        pool.rekey(key_file(tmp_path / "new", 2))
+    with pytest.raises(DeniedError, match="another key"):
+        StorePool(replace(pool.record, options={})).rekey(key_file(tmp_path / "new", 2))

@@ -1,6 +1,7 @@
 use std::io;
 use std::path::PathBuf;
 
+use ringstone_cipher::CipherError;
 use ringstone_mapping::MappingError;
 use ringstone_rbd::RbdError;
 use ringstone_store::StoreError;
@@ -34,6 +35,10 @@ pub enum DriveError {
     Rbd(#[from] RbdError),
     #[error(transparent)]
     Store(#[from] StoreError),
+    #[error("volume {volume:?} is encrypted, and {source}")]
+    Key { volume: String, source: CipherError },
+    #[error(transparent)]
+    Cipher(#[from] CipherError),
     #[error("the file behind the volume was cut while it was in use")]
     Poisoned,
 }

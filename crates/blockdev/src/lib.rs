@@ -23,7 +23,7 @@ pub use error::DriveError;
 pub use faulty::{Fault, FaultDice, Faults};
 pub use file::{lives_in_memory, Direct, FileDrive};
 pub use mapped::{Discard, HugePages, MappedDrive, Outgrown};
-pub use store::{StoreDoor, StoreParts, StoreVolume};
+pub use store::{new_seal, wrap_anew, Key, StoreDoor, StoreParts, StoreVolume};
 
 /// A drive of one of the kinds a reactor knows.
 pub enum Drive {

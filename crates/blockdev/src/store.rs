@@ -5,8 +5,9 @@ use std::path::PathBuf;
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
+use ringstone_cipher::{CipherError, PoolKey, VolumeKey, Xts};
 use ringstone_rbd::Completions;
-use ringstone_store::{Answer, Block, Command, Map, Medium, Run, Shared, StoreError, Sums, BLOCK};
+use ringstone_store::{Answer, Block, Command, Map, Medium, Run, Seal, Shared, StoreError, Sums, BLOCK};
 
 use crate::backing::Backing;
 use crate::error::DriveError;
@@ -35,7 +36,19 @@ pub struct StoreVolume {
     map: Arc<Map>,
     /// Of a volume whose blocks have checksums.
     sums: Option<Arc<Sums>>,
+    /// Of a volume whose blocks are encrypted.
+    cipher: Option<Arc<Xts>>,
     shared: Arc<Shared>,
+}
+
+/// What an encrypted volume is opened with.
+pub enum Key {
+    /// There is none, and the volume must not need one.
+    None,
+    /// The key that wrapped the volume's, which is beside the volume.
+    Pool(PoolKey),
+    /// The volume's own, from a process that had it open.
+    Volume(VolumeKey),
 }
 
 /// A store that is open, as its volumes need it.
@@ -48,24 +61,101 @@ pub struct StoreParts {
     pub shared: Arc<Shared>,
 }
 
+impl StoreParts {
+    /// What the blocks of volume `name` are encrypted with; None if they are not.
+    fn cipher_of(&self, name: &str, key: &Key) -> Result<Option<Arc<Xts>>, DriveError> {
+        let wrong = |source| DriveError::Key { volume: name.into(), source };
+        let wrapped = self.wrapped_key(name)?;
+        let key = match key {
+            _ if wrapped.is_empty() => return Ok(None),
+            Key::None => return Err(StoreError::NoKey(name.into()).into()),
+            Key::Pool(pool) => pool.unwrap(&wrapped).map_err(wrong)?,
+            Key::Volume(key) => key.clone(),
+        };
+        Ok(Some(Arc::new(Xts::new(key).map_err(wrong)?)))
+    }
+
+    /// Of volume `name`; empty if its blocks are not encrypted.
+    fn wrapped_key(&self, name: &str) -> Result<Vec<u8>, DriveError> {
+        let Answer::Volumes(found) = self.door.call(Command::List { name: Some(name.into()) })? else {
+            return Err(StoreError::Closed.into());
+        };
+        let volume = found.into_iter().next().ok_or_else(|| StoreError::NoVolume(name.into()))?;
+        Ok(volume.key)
+    }
+}
+
+/// The seal of a new volume.
+///
+/// # Errors
+/// OpenSSL fails.
+pub fn new_seal(integrity: bool, key: Option<&PoolKey>) -> Result<Seal, DriveError> {
+    let key = key.map(|pool| pool.wrap(&VolumeKey::draw()?)).transpose()?;
+    Ok(Seal { integrity, key: key.unwrap_or_default() })
+}
+
+/// Have `to` wrap the keys of all volumes that it has not wrapped. Returns how many were wrapped anew. It may be done again after
+/// it was interrupted.
+///
+/// # Errors
+/// None of `from` has wrapped a volume's key, or the store fails; some volumes may have the new one then.
+pub fn wrap_anew(door: &dyn StoreDoor, from: &[PoolKey], to: &PoolKey) -> Result<usize, DriveError> {
+    let mut count = 0;
+    loop {
+        let Answer::Volumes(mut volumes) = door.call(Command::List { name: None })? else {
+            return Err(StoreError::Closed.into());
+        };
+        volumes.retain(|volume| !volume.key.is_empty() && !to.has_wrapped(&volume.key));
+        // All are looked at before one is changed.
+        let keys = volumes.iter().map(|volume| wrapped_anew(&volume.name, &volume.key, from, to));
+        let keys = keys.collect::<Result<Vec<_>, _>>()?;
+        if keys.is_empty() {
+            return Ok(count);
+        }
+        for (volume, key) in volumes.into_iter().zip(keys) {
+            match door.call(Command::SetKey { volume: volume.name, from: volume.key, key }) {
+                Ok(_) => count += 1,
+                Err(StoreError::NoVolume(_)) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        // Clones may have been made of those that had the old one.
+    }
+}
+
+fn wrapped_anew(volume: &str, key: &[u8], from: &[PoolKey], to: &PoolKey) -> Result<Vec<u8>, DriveError> {
+    let wrong = |source| DriveError::Key { volume: volume.into(), source };
+    let pool = from.iter().find(|pool| pool.has_wrapped(key)).ok_or(wrong(CipherError::WrongKey))?;
+    pool.unwrap(key).and_then(|key| to.wrap(&key)).map_err(wrong)
+}
+
 impl StoreVolume {
     /// Open volume `name` for `size` bytes and blocks of `block_size`.
     ///
     /// # Errors
-    /// There is none, it is smaller, or the drive's blocks are larger.
-    pub fn open(parts: &StoreParts, name: &str, size: u64, block_size: u32) -> Result<Self, DriveError> {
+    /// There is none, it is smaller, the drive's blocks are larger, or `key` is not what it needs.
+    pub fn open(
+        parts: &StoreParts,
+        name: &str,
+        size: u64,
+        block_size: u32,
+        key: &Key,
+    ) -> Result<Self, DriveError> {
         let needed = parts.drive.offset_align();
         if needed > block_size {
             return Err(DriveError::BlockSize { path: parts.drive.path().to_owned(), needed, block_size });
         }
+        let cipher = parts.cipher_of(name, key)?;
+        let for_keeper = cipher.clone().map(|cipher| cipher as Arc<dyn ringstone_store::Cipher>);
         let Answer::Opened { volume, map, size: have, seal, sums } =
-            parts.door.call(Command::Open { name: name.into(), cipher: None })?
+            parts.door.call(Command::Open { name: name.into(), cipher: for_keeper })?
         else {
             return Err(StoreError::Closed.into());
         };
         let StoreParts { drive, inbox, door, shared } = parts.clone();
-        let this = Self { drive, inbox, door, name: name.into(), id: volume, map, sums, shared };
-        if !seal.key.is_empty() {
+        let this = Self { drive, inbox, door, name: name.into(), id: volume, map, sums, cipher, shared };
+        // Somebody may have made another volume of this name meanwhile.
+        if this.cipher.is_some() == seal.key.is_empty() {
             return Err(StoreError::NoKey(name.into()).into());
         }
         match have < size {
@@ -90,6 +180,18 @@ impl StoreVolume {
     #[inline(always)]
     pub fn sums(&self) -> Option<&Sums> {
         self.sums.as_deref()
+    }
+
+    /// How blocks are encrypted.
+    #[inline(always)]
+    pub fn cipher(&self) -> Option<&Xts> {
+        self.cipher.as_deref()
+    }
+
+    /// Blocks are not on the drive as the guest sees them, or have to be checked.
+    #[inline(always)]
+    pub fn is_sealed(&self) -> bool {
+        self.sums.is_some() || self.cipher.is_some()
     }
 
     /// What is to be prefetched before byte `offset` is looked for; null for nothing. Any offset may be asked.

@@ -10,6 +10,8 @@ use pyo3::create_exception;
 use pyo3::exceptions::PyException;
 use pyo3::prelude::*;
 use pyo3::types::{PyDict, PyList};
+use ringstone_blockdev::Key;
+use ringstone_cipher::PoolKey;
 use ringstone_gateway::{self as gateway, BackendSpec, EngineSettings, SocketRights, Takeover, VolumeSpec};
 
 mod rbd;
@@ -123,7 +125,7 @@ impl Engine {
         py.detach(|| self.0.abandon());
     }
 
-    #[pyo3(signature = (name, backend, *, size, block_size = 512, read_only = false, serial = String::new()))]
+    #[pyo3(signature = (name, backend, *, size, block_size = 512, read_only = false, serial = String::new(), key = None))]
     #[expect(clippy::too_many_arguments, reason = "keyword arguments of the Python signature")]
     fn open_volume(
         &self,
@@ -134,10 +136,13 @@ impl Engine {
         block_size: u32,
         read_only: bool,
         serial: String,
+        key: Option<&[u8]>,
     ) -> PyResult<()> {
+        let key = key.map(PoolKey::new).transpose().map_err(|e| store::drive_error(py, e.into()))?;
+        let key = key.map_or(Key::None, Key::Pool);
         let opened = BackendSpec::parse(backend).and_then(|backend| {
             let spec = VolumeSpec { name, backend, size, block_size, read_only, serial };
-            py.detach(|| self.0.open_volume(&spec))
+            py.detach(|| self.0.open_volume(&spec, &key))
         });
         opened.map_err(|e| engine_error(py, &e))
     }

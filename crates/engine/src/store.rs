@@ -5,11 +5,14 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
-use ringstone_blockdev::StoreDoor;
+use ringstone_blockdev::{new_seal, wrap_anew, DriveError, StoreDoor};
+use ringstone_cipher::PoolKey;
 use ringstone_gateway::{check_store, format_store, look_for_store, store_code, Engine, EngineError};
 use ringstone_store::{Answer, Command, Figures, Seal, StoreError, VolumeInfo};
+use ringstone_volume::VolumeError;
 use serde::Deserialize;
 use serde_json::{json, Value};
+use zeroize::Zeroizing;
 
 use crate::{engine_error, raise};
 
@@ -26,6 +29,16 @@ fn host() -> Result<Arc<Engine>, EngineError> {
 
 fn store_error(py: Python<'_>, error: &StoreError) -> PyErr {
     raise(py, store_code(error).as_str(), error.to_string())
+}
+
+pub fn drive_error(py: Python<'_>, error: DriveError) -> PyErr {
+    engine_error(py, &EngineError::Volume(VolumeError::Drive(error)))
+}
+
+/// Seconds since 1970.
+fn now_s() -> u64 {
+    // A clock before 1970 is nobody's; it would only make dates wrong.
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 /// As `Store.call` takes it.
@@ -92,6 +105,7 @@ fn volume_json(volume: &VolumeInfo) -> Value {
         "origin": volume.origin,
         "open": volume.open,
         "integrity": volume.integrity,
+        "encryption": !volume.key.is_empty(),
         "snapshots": volume.snapshots.iter().map(snapshot).collect::<Vec<_>>(),
     })
 }
@@ -123,8 +137,7 @@ pub struct Store {
 
 impl Store {
     fn command(call: Call) -> Option<Command> {
-        // A clock before 1970 is nobody's; it would only make dates wrong.
-        let created_s = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
+        let created_s = now_s();
         Some(match call {
             Call::Create { name, size, integrity } => {
                 let seal = Seal { integrity, ..Seal::default() };
@@ -181,6 +194,31 @@ impl Store {
                 .detach(|| host()?.grow_store(&self.path).map(|()| answer_json(Answer::Done).to_string()))
                 .map_err(|e| engine_error(py, &e)),
         }
+    }
+
+    fn create_encrypted(
+        &self,
+        py: Python<'_>,
+        name: String,
+        size: u64,
+        integrity: bool,
+        key: &[u8],
+    ) -> PyResult<()> {
+        let create = || -> Result<(), DriveError> {
+            let seal = new_seal(integrity, Some(&PoolKey::new(key)?))?;
+            self.door.call(Command::Create { name, size, created_s: now_s(), seal })?;
+            Ok(())
+        };
+        py.detach(create).map_err(|error| drive_error(py, error))
+    }
+
+    fn wrap_anew(&self, py: Python<'_>, before: Vec<Vec<u8>>, key: &[u8]) -> PyResult<usize> {
+        let wrap = || -> Result<usize, DriveError> {
+            let before = before.into_iter().map(Zeroizing::new);
+            let before = before.map(|key| PoolKey::new(&key)).collect::<Result<Vec<_>, _>>()?;
+            wrap_anew(&*self.door, &before, &PoolKey::new(key)?)
+        };
+        py.detach(wrap).map_err(|error| drive_error(py, error))
     }
 
     fn close(&self, py: Python<'_>) -> PyResult<()> {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use std::os::fd::{AsFd, OwnedFd};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ringstone_blockdev::{Drive, DriveError};
+use ringstone_blockdev::{Drive, DriveError, Key};
 use ringstone_reactor::{ReactorHandle, ReactorSettings};
 use ringstone_store::{Epochs, Reader};
 use ringstone_telemetry::{Clock, ReactorView, StatsPage, MAX_REACTORS};
@@ -227,18 +227,18 @@ impl Engine {
         Ok(())
     }
 
-    /// Open a volume.
+    /// Open a volume. `key`: of one that is encrypted.
     ///
     /// # Errors
     /// The name is taken, or its drive cannot be opened; nothing stays open then.
-    pub fn open_volume(&self, spec: &VolumeSpec) -> Result<(), EngineError> {
+    pub fn open_volume(&self, spec: &VolumeSpec, key: &Key) -> Result<(), EngineError> {
         let taken = spec.name.clone();
         if self.call(move |control| control.volumes.contains_key(&taken))? {
             return Err(EngineError::VolumeExists(spec.name.clone()));
         }
         // On the caller's thread: opening may take long.
         let (drive, faults) = match &spec.backend {
-            BackendSpec::Store { path, volume } => (self.open_store_volume(spec, path, volume)?, None),
+            BackendSpec::Store { path, volume } => (self.open_store_volume(spec, path, volume, key)?, None),
             backend => backend.open(spec.size, spec.block_size, spec.read_only)?,
         };
         let volume =

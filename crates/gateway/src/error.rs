@@ -2,6 +2,7 @@ use std::io;
 use std::path::PathBuf;
 
 use ringstone_blockdev::DriveError;
+use ringstone_cipher::CipherError;
 use ringstone_rbd::RbdError;
 use ringstone_reactor::ReactorError;
 use ringstone_store::StoreError;
@@ -178,6 +179,7 @@ fn volume_code(error: &VolumeError) -> Code {
             DriveError::NoDirect { .. } => Code::Unsupported,
             DriveError::Rbd(error) => rbd_code(error),
             DriveError::Store(error) => store_code(error),
+            DriveError::Key { source, .. } | DriveError::Cipher(source) => cipher_code(source),
         },
         _ => Code::Invalid,
     }
@@ -205,6 +207,15 @@ pub fn store_code(error: &StoreError) -> Code {
         | StoreError::Shrink { .. }
         | StoreError::Size { .. } => Code::Invalid,
         StoreError::Closed => Code::Stopped,
+    }
+}
+
+fn cipher_code(error: &CipherError) -> Code {
+    match error {
+        CipherError::WrongKey => Code::Denied,
+        CipherError::Length { .. } | CipherError::Weak => Code::Invalid,
+        CipherError::Version(_) => Code::Unsupported,
+        CipherError::Damaged | CipherError::OpenSsl(_) => Code::Io,
     }
 }
 

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
-use ringstone_blockdev::{Direct, Drive, DriveError, FileDrive, StoreDoor, StoreParts, StoreVolume};
+use ringstone_blockdev::{Direct, Drive, DriveError, FileDrive, Key, StoreDoor, StoreParts, StoreVolume};
 use ringstone_rbd::Completions;
 use ringstone_reactor::{Answered, Command as Order, Keeping};
 use ringstone_store::{Answer, Command, Figures, Keeper, Layout, Medium, StoreError, VolumeInfo, BLOCK};
@@ -286,9 +286,10 @@ impl Engine {
         spec: &VolumeSpec,
         path: &Path,
         volume: &str,
+        key: &Key,
     ) -> Result<Drive, EngineError> {
         let parts = self.store_parts(path)?;
-        Ok(Drive::Store(StoreVolume::open(&parts, volume, spec.size, spec.block_size)?))
+        Ok(Drive::Store(StoreVolume::open(&parts, volume, spec.size, spec.block_size, key)?))
     }
 
     /// Give the drive's present length to the store at `path`.

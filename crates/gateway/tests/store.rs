@@ -6,20 +6,35 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use common::*;
-use ringstone_gateway::{check_store, format_store};
+use ringstone_blockdev::{new_seal, wrap_anew, Key};
+use ringstone_cipher::PoolKey;
+use ringstone_gateway::{check_store, format_store, BackendSpec, Code, VolumeSpec};
 use ringstone_store::{Answer, Command, Seal, VolumeInfo};
 
 const SIZE: u64 = 32 << 20;
 
 /// A store with an empty volume `vol`.
 fn store(host: &Host) -> PathBuf {
-    store_with(host, false)
+    store_with(host, Seal::default())
 }
 
-fn store_with(host: &Host, integrity: bool) -> PathBuf {
+/// As [`store`], of a volume with checksums.
+fn store_with_sums(host: &Host) -> PathBuf {
+    store_with(host, Seal { integrity: true, ..Seal::default() })
+}
+
+/// As [`store`], of an encrypted volume.
+fn store_with_key(host: &Host, integrity: bool) -> PathBuf {
+    store_with(host, new_seal(integrity, Some(&pool_key(1))).unwrap())
+}
+
+fn pool_key(byte: u8) -> PoolKey {
+    PoolKey::new(&[byte; 32]).unwrap()
+}
+
+fn store_with(host: &Host, seal: Seal) -> PathBuf {
     let path = host.path("store");
     format_store(&path, Some(256 << 20), 64 << 10).unwrap();
-    let seal = Seal { integrity, ..Seal::default() };
     tell(host, &path, Command::Create { name: "vol".into(), size: SIZE, created_s: 1, seal });
     path
 }
@@ -47,7 +62,9 @@ fn backend(path: &Path, volume: &str) -> String {
 }
 
 fn serve(host: &Host, path: &Path, volume: &str, queues: usize) -> PathBuf {
-    host.volume(volume, &backend(path, volume), SIZE, queues)
+    // It is not looked at where there is nothing encrypted.
+    let key = Key::Pool(pool_key(1));
+    host.volume_with_key(volume, &backend(path, volume), SIZE, queues, &key)
 }
 
 fn end(host: &Host, volume: &str) {
@@ -72,17 +89,27 @@ fn read(driver: &mut Driver, sector: u64, len: usize) -> Vec<u8> {
 
 #[test]
 fn what_was_written_is_read_and_nothing_else() {
-    write_and_read(false);
+    write_and_read(store);
 }
 
 #[test]
 fn what_was_written_with_checksums_is_read_and_nothing_else() {
-    write_and_read(true);
+    write_and_read(store_with_sums);
 }
 
-fn write_and_read(integrity: bool) {
+#[test]
+fn what_was_encrypted_is_read_and_nothing_else() {
+    write_and_read(|host| store_with_key(host, false));
+}
+
+#[test]
+fn what_was_encrypted_with_checksums_is_read_and_nothing_else() {
+    write_and_read(|host| store_with_key(host, true));
+}
+
+fn write_and_read(store: impl Fn(&Host) -> PathBuf) {
     let host = Host::new();
-    let path = store_with(&host, integrity);
+    let path = store(&host);
     let socket = serve(&host, &path, "vol", 1);
     let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
     assert_eq!(read(&mut driver, 77, 4096), [0; 4096], "nothing was written yet");
@@ -262,7 +289,7 @@ fn a_store_is_opened_by_one_and_refused_where_there_is_none() {
 #[test]
 fn a_block_that_rots_is_an_error_and_not_wrong_data() {
     let host = Host::new();
-    let path = store_with(&host, true);
+    let path = store_with_sums(&host);
     let socket = serve(&host, &path, "vol", 1);
     let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
     write(&mut driver, 0, &pattern(1, 64 << 10));
@@ -285,4 +312,93 @@ fn a_block_that_rots_is_an_error_and_not_wrong_data() {
     });
     write(&mut driver, 16, &pattern(9, 4096));
     assert_eq!(read(&mut driver, 16, 4096), pattern(9, 4096));
+}
+
+/// The error of opening volume `vol` with a key.
+fn refused(host: &Host, path: &Path, key: &Key) -> (Code, String) {
+    let backend = BackendSpec::parse(&backend(path, "vol")).unwrap();
+    let (name, serial) = ("vol".to_owned(), String::new());
+    let spec = VolumeSpec { name, backend, size: SIZE, block_size: 512, read_only: false, serial };
+    let error = host.engine.open_volume(&spec, key).unwrap_err();
+    (error.code(), error.to_string())
+}
+
+#[test]
+fn nothing_of_an_encrypted_volume_is_on_the_drive_as_it_is() {
+    let host = Host::new();
+    let path = store_with_key(&host, false);
+    let socket = serve(&host, &path, "vol", 1);
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
+    // First writes, overwrites in place, parts of blocks, from memory that direct I/O takes and that it does not.
+    let bytes = pattern(5, 64 << 10);
+    for _ in 0..2 {
+        write(&mut driver, 0, &bytes);
+        write(&mut driver, 1001, &pattern(6, 1024));
+        driver.write(DATA + 13, &bytes[..8192]);
+        assert_eq!(driver.request(OUT, 4000, Some((DATA + 13, 8192))), 0);
+    }
+    tell(&host, &path, Command::Snapshot { volumes: vec!["vol".into()], name: "s".into(), created_s: 1 });
+    write(&mut driver, 8, &bytes[..8192]);
+    write(&mut driver, 1001, &pattern(7, 512));
+    assert_eq!(driver.request(FLUSH, 0, None), 0);
+    assert_eq!(read(&mut driver, 1002, 512), pattern(6, 1024)[512..]);
+    drop(driver);
+    end(&host, "vol");
+    host.engine.close_store(&path).unwrap();
+    let on_drive = std::fs::read(&path).unwrap();
+    let written: Vec<&[u8]> =
+        on_drive.chunks(4096).filter(|block| block.iter().any(|byte| *byte != 0)).collect();
+    assert!(written.len() > 16);
+    // Eight bytes of 1 are the pool's key, sixteen of a pattern the guest's.
+    for plain in [&bytes[..16], &pattern(6, 16), &pattern(7, 16), &[1; 8]] {
+        let found = written.iter().any(|block| block.windows(plain.len()).any(|window| window == plain));
+        assert!(!found, "{plain:?}");
+    }
+}
+
+#[test]
+fn an_encrypted_volume_is_opened_with_its_key_alone() {
+    let host = Host::new();
+    let path = store_with_key(&host, false);
+    let (code, message) = refused(&host, &path, &Key::None);
+    assert!(code == Code::Denied && message.contains("without its key"), "{message}");
+    let (code, message) = refused(&host, &path, &Key::Pool(pool_key(2)));
+    assert!(code == Code::Denied && message.contains("another key"), "{message}");
+    assert!(volumes(&host, &path).iter().all(|volume| !volume.open));
+}
+
+#[test]
+fn clones_have_their_parents_key_and_another_key_of_the_pool_opens_what_it_wrapped() {
+    let host = Host::new();
+    let path = store_with_key(&host, false);
+    let socket = serve(&host, &path, "vol", 1);
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
+    write(&mut driver, 0, &pattern(8, 8192));
+    tell(&host, &path, Command::Snapshot { volumes: vec!["vol".into()], name: "s".into(), created_s: 1 });
+    let (volume, name, snapshot) = ("vol".to_owned(), "clone".to_owned(), Some("s".to_owned()));
+    tell(&host, &path, Command::Clone { volume, snapshot, name, created_s: 1 });
+    tell(
+        &host,
+        &path,
+        Command::Create { name: "plain".into(), size: SIZE, created_s: 1, seal: Seal::default() },
+    );
+    // Under load, and twice, as after a crash in its midst.
+    let door = host.engine.open_store(&path).unwrap();
+    assert_eq!(wrap_anew(&*door, &[pool_key(1)], &pool_key(2)).unwrap(), 2);
+    assert_eq!(wrap_anew(&*door, &[pool_key(1)], &pool_key(2)).unwrap(), 0);
+    let error = wrap_anew(&*door, &[pool_key(1)], &pool_key(3)).unwrap_err();
+    assert!(error.to_string().contains("another key"), "{error}");
+    assert_eq!(read(&mut driver, 0, 8192), pattern(8, 8192));
+    drop(driver);
+    end(&host, "vol");
+    assert_eq!(refused(&host, &path, &Key::Pool(pool_key(1))).0, Code::Denied);
+    let key = Key::Pool(pool_key(2));
+    let socket = host.volume_with_key("clone", &backend(&path, "clone"), SIZE, 1, &key);
+    let mut driver = Driver::start(&socket, 64, F_VERSION_1 | F_FLUSH);
+    write(&mut driver, 1, &pattern(9, 512));
+    let expected = [&pattern(8, 8192)[..512], &pattern(9, 512), &pattern(8, 8192)[1024..]].concat();
+    assert_eq!(read(&mut driver, 0, 8192), expected);
+    // A flattened clone has its blocks at places of its own, encrypted as they were.
+    tell(&host, &path, Command::Flatten { volume: "clone".into() });
+    assert_eq!(read(&mut driver, 0, 8192), expected);
 }

@@ -76,15 +76,17 @@ impl<R: VirtRing> RingQueue<R> {
                         shared.pools.give_bounce(bounce);
                         shared.held[usize::from(self.guest)].bounces -= 1;
                     }
+                    // What is not the guest's data yet is not marked: it would go over as it is.
+                    if self.reads_again(head, result as u64, shared) {
+                        return;
+                    }
                     if let Some(log) = self.ring.log() {
+                        let slot = &self.slots[usize::from(head)];
                         let memory = self.ring.memory();
                         for_bytes(slot.iovecs(&mut shared.pools), result as usize, |guest, _, n| {
                             log.mark(memory, guest, n);
                         });
                     }
-                }
-                if slot.operation == Operation::Read && self.reads_again(head, result as u64, shared) {
-                    return;
                 }
                 let slot = &mut self.slots[usize::from(head)];
                 slot.advance(result as usize, &mut shared.pools);

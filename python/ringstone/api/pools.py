@@ -8,6 +8,7 @@ from ringstone import models
 from ringstone.api.context import ServiceDep
 from ringstone.api.views import pool_view
 from ringstone.errors import InvalidError
+from ringstone.pools import keys
 from ringstone.state import PoolRecord
 from ringstone.state.records import JsonValue
 
@@ -27,7 +28,9 @@ def create_pool(body: models.PoolCreate, service: ServiceDep) -> models.Pool:
     if body.rbd is not None and body.type != "rbd":
         raise InvalidError("Only rbd pools take the options of a Ceph cluster; leave them out.")
     if body.store is not None and body.type != "store":
-        raise InvalidError("Only store pools take a size, an extent and an overcommit; leave them out.")
+        raise InvalidError(
+            "Only store pools take a size, an extent, an overcommit and a key; leave them out."
+        )
     service.refuse_other_host(body.host)
     options: dict[str, JsonValue] = {"direct": body.direct} if body.type in ("file", "faulty") else {}
     if body.type == "faulty":
@@ -49,6 +52,16 @@ def show_pool(name: str, service: ServiceDep) -> models.Pool:
 def grow_pool(name: str, service: ServiceDep, body: models.PoolGrow | None = None) -> models.Pool:
     """Use all of a store pool's drive that has become longer; volumes are served meanwhile."""
     service.pools.grow(name, body.size if body else None)
+    return pool_view(service, service.store.pool(name))
+
+
+@router.post("/{name}/rekey")
+def rekey_pool(name: str, service: ServiceDep, body: models.PoolRekey) -> models.Pool:
+    """Have another key wrap the keys of a store pool's encrypted volumes; they are served meanwhile."""
+    source = keys.of(body.model_dump(exclude_none=True))
+    if source is None:
+        raise InvalidError("Name the new key: key_file, key_command or key_credential.")
+    service.pools.rekey(name, source)
     return pool_view(service, service.store.pool(name))
 
 

@@ -4,7 +4,7 @@ from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
-from ringstone.pools import DrivePool, LayerPool, Pool, Space, Usage, open_pool
+from ringstone.pools import DrivePool, LayerPool, Pool, Space, Usage, keys, open_pool
 from ringstone.state import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
 from ringstone.units import utc
 
@@ -38,10 +38,16 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
         total=usage.total,
         free=usage.free,
         space=None if space is None else _space_view(space),
+        key=_key_of(record),
         provisioned=sum(volume.size for volume in volumes),
         volumes=len(volumes),
         created_at=utc(record.created_ns),
     )
+
+
+def _key_of(record: PoolRecord) -> str | None:
+    source = keys.of(record.options) if record.type == "store" else None
+    return None if source is None else str(source)
 
 
 def _space_view(space: Space) -> models.Space:
@@ -78,6 +84,7 @@ def _volume_view(
     state = "failed" if reason and record.state is VolumeState.READY else record.state.value
     reached = service.pools.reaches(pool.record)
     layers = pool if reached and isinstance(pool, LayerPool) else None
+    sealed = layers.sealed(record) if layers else None
     return models.Volume(
         name=record.name,
         id=record.id,
@@ -89,7 +96,8 @@ def _volume_view(
         reason=reason,
         allocated=pool.allocated(record) if reached else None,
         shared=layers.shared(record) if layers else None,
-        integrity=layers.has_integrity(record) if layers else None,
+        integrity=sealed.integrity if sealed else None,
+        encryption=sealed.encryption if sealed else None,
         detail=opened.detail if opened else None,
         attachment=attachment,
         created_at=utc(record.created_ns),

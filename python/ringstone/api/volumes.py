@@ -6,6 +6,7 @@ from ringstone import models
 from ringstone.api.context import ServiceDep
 from ringstone.api.views import volume_views
 from ringstone.gateway.service import Service
+from ringstone.pools import Sealed
 from ringstone.state import VolumeRecord
 
 router = APIRouter(prefix="/volumes", tags=["volumes"])
@@ -25,7 +26,8 @@ def list_volumes(service: ServiceDep, pool: str | None = None) -> list[models.Vo
 
 @router.post("", status_code=status.HTTP_201_CREATED)
 def create_volume(body: models.VolumeCreate, service: ServiceDep) -> models.Volume:
-    made = service.volumes.create(body.name, body.pool, body.size, body.block_size, integrity=body.integrity)
+    sealed = Sealed(integrity=body.integrity, encryption=body.encryption)
+    made = service.volumes.create(body.name, body.pool, body.size, body.block_size, sealed=sealed)
     return _view(service, made)
 
 

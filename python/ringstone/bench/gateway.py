@@ -68,10 +68,19 @@ class EngineProcess:
     def socket_of(self, volume: str) -> Path:
         return self._directory / f"{volume}.sock"
 
-    def serve(self, volume: str, backend: str, *, size: int, block_size: int = 512, queues: int = 1) -> Path:
-        """Open and attach a volume; the socket it listens on."""
+    def serve(
+        self,
+        volume: str,
+        backend: str,
+        *,
+        size: int,
+        block_size: int = 512,
+        queues: int = 1,
+        key: str | None = None,
+    ) -> Path:
+        """Open and attach a volume; the socket it listens on. `key`: hexadecimal digits, of one that is encrypted."""
         socket = self.socket_of(volume)
-        self.call("open", name=volume, backend=backend, size=size, block_size=block_size)
+        self.call("open", name=volume, backend=backend, size=size, block_size=block_size, key=key)
         self.call("attach", name=volume, socket_path=str(socket), queues=queues)
         return socket
 

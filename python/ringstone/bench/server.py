@@ -13,8 +13,11 @@ from ringstone import _engine
 
 
 def _calls(engine: _engine.Engine) -> dict[str, Callable[..., Any]]:
+    def open_volume(key: str | None = None, **given: Any) -> None:
+        engine.open_volume(key=None if key is None else bytes.fromhex(key), **given)
+
     return {
-        "open": engine.open_volume,
+        "open": open_volume,
         "close": engine.close_volume,
         "attach": engine.attach,
         "detach": engine.detach,
@@ -39,7 +42,11 @@ def _store_calls() -> dict[str, Callable[..., Any]]:
     def command(path: str, command: dict[str, Any]) -> Any:
         return json.loads(stores[path].call(json.dumps(command)))
 
+    def create_encrypted(path: str, key: str, **given: Any) -> None:
+        stores[path].create_encrypted(key=bytes.fromhex(key), **given)
+
     return {
+        "create_encrypted": create_encrypted,
         "format_store": _engine.Store.format,
         "open_store": open_store,
         "close_store": close_store,

@@ -37,9 +37,15 @@ class StoreDrive:
     def create(self, volume: str, size: int) -> None:
         self.command("create", name=volume, size=size)
 
-    def serve(self, volume: str, size: int, *, queues: int = 1) -> Path:
+    def create_encrypted(self, volume: str, size: int, key: str) -> None:
+        """`key`: of the pool, 64 hexadecimal digits."""
+        self.engine.call(
+            "create_encrypted", path=str(self.path), name=volume, size=size, integrity=False, key=key
+        )
+
+    def serve(self, volume: str, size: int, *, queues: int = 1, key: str | None = None) -> Path:
         """Attach a volume that is there; the socket it listens on."""
-        return self.engine.serve(volume, self.backend(volume), size=size, queues=queues)
+        return self.engine.serve(volume, self.backend(volume), size=size, queues=queues, key=key)
 
     def backend(self, volume: str) -> str:
         """As the engine takes it."""

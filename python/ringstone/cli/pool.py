@@ -40,6 +40,25 @@ class Direct(StrEnum):
     OFF = "off"
 
 
+KeyFile = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="PATH",
+        help="Store pool: the file with its key, which encrypted volumes need; 32 bytes or 64 hexadecimal digits.",
+    ),
+]
+KeyCommand = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME", help="Store pool: a program in /etc/ringstone/key-commands that prints its key."
+    ),
+]
+KeyCredential = Annotated[
+    str | None,
+    typer.Option(metavar="NAME", help="Store pool: a credential of the gateway's unit that has its key."),
+]
+
+
 @app.command("create")
 def create(
     context: typer.Context,
@@ -94,6 +113,9 @@ def create(
             help="Store pool: how many times its capacity the volumes' sizes may add up to; default 10.",
         ),
     ] = None,
+    key_file: KeyFile = None,
+    key_command: KeyCommand = None,
+    key_credential: KeyCredential = None,
     hugepages: Annotated[
         bool, typer.Option("--hugepages", help="Memory pool: keep it in huge pages (hugetlbfs).")
     ] = False,
@@ -143,7 +165,8 @@ def create(
         "data_pool": data_pool,
     }
     given = {option: value for option, value in given.items() if value is not None}
-    chosen = {"size": size, "extent": extent, "overcommit": overcommit}
+    keys = _key_options(key_file, key_command, key_credential)
+    chosen = {"size": size, "extent": extent, "overcommit": overcommit, **keys}
     chosen = {option: value for option, value in chosen.items() if value is not None}
     request = models.PoolCreate(
         name=name,
@@ -216,6 +239,7 @@ def show(context: typer.Context, name: PoolName, json_output: JsonOption = False
         "capacity": _size(pool.capacity),
         "medium": f"{_size(pool.free)} free of {_size(pool.total)}",
         **_space_rows(pool),
+        **({} if pool.key is None else {"key": pool.key}),
         "made": pool.created_at.isoformat(timespec="seconds"),
     }
     for label, value in rows.items():
@@ -263,6 +287,29 @@ def grow(
         print(f"Pool {name} uses all of {pool.path}{room}.")
 
 
+@app.command("rekey")
+def rekey(
+    context: typer.Context,
+    name: PoolName,
+    key_file: KeyFile = None,
+    key_command: KeyCommand = None,
+    key_credential: KeyCredential = None,
+    json_output: JsonOption = False,
+) -> None:
+    """Give a store pool another key, or its first. Encrypted volumes stay as they are and are served meanwhile; only
+    their own keys are wrapped anew."""
+    cli = context_of(context, json_output)
+    key = models.PoolRekey.model_validate(_key_options(key_file, key_command, key_credential))
+    with cli.client() as client:
+        pool = client.rekey_pool(name, key)
+    if cli.json:
+        print_json(pool)
+    else:
+        print(
+            f"The key of pool {name} is {pool.key} now. Keep the one before while there are copies of the drive."
+        )
+
+
 @app.command("delete")
 def delete(context: typer.Context, name: PoolName, json_output: JsonOption = False) -> None:
     """Delete a pool that has no volumes."""
@@ -273,6 +320,15 @@ def delete(context: typer.Context, name: PoolName, json_output: JsonOption = Fal
         print_json({"deleted": name})
     else:
         print(f"Deleted pool {name}.")
+
+
+def _key_options(file: Path | None, command: str | None, credential: str | None) -> dict[str, str]:
+    given = {
+        "key_file": str(file.absolute()) if file else None,
+        "key_command": command,
+        "key_credential": credential,
+    }
+    return {option: value for option, value in given.items() if value is not None}
 
 
 def _size(size: int | None) -> str:

@@ -60,12 +60,17 @@ def create(
     integrity: Annotated[
         bool, typer.Option("--integrity", help="Keep a checksum of each block; in a store pool.")
     ] = False,
+    encryption: Annotated[
+        bool, typer.Option("--encryption", help="Encrypt each block; in a store pool that has a key.")
+    ] = False,
     json_output: JsonOption = False,
 ) -> None:
     """Make a volume. It reads as zeroes, except on a block device, whose content stays."""
     cli = context_of(context, json_output)
     with cli.client() as client:
-        volume = client.create_volume(name, pool=pool, size=size, block_size=block_size, integrity=integrity)
+        volume = client.create_volume(
+            name, pool=pool, size=size, block_size=block_size, integrity=integrity, encryption=encryption
+        )
     if cli.json:
         print_json(volume)
     else:
@@ -114,6 +119,7 @@ def show(context: typer.Context, name: VolumeName, json_output: JsonOption = Fal
         **({} if volume.shared is None else {"shared": format_size(volume.shared)}),
         "block size": str(volume.block_size),
         **({} if volume.integrity is None else {"checksums": "yes" if volume.integrity else "no"}),
+        **({} if volume.encryption is None else {"encrypted": "yes" if volume.encryption else "no"}),
         "state": volume.state if volume.reason is None else f"{volume.state}: {volume.reason}",
         "made": volume.created_at.isoformat(timespec="seconds"),
         **_attachment_rows(volume),

@@ -72,6 +72,7 @@ class EnginePort(Protocol):
         block_size: int,
         read_only: bool,
         serial: str,
+        key: bytes | None = None,
     ) -> None: ...
     def close_volume(self, name: str) -> None: ...
     def resize_volume(self, name: str, size: int) -> None: ...
@@ -181,6 +182,7 @@ class Engine:
         block_size: int,
         read_only: bool,
         serial: str,
+        key: bytes | None = None,
     ) -> None:
         with _translated():
             self._engine.open_volume(
@@ -190,6 +192,7 @@ class Engine:
                 block_size=block_size,
                 read_only=read_only,
                 serial=serial,
+                key=key,
             )
 
     def close_volume(self, name: str) -> None:

@@ -12,7 +12,16 @@ from ringstone.gateway.events import EventLog
 from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.unfinished import Unfinished
-from ringstone.pools import PUBLIC_TYPES, SHARED_TYPES, TEST_TYPES, DrivePool, Pool, open_pool
+from ringstone.pools import (
+    PUBLIC_TYPES,
+    SHARED_TYPES,
+    TEST_TYPES,
+    DrivePool,
+    KeySource,
+    LayerPool,
+    Pool,
+    open_pool,
+)
 from ringstone.pools.memory import default_path
 from ringstone.pools.occupancy import medium
 from ringstone.state import PoolRecord, Store
@@ -131,6 +140,18 @@ class Pools:
             pool.grow(size)
             more = format_size(pool.space().capacity - before)
             self._events.say("info", f"Pool {name} has grown by {more}.")
+
+    def rekey(self, name: str, source: KeySource) -> None:
+        """Have the key of `source` wrap the keys of the pool's encrypted volumes from here on. Volumes are served
+        meanwhile. It may be done again after it was interrupted."""
+        with self._locks.hold(f"pool {name}"):
+            pool = self.reach(name)
+            if not isinstance(pool, LayerPool):
+                raise UnsupportedError(
+                    f"Pool {name!r} is a {pool.record.type} pool, which encrypts nothing; only store pools do."
+                )
+            self._store.set_pool_options(name, pool.rekey(source).options)
+            self._events.say("info", f"The key of pool {name} is {source} now.")
 
     def delete(self, name: str) -> None:
         """BusyError while it has volumes."""

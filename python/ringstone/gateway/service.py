@@ -197,7 +197,7 @@ class Service:
         pool.check_backing(volume)
         rights = self.sockets.ids(record)
         self.sockets.prepare(Path(record.socket))
-        self.volumes.open(volume, pool.incoming_backend(volume), read_only=False)
+        self.volumes.open(volume, pool, pool.incoming_backend(volume), read_only=False)
         with undoing(self.events, volume=volume.name) as undo_later:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
             self.engine.attach(volume.name, record.socket, queues=record.queues, rights=rights)
@@ -268,7 +268,7 @@ class Service:
             if isinstance(pool, SharedPool) and owned
             else pool.backend(volume)
         )
-        self.volumes.open(volume, backend, read_only=record.read_only)
+        self.volumes.open(volume, pool, backend, read_only=record.read_only)
         with undoing(self.events, volume=volume.name) as undo_later:
             undo_later("opening the volume", lambda: self.engine.close_volume(volume.name))
             if isinstance(pool, SharedPool) and owned:

@@ -10,6 +10,7 @@ import uuid
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from ringstone.errors import BusyError, InvalidError, NoDeviceError, NotFoundError, RingstoneError
@@ -20,7 +21,7 @@ from ringstone.gateway.locks import NamedLocks
 from ringstone.gateway.pools import Pools
 from ringstone.gateway.undo import undoing
 from ringstone.gateway.unfinished import Unfinished
-from ringstone.pools import LayerPool, Pool, SharedPool, SnapshotPool, open_pool
+from ringstone.pools import UNSEALED, LayerPool, Pool, Sealed, SharedPool, SnapshotPool, open_pool
 from ringstone.state import Store, VolumeRecord, VolumeState
 from ringstone.state.records import VOLUMES, JsonValue
 from ringstone.units import format_size
@@ -51,14 +52,20 @@ class Volumes:
         self._host = host
 
     def create(
-        self, name: str, pool_name: str, size: int | None, block_size: int, *, integrity: bool = False
+        self,
+        name: str,
+        pool_name: str,
+        size: int | None,
+        block_size: int,
+        *,
+        sealed: Sealed = UNSEALED,
     ) -> VolumeRecord:
         checks.check_name("volume", name)
         checks.check_block_size(block_size)
         with self._locks.hold(f"volume {name}"):
             pool = self._pools.reach(pool_name)
             pool.check()
-            make = self._maker(pool) if integrity else pool.create_backing
+            make = self._maker(pool, sealed)
             if size is None:
                 size = self._natural_size(pool, block_size)
             checks.check_size(size, block_size)
@@ -87,20 +94,22 @@ class Volumes:
                 undo_later("making the volume", take_back)
                 make(volume)
                 made = True
-                self.open(volume, pool.backend(volume), read_only=False)
+                self.open(volume, pool, pool.backend(volume), read_only=False)
                 self._engine.close_volume(name)
                 self._store.set_volume_state(name, VolumeState.READY)
             self._events.say("info", f"Made in pool {pool_name} with {format_size(size)}.", volume=name)
             return replace(volume, state=VolumeState.READY)
 
-    def _maker(self, pool: Pool) -> Callable[[VolumeRecord], None]:
-        """What makes a backing whose blocks have checksums."""
+    def _maker(self, pool: Pool, sealed: Sealed) -> Callable[[VolumeRecord], None]:
+        if sealed == UNSEALED:
+            return pool.create_backing
         if not isinstance(pool, LayerPool):
+            what = "encrypts nothing" if sealed.encryption else "keeps no checksums"
             raise InvalidError(
-                f"Pool {pool.record.name!r} is of type {pool.record.type}, which keeps no checksums; use a pool "
-                "of type store, or make the volume without integrity."
+                f"Pool {pool.record.name!r} is of type {pool.record.type}, which {what}; use a pool of type store, or "
+                f"make the volume without {'encryption' if sealed.encryption else 'integrity'}."
             )
-        return pool.create_with_integrity
+        return partial(pool.create_sealed, integrity=sealed.integrity, encryption=sealed.encryption)
 
     def _natural_size(self, pool: Pool, block_size: int) -> int:
         size = pool.default_size()
@@ -110,7 +119,9 @@ class Volumes:
             )
         return size // block_size * block_size
 
-    def open(self, volume: VolumeRecord, backend: dict[str, JsonValue], *, read_only: bool) -> None:
+    def open(
+        self, volume: VolumeRecord, pool: Pool, backend: dict[str, JsonValue], *, read_only: bool
+    ) -> None:
         self._engine.open_volume(
             volume.name,
             backend,
@@ -118,6 +129,7 @@ class Volumes:
             block_size=volume.block_size,
             read_only=read_only,
             serial=volume.serial,
+            key=pool.key(volume) if isinstance(pool, LayerPool) else None,
         )
 
     def opened(self, name: str) -> EngineVolume | None:

@@ -108,6 +108,12 @@ def grow_pool(name: str, manager: Manager, body: models.PoolGrow | None = None) 
     return manager.grow_pool(name, body.size if body else None)
 
 
+@router.post("/pools/{name}/rekey", tags=["pools"])
+def rekey_pool(name: str, manager: Manager, body: models.PoolRekey) -> models.Pool:
+    """Have another key wrap the keys of a store pool's encrypted volumes; they are served meanwhile."""
+    return manager.rekey_pool(name, body)
+
+
 @router.delete("/pools/{name}", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, manager: Manager) -> None:
     """The pool must have no volumes."""

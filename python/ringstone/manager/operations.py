@@ -42,6 +42,9 @@ class Operations:
     def grow_pool(self, name: str, size: int | None) -> models.Pool:
         return self._at_pool(self.store.pool(name), lambda client: client.grow_pool(name, size))
 
+    def rekey_pool(self, name: str, key: models.PoolRekey) -> models.Pool:
+        return self._at_pool(self.store.pool(name), lambda client: client.rekey_pool(name, key))
+
     def _at_pool(self, pool: PoolRecord, step: Callable[[RemoteClient], T]) -> T:
         return self.hosts.any(step) if pool.host is None else self.hosts.change(pool.host, step)
 
@@ -57,6 +60,7 @@ class Operations:
                 size=request.size,
                 block_size=request.block_size,
                 integrity=request.integrity,
+                encryption=request.encryption,
             ),
         )
 

@@ -142,7 +142,7 @@ def _volume_view(record: VolumeRecord, held: AttachmentRecord | None, live: Live
         return view
     told = {
         name: getattr(live, name)
-        for name in ("state", "reason", "allocated", "shared", "integrity", "detail")
+        for name in ("state", "reason", "allocated", "shared", "integrity", "encryption", "detail")
     }
     return view.model_copy(update=told)
 

@@ -5,9 +5,12 @@ import stat
 
 from ringstone.errors import InvalidError
 from ringstone.pools.base import (
+    UNSEALED,
     DrivePool,
+    KeySource,
     LayerPool,
     Pool,
+    Sealed,
     SharedPool,
     Snapshot,
     SnapshotPool,
@@ -25,9 +28,12 @@ __all__ = [
     "PUBLIC_TYPES",
     "SHARED_TYPES",
     "TEST_TYPES",
+    "UNSEALED",
     "DrivePool",
+    "KeySource",
     "LayerPool",
     "Pool",
+    "Sealed",
     "SharedPool",
     "Snapshot",
     "SnapshotPool",

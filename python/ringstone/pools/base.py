@@ -31,6 +31,30 @@ class Snapshot:
 
 
 @dataclass(frozen=True, slots=True)
+class Sealed:
+    """What is done to a volume's blocks on their way to the drive. `integrity`: each has a checksum; `encryption`: it
+    is encrypted."""
+
+    integrity: bool
+    encryption: bool
+
+
+UNSEALED = Sealed(integrity=False, encryption=False)
+
+
+@dataclass(frozen=True, slots=True)
+class KeySource:
+    """Where a pool's key is. `kind`: one of ringstone.pools.keys.KINDS; `place`: an absolute path, or the name of a
+    command or credential."""
+
+    kind: str
+    place: str
+
+    def __str__(self) -> str:
+        return f"{self.kind.removeprefix('key_')} {self.place}"
+
+
+@dataclass(frozen=True, slots=True)
 class Space:
     """Bytes of a drive that volumes share. `size`: of the drive; `capacity`: of it, for volumes' blocks; `used`: of
     that, what holds something; `promised`: the volumes' sizes added up; `promised_at_most`: the most that those may be;
@@ -190,12 +214,23 @@ class LayerPool(SnapshotPool, Protocol):
         none; ExistsError when the name is taken in one of them."""
         ...
 
-    def create_with_integrity(self, volume: VolumeRecord) -> None:
-        """As create_backing, of a volume whose blocks have checksums."""
+    def create_sealed(self, volume: VolumeRecord, *, integrity: bool, encryption: bool) -> None:
+        """As create_backing, of a volume whose blocks have checksums, or are encrypted, or both. InvalidError when the
+        pool has no key and needs one."""
         ...
 
-    def has_integrity(self, volume: VolumeRecord) -> bool | None:
-        """Its blocks have checksums; None when not known."""
+    def sealed(self, volume: VolumeRecord) -> Sealed | None:
+        """What is done to its blocks; None when not known."""
+        ...
+
+    def key(self, volume: VolumeRecord) -> bytes | None:
+        """What an encrypted volume is opened with; None for others. DeniedError, FailedError or InvalidError when the
+        pool's key cannot be had."""
+        ...
+
+    def rekey(self, source: KeySource) -> PoolRecord:
+        """Have the key of `source` wrap the keys of all volumes, instead of the pool's so far. Returns the pool's
+        record from then on. It may be done again after it was interrupted."""
         ...
 
     def clone_running(self, parent: VolumeRecord, volume: VolumeRecord) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ringstone.errors import (
     BusyError,
+    DeniedError,
     ExistsError,
     FailedError,
     InvalidError,
@@ -23,8 +24,9 @@ from ringstone.errors import (
     error_of_os,
 )
 from ringstone.pools import occupancy, store_door, store_options
-from ringstone.pools.base import Snapshot, Space, Usage, admit_to_capacity
+from ringstone.pools.base import KeySource, Sealed, Snapshot, Space, Usage, admit_to_capacity
 from ringstone.pools.directory import sync
+from ringstone.pools.keys import KEYS, KINDS, MAKE_ONE
 from ringstone.pools.store_door import OpenStore, StoredVolume
 from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
 from ringstone.units import format_size
@@ -80,6 +82,8 @@ class StorePool:
 
     def prepare(self, *, erase: bool = False) -> None:
         """Makes the store. Nothing is erased where this fails but for the drive's own fault."""
+        if self._options.key is not None:
+            KEYS.read(self._options.key)
         size = self._options.size
         if occupancy.medium(self._path) is None:
             uuid = self._make_file(size)
@@ -347,8 +351,11 @@ class StorePool:
     def create_backing(self, volume: VolumeRecord) -> None:
         self._changing().create(volume.name, volume.size)
 
-    def create_with_integrity(self, volume: VolumeRecord) -> None:
-        self._changing().create(volume.name, volume.size, integrity=True)
+    def create_sealed(self, volume: VolumeRecord, *, integrity: bool, encryption: bool) -> None:
+        if not encryption:
+            return self._changing().create(volume.name, volume.size, integrity=integrity)
+        key = KEYS.read(self._key_source())
+        self._changing().create_encrypted(volume.name, volume.size, integrity=integrity, key=key)
 
     def remove_backing(self, volume: VolumeRecord) -> None:
         with suppress(NotFoundError):
@@ -417,11 +424,39 @@ class StorePool:
     def diff(self, volume: VolumeRecord, since: str | None, until: str | None) -> list[tuple[int, int]]:
         return self._door().diff(volume.name, since, until)
 
-    def has_integrity(self, volume: VolumeRecord) -> bool | None:
+    def sealed(self, volume: VolumeRecord) -> Sealed | None:
         try:
-            return self._volume(volume).integrity
+            found = self._volume(volume)
         except RingstoneError:
             return None
+        return Sealed(found.integrity, found.encryption)
+
+    # keys
+
+    def key(self, volume: VolumeRecord) -> bytes | None:
+        return KEYS.read(self._key_source()) if self._volume(volume).encryption else None
+
+    def _key_source(self) -> KeySource:
+        if self._options.key is None:
+            name = self.record.name
+            raise InvalidError(
+                f"Pool {name!r} has no key, without which no volume of it can be encrypted. Give it one with "
+                f"`ringstone pool rekey {name} --key-file /path/of/the/key`; {MAKE_ONE}."
+            )
+        return self._options.key
+
+    def rekey(self, source: KeySource) -> PoolRecord:
+        KEYS.forget()
+        key, door = KEYS.read(source), self._changing()
+        try:
+            # The key so far may be gone, and is not needed where it has wrapped nothing.
+            door.wrap_anew([], key)
+        except DeniedError:
+            if self._options.key is None:
+                raise
+            door.wrap_anew([KEYS.read(self._options.key)], key)
+        rest = {name: value for name, value in self.record.options.items() if name not in KINDS}
+        return replace(self.record, options={**rest, source.kind: source.place})
 
     def shared(self, volume: VolumeRecord) -> int | None:
         try:

@@ -15,7 +15,7 @@ from ringstone.pools.base import Snapshot
 class StoredVolume:
     """`own`: bytes written since the latest snapshot; `inherited`: those that it reads from layers before. `origin`:
     volume and snapshot that it was cloned from and reads from still. `open`: the engine serves it. `integrity`:
-    its blocks have checksums."""
+    its blocks have checksums; `encryption`: they are encrypted."""
 
     name: str
     size: int
@@ -25,6 +25,7 @@ class StoredVolume:
     origin: tuple[str, str] | None
     open: bool
     integrity: bool
+    encryption: bool
     snapshots: tuple[Snapshot, ...]
 
 
@@ -106,6 +107,16 @@ class OpenStore:
     def create(self, name: str, size: int, *, integrity: bool = False) -> None:
         self._call("create", name=name, size=size, integrity=integrity)
 
+    def create_encrypted(self, name: str, size: int, *, integrity: bool, key: bytes) -> None:
+        """`key`: the pool's, which wraps the volume's own."""
+        with _translated():
+            self._store.create_encrypted(name, size, integrity, key)
+
+    def wrap_anew(self, before: Sequence[bytes], key: bytes) -> int:
+        """Have `key` wrap what keys `before` have wrapped: how many volumes' keys that were."""
+        with _translated():
+            return self._store.wrap_anew(list(before), key)
+
     def delete(self, name: str) -> None:
         self._call("delete", name=name)
 
@@ -166,6 +177,7 @@ def _volumes(found: list[dict[str, Any]]) -> tuple[StoredVolume, ...]:
             tuple(one["origin"]) if one["origin"] else None,
             one["open"],
             one["integrity"],
+            one["encryption"],
             tuple(
                 Snapshot(snapshot["name"], snapshot["size"], snapshot["created_s"], snapshot["own"])
                 for snapshot in one["snapshots"]

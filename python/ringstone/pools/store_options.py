@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from typing import TypeGuard
 
 from ringstone.errors import InvalidError
+from ringstone.pools import keys
+from ringstone.pools.base import KeySource
 from ringstone.state.records import PoolRecord
 
 DEFAULT_EXTENT = 64 << 10
@@ -18,11 +20,13 @@ WHILE_MADE = ("size", "replaces")
 @dataclass(frozen=True, slots=True)
 class StoreOptions:
     """`extent`: bytes of the unit in which blocks have a place. `overcommit`: how many times the capacity the volumes'
-    sizes may add up to. `size`: of a file that is made with the pool."""
+    sizes may add up to. `size`: of a file that is made with the pool. `key`: where the key is that wraps the keys of
+    encrypted volumes; None where there can be none."""
 
     extent: int
     overcommit: float
     size: int | None
+    key: KeySource | None
 
 
 def of(record: PoolRecord) -> StoreOptions:
@@ -41,7 +45,7 @@ def of(record: PoolRecord) -> StoreOptions:
     size = record.options.get("size")
     if size is not None and not _is_whole(size):
         raise InvalidError(f"{size!r} is no size in bytes.")
-    return StoreOptions(extent, float(overcommit), size)
+    return StoreOptions(extent, float(overcommit), size, keys.of(record.options))
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

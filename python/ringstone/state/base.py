@@ -1,7 +1,7 @@
 """The store's interface. Every method may be called from any thread and raises only errors of
 ringstone.errors."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol, TypeVar
 
 from ringstone.state.records import (
@@ -79,6 +79,10 @@ class Store(Protocol):
 
     def add_pool(self, pool: PoolRecord) -> None:
         """ExistsError when the name is taken."""
+        ...
+
+    def set_pool_options(self, name: str, options: Mapping[str, JsonValue]) -> None:
+        """NotFoundError when there is none."""
         ...
 
     def remove_pool(self, name: str) -> None:

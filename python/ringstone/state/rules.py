@@ -3,7 +3,7 @@ owners that have lost their epoch. A store adds to it how records are kept (`_ge
 of these calls one (`transact`)."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -132,6 +132,12 @@ class Rules(ABC):
         if self._get(POOLS, pool.name) is not None:
             raise ExistsError(f"A pool {pool.name!r} exists already; choose another name.")
         self._put(POOLS, pool)
+
+    def set_pool_options(self, name: str, options: Mapping[str, JsonValue]) -> None:
+        def change() -> None:
+            self._put(POOLS, replace(self.pool(name), options=dict(options)))
+
+        self.transact(change)
 
     def remove_pool(self, name: str) -> None:
         self.transact(partial(self._remove_pool, name))

@@ -8,12 +8,14 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use ringstone_blockdev::{Drive, FileDrive, StoreDoor, StoreVolume};
+use ringstone_blockdev::{Drive, DriveError, FileDrive, Key, StoreDoor, StoreVolume};
+use ringstone_cipher::{VolumeKey, VOLUME_KEY_LEN};
 use ringstone_rbd::Image;
 use ringstone_reactor::Ring;
 use ringstone_store::{Command, BLOCK};
 use ringstone_vhost_user::{Connection, Descriptors, Link, Message, Session};
 use ringstone_volume::Volume;
+use zeroize::Zeroizing;
 
 use super::format::{
     kind, AttachmentState, FrontendState, Greeting, HandoverState, ImagesState, Opened, Refused, Serving,
@@ -202,7 +204,11 @@ fn arrive_stores(
         let BackendSpec::Store { path, volume: name } = &volume.backend else { continue };
         let path = std::fs::canonicalize(path).unwrap_or_else(|_| path.clone());
         let Some(parts) = stores.get(&path) else { continue };
-        let drive = Drive::Store(StoreVolume::open(parts, name, volume.size, volume.block_size)?);
+        let key = match volume.key {
+            Some(place) => Key::Volume(key_in(File::from(fds.take(place).map_err(failed)?))?),
+            None => Key::None,
+        };
+        let drive = Drive::Store(StoreVolume::open(parts, name, volume.size, volume.block_size, &key)?);
         arrived.of_stores.insert(volume.name.clone(), drive);
     }
     Ok(doors)
@@ -335,6 +341,13 @@ fn resume_volume(
         faults,
     )?;
     Ok(OpenVolume { volume: Arc::new(volume), spec, held: false })
+}
+
+/// The key in a file of the process before.
+fn key_in(mut file: File) -> Result<VolumeKey, EngineError> {
+    let mut bytes = Zeroizing::new([0; VOLUME_KEY_LEN]);
+    file.rewind().and_then(|()| file.read_exact(&mut *bytes)).map_err(failed)?;
+    VolumeKey::new(&*bytes).map_err(|error| EngineError::Volume(DriveError::from(error).into()))
 }
 
 fn read_all(mut file: File) -> std::io::Result<Vec<u8>> {

@@ -15,7 +15,7 @@ use crate::backend::BackendSpec;
 pub const FORMAT: u32 = 1;
 
 /// What this release understands of `HandoverState::requires`.
-pub const UNDERSTOOD: &[&str] = &["packed-rings", "dirty-log", "shared", "stores"];
+pub const UNDERSTOOD: &[&str] = &["packed-rings", "dirty-log", "shared", "stores", "keys"];
 
 /// Kinds of messages.
 pub mod kind {
@@ -118,6 +118,9 @@ pub struct VolumeState {
     /// A file with a bit per chunk of a mapped drive that has memory; without it the file itself is asked.
     #[serde(default)]
     pub presence: Option<usize>,
+    /// A file in memory with the key of an encrypted volume. It is nowhere else in the handover.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<usize>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

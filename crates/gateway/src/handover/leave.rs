@@ -350,6 +350,7 @@ impl Control {
             ("packed-rings", sessions().any(|f| f.session.features & 1 << 34 != 0)),
             ("dirty-log", sessions().any(|f| f.session.log.is_some())),
             ("stores", !stores.is_empty()),
+            ("keys", volumes.iter().any(|volume| volume.key.is_some())),
             ("shared", attachments.iter().any(|attachment| attachment.frontends.len() > 1)),
         ];
         let requires =
@@ -378,6 +379,12 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
         }
         _ => None,
     };
+    let key = match drive {
+        Drive::Store(of_store) => of_store.cipher().map(|cipher| memory_file(cipher.key().bytes())),
+        _ => None,
+    };
+    let key =
+        key.transpose().map_err(failed)?.map(|file| fds.add(file.as_fd())).transpose().map_err(failed)?;
     Ok(VolumeState {
         name: volume.name().into(),
         serial: spec.serial.clone(),
@@ -395,6 +402,7 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
         .into(),
         fd: drive.backing().file().map(|fd| fds.add(fd)).transpose().map_err(failed)?,
         presence,
+        key,
     })
 }
 
@@ -402,7 +410,7 @@ fn save_volume(open: &OpenVolume, fds: &mut Descriptors) -> Result<VolumeState, 
 fn memory_file(bytes: &[u8]) -> std::io::Result<OwnedFd> {
     use nix::sys::memfd::{memfd_create, MFdFlags};
     use std::io::Write;
-    let mut file = std::fs::File::from(memfd_create(c"ringstone-presence", MFdFlags::MFD_CLOEXEC)?);
+    let mut file = std::fs::File::from(memfd_create(c"ringstone-handover", MFdFlags::MFD_CLOEXEC)?);
     file.write_all(bytes)?;
     Ok(file.into())
 }

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::socket::{recvmsg, sendmsg, ControlMessage, ControlMessageOwned, MsgFlags};
+use ringstone_blockdev::Key;
 use ringstone_gateway::{BackendSpec, Engine, EngineSettings, Event, Topology, VolumeSpec};
 
 pub mod packed;
@@ -90,6 +91,10 @@ impl Host {
 
     /// Open and attach a volume; its socket is `NAME.sock`.
     pub fn volume(&self, name: &str, backend: &str, size: u64, queues: usize) -> PathBuf {
+        self.volume_with_key(name, backend, size, queues, &Key::None)
+    }
+
+    pub fn volume_with_key(&self, name: &str, backend: &str, size: u64, queues: usize, key: &Key) -> PathBuf {
         let spec = VolumeSpec {
             name: name.into(),
             backend: BackendSpec::parse(backend).unwrap(),
@@ -98,7 +103,7 @@ impl Host {
             read_only: false,
             serial: String::new(),
         };
-        self.engine.open_volume(&spec).unwrap();
+        self.engine.open_volume(&spec, key).unwrap();
         let socket = self.path(&format!("{name}.sock"));
         self.engine.attach(name, &socket, queues).unwrap();
         socket

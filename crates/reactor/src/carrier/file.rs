@@ -6,6 +6,8 @@ use std::sync::atomic::Ordering;
 use io_uring::squeue::{Entry, Flags};
 use io_uring::{opcode, types};
 use ringstone_blockdev::{Drive, FileDrive};
+use ringstone_cipher::Xts;
+use ringstone_store::{Block, Cipher};
 use ringstone_telemetry::QueueCounter;
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::VirtRing;
@@ -13,7 +15,7 @@ use ringstone_virtqueue::VirtRing;
 use super::{for_bytes, Carrier};
 use crate::core::Shared;
 use crate::pools::{BOUNCE_LEN, ZEROES_LEN};
-use crate::queue::RingQueue;
+use crate::queue::{QueueParts, RingQueue};
 use crate::uring::Tag;
 
 pub(super) const PUNCH: i32 = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
@@ -74,6 +76,15 @@ pub(crate) fn unwaited(drive: &FileDrive, entry: Entry) -> Entry {
     }
 }
 
+/// Flags of a request of `parts`' queue.
+#[inline(always)]
+fn rw_flags(reading: bool, parts: &QueueParts) -> i32 {
+    match reading || parts.writeback.load(Ordering::Relaxed) {
+        true => 0,
+        false => libc::RWF_DSYNC,
+    }
+}
+
 impl<R: VirtRing> RingQueue<R> {
     /// Move the next bytes of a read or write, `most` at a time, from or to byte `offset` of `drive`: in place if that takes the
     /// buffers, else through a bounce buffer.
@@ -89,8 +100,7 @@ impl<R: VirtRing> RingQueue<R> {
         let slot = &mut self.slots[usize::from(head)];
         let reading = slot.operation == Operation::Read;
         let fd = types::Fd(drive.fd());
-        let sync = !reading && !self.parts.writeback.load(Ordering::Relaxed);
-        let rw_flags = if sync { libc::RWF_DSYNC } else { 0 };
+        let rw_flags = rw_flags(reading, &self.parts);
         let (iovecs, step) = slot.step(most, &mut shared.pools);
         let entry = match iovecs {
             [one] if drive.takes(one.iov_base.cast(), one.iov_len) => {
@@ -109,7 +119,7 @@ impl<R: VirtRing> RingQueue<R> {
                     opcode::Writev::new(fd, pointer, count).offset(offset).rw_flags(rw_flags).build()
                 }
             }
-            _ => return self.transfer_bounced(head, drive, offset, most, rw_flags, shared),
+            _ => return self.transfer_bounced(head, drive, offset, most, None, shared),
         };
         shared.budget.submitted(step);
         // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
@@ -128,14 +138,15 @@ impl<R: VirtRing> RingQueue<R> {
         unsafe { shared.uring.push(entry, tag) };
     }
 
-    #[cold]
-    fn transfer_bounced(
+    /// As [`transfer_on`](Self::transfer_on) by way of a bounce buffer. `sealing`: what is written is encrypted there, and the
+    /// number in the volume of its first block.
+    pub(super) fn transfer_bounced(
         &mut self,
         head: u16,
         drive: &FileDrive,
         offset: u64,
         most: u64,
-        rw_flags: i32,
+        sealing: Option<(&Xts, u64)>,
         shared: &mut Shared,
     ) {
         let slot = &mut self.slots[usize::from(head)];
@@ -155,13 +166,23 @@ impl<R: VirtRing> RingQueue<R> {
         let len = (slot.len - slot.done).min(most).min(BOUNCE_LEN as u64) as usize;
         shared.budget.copied(len as u64);
         let fd = types::Fd(drive.fd());
-        let entry = if slot.operation == Operation::Read {
+        let reading = slot.operation == Operation::Read;
+        let rw_flags = rw_flags(reading, &self.parts);
+        let entry = if reading {
             opcode::Read::new(fd, buffer, len as u32).offset(offset).build()
         } else {
             for_bytes(slot.iovecs(&mut shared.pools), len, |guest, at, n| {
                 // SAFETY: the iovec lies in guest memory and the buffer is at least `len` long.
                 unsafe { std::ptr::copy_nonoverlapping(guest, buffer.add(at), n) };
             });
+            if let Some((cipher, first)) = sealing {
+                // Each block costs as much as copying it some times.
+                shared.budget.copied(2 * len as u64);
+                // SAFETY: the slot has the buffer to itself, of whole blocks and aligned as those.
+                let blocks =
+                    unsafe { std::slice::from_raw_parts_mut(buffer.cast(), len / size_of::<Block>()) };
+                cipher.encrypt(first, blocks);
+            }
             opcode::Write::new(fd, buffer, len as u32).offset(offset).rw_flags(rw_flags).build()
         };
         // SAFETY: the slot holds the bounce buffer until the completion.

@@ -1,7 +1,7 @@
 //! A volume of a store: in place where the map says so, else by way of the keeper.
 
 use ringstone_blockdev::{Drive, StoreVolume};
-use ringstone_store::{checksum, Request, RequestKind, Run, Sums, BLOCK};
+use ringstone_store::{checksum, Block, Cipher, Request, RequestKind, Run, BLOCK};
 use ringstone_virtio_blk::Operation;
 use ringstone_virtqueue::VirtRing;
 
@@ -19,20 +19,28 @@ impl Carrier for StoreVolume {
         let slot = &mut queue.slots[usize::from(head)];
         let at = slot.offset + slot.done;
         let most = (slot.len - slot.done).min(shared.quota.step);
-        let run = match (slot.operation, self.sums()) {
-            (Operation::Read, _) => Some(self.read(at, most)),
+        let (is_read, volume_at) = (slot.operation == Operation::Read, at);
+        let run = match (is_read, self.sums()) {
+            (true, _) => Some(self.read(at, most)),
             (_, None) => self.write(at, most),
             (_, Some(_)) => None,
         };
         let is_whole = at.is_multiple_of(BLOCK) && most.is_multiple_of(BLOCK);
         match run {
-            Some(Run::At { .. }) if self.sums().is_some() && !is_whole => {
-                queue.ask(head, self, RequestKind::Read, most, shared)
+            Some(Run::At { .. }) if self.is_sealed() && !is_whole => {
+                let kind = if is_read { RequestKind::Read } else { RequestKind::Write };
+                queue.ask(head, self, kind, most, shared)
             }
             Some(Run::At { at, len }) => {
                 slot.place = at;
                 slot.epoch = shared.reader.hold() + 1;
-                queue.transfer_on(head, self.drive(), at, len, shared);
+                match self.cipher().filter(|_| !is_read) {
+                    None => queue.transfer_on(head, self.drive(), at, len, shared),
+                    Some(cipher) => {
+                        let sealing = Some((cipher, volume_at / BLOCK));
+                        queue.transfer_bounced(head, self.drive(), at, len, sealing, shared);
+                    }
+                }
             }
             Some(Run::Zero { len }) => queue.read_zeroes(head, len, shared),
             None => queue.ask(head, self, RequestKind::Write, most, shared),
@@ -110,14 +118,18 @@ impl<R: VirtRing> RingQueue<R> {
         unsafe { errand.send(request, iovecs, volume.inbox(), &shared.returned, tag) };
     }
 
-    /// The first `len` bytes of a read are here. If they are not what was written, and they may just be being written, ask the
-    /// keeper, which waits for that. True if it is asked.
+    /// The first `len` bytes of a read are here as the drive has them. If they are not what was written, and they may just be
+    /// being written, ask the keeper, which waits for that. True if it is asked; else they are decrypted.
     pub(crate) fn reads_again(&mut self, head: u16, len: u64, shared: &mut Shared) -> bool {
         let Drive::Store(volume) = self.drive() else { return false };
-        let Some(sums) = volume.sums() else { return false };
+        if !volume.is_sealed() {
+            return false;
+        }
         let slot = &self.slots[usize::from(head)];
         let (place, left) = (slot.place, slot.len - slot.done);
-        if is_sound(sums, place, slot.iovecs(&mut shared.pools), len as usize) {
+        let first = (slot.offset + slot.done) / BLOCK;
+        shared.budget.copied(len);
+        if unseal(volume, place, first, slot.iovecs(&mut shared.pools), len as usize) {
             return false;
         }
         self.ask(head, volume, RequestKind::Read, left.min(shared.quota.step), shared);
@@ -154,29 +166,54 @@ impl<R: VirtRing> RingQueue<R> {
     }
 }
 
-/// The blocks that were read from byte `place` of the drive are those that were written.
-fn is_sound(sums: &Sums, place: u64, iovecs: &[libc::iovec], len: usize) -> bool {
+/// The blocks that were read from byte `place` of the drive, which are the volume's from block `first` on, are those that were
+/// written. Then they are decrypted.
+fn unseal(volume: &StoreVolume, place: u64, first: u64, iovecs: &[libc::iovec], len: usize) -> bool {
     if !len.is_multiple_of(BLOCK as usize) {
         return false;
     }
-    // The guest may change its memory at any moment, so a checksum is made of a copy.
-    let mut block = [0u8; BLOCK as usize];
-    let (mut at, mut sound) = (place, true);
-    let mut filled = 0;
-    for_bytes(iovecs, len, |guest, _, n| {
-        let mut taken = 0;
-        while taken < n {
-            let piece = (n - taken).min(block.len() - filled);
-            // SAFETY: parse checked that the segment lies inside guest memory, which the ring keeps alive; the piece ends in the block.
-            unsafe { std::ptr::copy_nonoverlapping(guest.add(taken), block.as_mut_ptr().add(filled), piece) };
-            taken += piece;
-            filled += piece;
-            if filled == block.len() {
-                sound &= sums.at(at) == Some(checksum(&block));
-                at += BLOCK;
-                filled = 0;
-            }
+    // The guest may change its memory at any moment, so each block is looked at in a copy.
+    let mut block = Block::default();
+    let mut begin = Place::default();
+    for number in 0..len as u64 / BLOCK {
+        let end = for_block(iovecs, begin, |guest, from, n| {
+            // SAFETY: parse checked that the segment lies inside guest memory, which the ring keeps alive; the piece is the block's.
+            unsafe { std::ptr::copy_nonoverlapping(guest, block.0.as_mut_ptr().add(from), n) };
+        });
+        let wanted = volume.sums().map(|sums| sums.at(place + number * BLOCK));
+        if wanted.is_some_and(|wanted| wanted != Some(checksum(&block.0))) {
+            return false;
         }
-    });
-    sound
+        if let Some(cipher) = volume.cipher() {
+            cipher.decrypt(first + number, std::slice::from_mut(&mut block));
+            for_block(iovecs, begin, |guest, from, n| {
+                // SAFETY: as above.
+                unsafe { std::ptr::copy_nonoverlapping(block.0.as_ptr().add(from), guest, n) };
+            });
+        }
+        begin = end;
+    }
+    true
+}
+
+/// Of a byte in the memory that iovecs name.
+#[derive(Clone, Copy, Default)]
+struct Place {
+    iovec: usize,
+    at: usize,
+}
+
+/// Call `with(pointer, bytes before it, bytes)` for the pieces of the block that begins at `place`. Returns where the next begins.
+fn for_block(iovecs: &[libc::iovec], place: Place, mut with: impl FnMut(*mut u8, usize, usize)) -> Place {
+    let Place { mut iovec, mut at } = place;
+    let mut done = 0;
+    while let (Some(iov), true) = (iovecs.get(iovec), done < BLOCK as usize) {
+        let n = (iov.iov_len - at).min(BLOCK as usize - done);
+        with(iov.iov_base.cast::<u8>().wrapping_add(at), done, n);
+        (done, at) = (done + n, at + n);
+        if at == iov.iov_len {
+            (iovec, at) = (iovec + 1, 0);
+        }
+    }
+    Place { iovec, at }
 }

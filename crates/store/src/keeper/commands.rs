@@ -60,6 +60,12 @@ pub enum Command {
         name: String,
         created_s: u64,
     },
+    /// The volume's key is wrapped as `key` from here on, if it is `from` now.
+    SetKey {
+        volume: String,
+        from: Vec<u8>,
+        key: Vec<u8>,
+    },
     /// Copy what it reads from others. Answered when that is done.
     Flatten {
         volume: String,
@@ -265,6 +271,14 @@ impl Keeper {
                 let clone = Volume { id, name, size, live: layer.id, origin: 0, created_s, seal };
                 changes.extend([Change::Layer(layer), Change::Volume(clone)]);
                 self.hold(number, vec![source.id], changes)
+            }
+            Command::SetKey { volume, from, key } => {
+                let volume = self.volume(&volume)?;
+                if volume.seal.key != from {
+                    return Ok(Some(Answer::Done));
+                }
+                let seal = Seal { key, ..volume.seal };
+                self.change(number, vec![Change::Volume(Volume { seal, ..volume })])
             }
             Command::Flatten { volume } => self.flatten(number, &volume),
             Command::Open { name, cipher } => {

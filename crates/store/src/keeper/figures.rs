@@ -32,6 +32,8 @@ pub struct VolumeInfo {
     pub open: bool,
     /// Its blocks have checksums.
     pub integrity: bool,
+    /// Its key as it is wrapped; empty: its blocks are not encrypted.
+    pub key: Vec<u8>,
     pub snapshots: Vec<SnapshotInfo>,
 }
 
@@ -80,6 +82,7 @@ impl Keeper {
                 .map(|(of, snapshot)| (of.name.clone(), snapshot.name.clone())),
             open: self.open.contains_key(&volume.id),
             integrity: volume.seal.integrity,
+            key: volume.seal.key.clone(),
             snapshots: self
                 .catalog
                 .snapshots_of(volume.id)
