@@ -91,9 +91,13 @@ class VolatileFilesystem(mfusepy.Operations):  # type: ignore[misc]
         return 0
 
     def fallocate(self, path: str, mode: int, offset: int, size: int, fh: int) -> int:
-        if mode not in (_PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE):
+        if mode not in (0, _PUNCH_HOLE | _KEEP_SIZE, _ZERO_RANGE | _KEEP_SIZE):
             raise mfusepy.FuseOSError(errno.EOPNOTSUPP)
         with self._lock:
+            if mode == 0:
+                self._keep(fh, offset, 0)
+                os.posix_fallocate(fh, offset, size)
+                return 0
             within = max(0, min(size, os.fstat(fh).st_size - offset))
             self._keep(fh, offset, within)
             os.pwrite(fh, bytes(within), offset)
@@ -193,6 +197,8 @@ class VolatileFilesystem(mfusepy.Operations):  # type: ignore[misc]
 class VolatileDirectory:
     """One that is mounted at `path` while the `with` block runs, with its process below `root`."""
 
+    _module = "tests.framework.volatile"
+
     def __init__(self, root: Path, *, direct_io: bool = False) -> None:
         """`direct_io`: have the kernel keep nothing of the files (FOPEN_DIRECT_IO)."""
         self._options = ["direct_io"] if direct_io else []
@@ -202,7 +208,7 @@ class VolatileDirectory:
         self._content.mkdir()
 
     def __enter__(self) -> Self:
-        serve = [sys.executable, "-m", "tests.framework.volatile", str(self.path), str(self._content)]
+        serve = [sys.executable, "-m", self._module, str(self.path), str(self._content)]
         self._process = subprocess.Popen(
             [*serve, *self._options], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -215,16 +221,16 @@ class VolatileDirectory:
 
     def lose_power(self) -> int:
         """Forget what was not synced; how many changes that were. Nobody may be using it."""
-        return int(self._ask("lose"))
+        return int(self.ask("lose"))
 
     def syncs(self) -> int:
-        return int(self._ask("syncs"))
+        return int(self.ask("syncs"))
 
     def ignore_syncs(self) -> None:
         """Answer them without doing anything, as a broken drive does."""
-        self._ask("ignore")
+        self.ask("ignore")
 
-    def _ask(self, command: str) -> str:
+    def ask(self, command: str) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._process.stdin.write(f"{command}\n")
@@ -238,8 +244,11 @@ class VolatileDirectory:
         self._process.communicate(timeout=_START_SECONDS)
 
 
-def main(mount: str, content: str, *options: str) -> None:
-    filesystem = VolatileFilesystem(Path(content))
+def main(
+    mount: str, content: str, *options: str, kind: type[VolatileFilesystem] = VolatileFilesystem, **more: Any
+) -> None:
+    """`kind`: what is served; `more`: further options of libfuse's."""
+    filesystem = kind(Path(content))
 
     def listen() -> None:
         for line in sys.stdin:
@@ -248,7 +257,9 @@ def main(mount: str, content: str, *options: str) -> None:
     threading.Thread(target=listen, daemon=True).start()
     # Nothing is to be remembered by the kernel that a loss of power may change.
     flags: dict[str, Any] = {"attr_timeout": 0, "entry_timeout": 0} | dict.fromkeys(options, True)
-    mfusepy.FUSE(filesystem, mount, foreground=True, nothreads=True, fsname="volatile", **flags)
+    mfusepy.FUSE(
+        filesystem, mount, **({"foreground": True, "nothreads": True, "fsname": "volatile"} | flags | more)
+    )
 
 
 if __name__ == "__main__":

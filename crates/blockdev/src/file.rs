@@ -29,7 +29,7 @@ pub struct FileDrive {
     memory_align: u32,
     offset_align: u32,
     punch: bool,
-    dsync: bool,
+    fuse: bool,
     /// Cleared by the first request that the file system refuses.
     zero_range: AtomicBool,
     lock: Lock,
@@ -100,7 +100,7 @@ impl FileDrive {
             memory_align: 1,
             offset_align: 1,
             punch: false,
-            dsync: false,
+            fuse: true,
             zero_range: AtomicBool::new(false),
             lock: Lock::Unavailable,
         })
@@ -138,7 +138,7 @@ impl FileDrive {
             return Err(DriveError::BlockSize { path: path.to_owned(), needed: offset_align, block_size });
         }
         let mut drive = Self {
-            dsync: !is_fuse(&file),
+            fuse: is_fuse(&file),
             file,
             path: path.to_owned(),
             direct,
@@ -176,7 +176,14 @@ impl FileDrive {
     /// A write with RWF_DSYNC is durable when it is done; otherwise it takes a sync.
     #[inline(always)]
     pub fn honours_dsync(&self) -> bool {
-        self.dsync
+        !self.fuse
+    }
+
+    /// Whoever asks for a read or write is kept until that is done, unless it is asked to be done by another thread: the
+    /// kernel takes files of FUSE for some that do not keep it waiting, and waits for direct I/O (seen with Linux 6.18).
+    #[inline(always)]
+    pub fn keeps_waiting(&self) -> bool {
+        self.fuse
     }
 
     /// Ranges can be zeroed and stay allocated.

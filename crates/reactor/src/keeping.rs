@@ -11,7 +11,7 @@ use ringstone_blockdev::FileDrive;
 use ringstone_rbd::Completions;
 use ringstone_store::{errno, zeroed, Action, Answer, Block, Command, Data, Io, Keeper, StoreError, BLOCK};
 
-use crate::carrier::for_bytes;
+use crate::carrier::{for_bytes, unwaited};
 use crate::core::Shared;
 use crate::errand::Errand;
 use crate::uring::Tag;
@@ -211,7 +211,7 @@ impl Keeping {
 
     fn submit(&mut self, index: u32, shared: &mut Shared) {
         let Some(one) = self.under_way[index as usize].as_mut() else { return };
-        let entry = entry(one, &self.drive, shared);
+        let entry = unwaited(&self.drive, entry(one, &self.drive, shared));
         // SAFETY: buffers are the I/O's own, the reactor's page of zeroes, or guest memory that the errand's queue keeps alive
         // until it is answered; the I/O stays in its place until the completion.
         unsafe { shared.uring.push(entry, Tag::Store { place: self.place, io: index }) };

@@ -3,6 +3,7 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 use crate::{
     Action, Answer, Block, Command, Data, Io, Keeper, Layout, Medium, Request, RequestKind, StoreError, BLOCK,
@@ -57,6 +58,8 @@ impl Medium for Memory {
 pub struct Calm {
     pub keeper: Keeper,
     pub memory: Memory,
+    /// Bytes of the drive that cannot be written.
+    pub refuses: Range<u64>,
     now: u64,
 }
 
@@ -66,7 +69,7 @@ impl Calm {
         let memory = Memory::new(size);
         crate::format(&memory, &Layout::new(size, extent).unwrap(), [7; 16]).unwrap();
         let keeper = crate::begin(&memory, [1; 16], Default::default()).unwrap();
-        Self { keeper, memory, now: 0 }
+        Self { keeper, memory, refuses: 0..0, now: 0 }
     }
 
     /// True if there was something to do.
@@ -81,6 +84,9 @@ impl Calm {
     }
 
     fn carry_out(&mut self, mut io: Io) {
+        if matches!(io.action, Action::Write { .. }) && self.refuses.contains(&io.offset) {
+            return self.keeper.completed(io, Err(crate::errno::EIO));
+        }
         match (io.action, &mut io.data) {
             (Action::Read, Data::Own(buffer)) => self.memory.read(io.offset, buffer).unwrap(),
             (Action::Write { .. }, Data::Own(buffer)) => self.memory.write(io.offset, buffer).unwrap(),

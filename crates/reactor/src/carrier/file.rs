@@ -3,7 +3,7 @@
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
-use io_uring::squeue::Entry;
+use io_uring::squeue::{Entry, Flags};
 use io_uring::{opcode, types};
 use ringstone_blockdev::{Drive, FileDrive};
 use ringstone_cipher::Xts;
@@ -63,7 +63,16 @@ impl Carrier for FileDrive {
             .build();
         shared.budget.submitted(n.into());
         // SAFETY: the zeroes live as long as the reactor.
-        unsafe { queue.submit(head, entry, shared) };
+        unsafe { queue.submit(head, unwaited(self, entry), shared) };
+    }
+}
+
+/// A read or write of `drive` that nobody is kept waiting by.
+#[inline(always)]
+pub(crate) fn unwaited(drive: &FileDrive, entry: Entry) -> Entry {
+    match drive.keeps_waiting() {
+        true => entry.flags(Flags::ASYNC),
+        false => entry,
     }
 }
 
@@ -115,7 +124,7 @@ impl<R: VirtRing> RingQueue<R> {
         shared.budget.submitted(step);
         // SAFETY: the buffers lie in guest memory, which the ring keeps alive until this queue is drained; iovecs stay in
         // their block until the slot is released.
-        unsafe { self.submit(head, entry, shared) };
+        unsafe { self.submit(head, unwaited(drive, entry), shared) };
     }
 
     /// Put an entry of the request in `head`'s slot on the io_uring.
@@ -177,7 +186,7 @@ impl<R: VirtRing> RingQueue<R> {
             opcode::Write::new(fd, buffer, len as u32).offset(offset).rw_flags(rw_flags).build()
         };
         // SAFETY: the slot holds the bounce buffer until the completion.
-        unsafe { self.submit(head, entry, shared) };
+        unsafe { self.submit(head, unwaited(drive, entry), shared) };
     }
 
     pub(super) fn sync(&mut self, head: u16, fd: RawFd, shared: &mut Shared) {

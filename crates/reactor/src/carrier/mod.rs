@@ -11,6 +11,8 @@ mod store;
 
 use ringstone_virtqueue::VirtRing;
 
+pub(crate) use file::unwaited;
+
 use crate::core::Shared;
 use crate::queue::RingQueue;
 

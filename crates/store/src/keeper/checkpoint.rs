@@ -6,7 +6,8 @@
 
 use std::collections::BTreeMap;
 
-use super::Keeper;
+use super::{Keeper, Running};
+use crate::error::StoreError;
 use crate::format::{zeroed, Block, Page, SumsPage, Superblock};
 use crate::geometry::BLOCK;
 use crate::io::{errno, Action, Data, Io, Purpose};
@@ -62,7 +63,9 @@ impl Keeper {
         let (used, all) = self.journal.used();
         // Requests are not the only ones that wait for room.
         let due = used > all / 2 && !self.paused || !self.journal.has_room() || self.wants_checkpoint();
-        due && self.failed.is_none() && self.possessed
+        // Who gave up closing writes nothing more.
+        let closed = self.closing && self.running.is_none();
+        due && !closed && self.failed.is_none() && self.possessed
     }
 
     fn begin_checkpoint(&mut self) {
@@ -155,13 +158,14 @@ impl Keeper {
         });
     }
 
-    /// Something that the checkpoint asked for is done.
-    pub(super) fn checkpointed(&mut self, purpose: Purpose, result: Result<(), i32>) {
-        let Some(checkpoint) = &mut self.checkpoint else { return };
+    /// Something that the checkpoint asked for, at byte `offset` of the drive, is done.
+    pub(super) fn checkpointed(&mut self, purpose: Purpose, offset: u64, result: Result<(), i32>) {
         if let Err(errno) = result {
-            let error = std::io::Error::from_raw_os_error(errno);
-            self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
-            if purpose == Purpose::Superblock && self.possessed {
+            self.checkpoint_failed(offset, errno);
+        }
+        let Some(checkpoint) = &mut self.checkpoint else { return };
+        if result.is_err() {
+            if purpose == Purpose::Superblock && self.possessed && !self.closing {
                 // It may be on the drive all the same, and count. So what it names stays as it is until it is there for certain.
                 checkpoint.again = Some(self.now + AGAIN_NS);
                 return;
@@ -198,6 +202,19 @@ impl Keeper {
             }
             Purpose::CheckpointFlush => self.write_superblock(),
             _ => self.end_checkpoint(true),
+        }
+    }
+
+    /// Say so, once until one is written. Who closes the store waits no longer: the journal has all that a checkpoint would.
+    fn checkpoint_failed(&mut self, offset: u64, errno: i32) {
+        let error = || std::io::Error::from_raw_os_error(errno);
+        if !std::mem::replace(&mut self.checkpoint_troubled, true) {
+            let error = error();
+            self.events.push_back(format!("a checkpoint could not be written: {error}; it is tried again"));
+        }
+        if let Some((number, _)) = self.running.take_if(|(_, running)| matches!(running, Running::Closing)) {
+            let error = StoreError::Drive { what: "written", offset, source: error() };
+            self.answers.push_back((number, Err(error)));
         }
     }
 
@@ -243,6 +260,7 @@ impl Keeper {
 
     fn end_checkpoint(&mut self, succeeded: bool) {
         let Some(checkpoint) = self.checkpoint.take() else { return };
+        self.checkpoint_troubled &= !succeeded;
         if !succeeded {
             let pages = checkpoint.written.iter().map(|(page, _)| *page).chain(checkpoint.waiting);
             pages.for_each(|page| self.slots.set_dirty(page));
@@ -295,5 +313,52 @@ fn superblock_write(superblock: &Superblock, purpose: Purpose) -> Io {
         len: BLOCK,
         data: Data::Own(block),
         purpose,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::io::RequestKind;
+    use crate::testing::Calm;
+    use crate::{Command, StoreError};
+
+    const EXTENT: u64 = 16 << 10;
+
+    /// A gateway that was told to stop waited for ever for a drive that had gone.
+    #[test]
+    fn a_store_is_closed_although_its_checkpoint_cannot_be_written() {
+        for superblock in [false, true] {
+            let mut store = Calm::new(64 << 20, EXTENT);
+            let (volume, _) = store.volume("one", 64 * EXTENT);
+            store.request(volume, RequestKind::Write, 0, 4 * EXTENT);
+            store.ask(Command::Close { volume }).unwrap();
+            let layout = store.keeper.layout();
+            let table = layout.zones[0].table..layout.zones[0].data;
+            store.refuses = if superblock { 0..layout.journal_at } else { table };
+            let error = store.ask(Command::Shutdown).map(drop).unwrap_err();
+            assert!(matches!(error, StoreError::Drive { what: "written", .. }), "{error}");
+            while store.turn() {}
+            assert!(store.keeper.is_idle() && !store.keeper.needs_turns());
+            let events: Vec<_> = std::iter::from_fn(|| store.keeper.next_event()).collect();
+            assert_eq!(events.len(), 1, "{events:?}");
+        }
+    }
+
+    #[test]
+    fn a_checkpoint_that_fails_is_told_once_and_tried_again() {
+        let mut store = Calm::new(64 << 20, EXTENT);
+        store.refuses = 0..store.keeper.layout().journal_at;
+        store.keeper.command(9, Command::Grow { size: 128 << 20 });
+        let told = |store: &mut Calm| std::iter::from_fn(|| store.keeper.next_event()).count();
+        // Some seconds, as each turn is a microsecond.
+        for _ in 0..3_000_000 {
+            store.turn();
+        }
+        assert_eq!(told(&mut store), 1);
+        store.refuses = 0..0;
+        while store.keeper.next_answer().is_none() {
+            store.turn();
+        }
+        assert_eq!(told(&mut store), 0);
     }
 }

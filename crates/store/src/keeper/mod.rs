@@ -6,6 +6,7 @@
 //! | `requests.rs` | what guests ask: which step comes next, and what it changes |
 //! | `operations.rs` | a step from its first I/O to its answer |
 //! | `sealing.rs` | checksums and encryption of what comes and goes |
+//! | `failing.rs` | writes in place that the drive refused |
 //! | `exclusive.rs` | parts of encrypted blocks |
 //! | `apply.rs` | changes that count now: slots, maps, places to be used again |
 //! | `flushing.rs` | what is made durable, and how the journal says so |
@@ -22,6 +23,7 @@ mod commands;
 mod deletion;
 mod diff;
 mod exclusive;
+mod failing;
 mod figures;
 mod flatten;
 mod flushing;
@@ -189,6 +191,8 @@ pub struct Keeper {
     checkpoint: Option<Checkpoint>,
     /// When a checkpoint that failed is tried again.
     checkpoint_after: u64,
+    /// The last one failed, and an event says so.
+    checkpoint_troubled: bool,
     highest_generation: u64,
     retired_slots: VecDeque<Retired<u32>>,
     retired_nodes: VecDeque<Retired<(u32, Node)>>,
@@ -294,6 +298,7 @@ impl Keeper {
             checkpoint_first: unsettled,
             checkpoint: None,
             checkpoint_after: 0,
+            checkpoint_troubled: false,
             highest_generation,
             retired_slots: VecDeque::new(),
             retired_nodes: VecDeque::new(),
@@ -478,7 +483,7 @@ impl Keeper {
             | Purpose::Catalog
             | Purpose::CheckpointFlush
             | Purpose::Superblock => {
-                self.checkpointed(io.purpose, result);
+                self.checkpointed(io.purpose, io.offset, result);
             }
         }
     }

@@ -50,6 +50,10 @@ pub(super) enum Stage {
     Check { from: u64 },
     /// The guest has them.
     Give,
+    /// The drive refused what was to be written in place, with this errno: see what is there.
+    Look { errno: i32 },
+    /// The journal says it.
+    Failed { errno: i32 },
 }
 
 /// What a request changes in a granule.
@@ -108,7 +112,7 @@ impl Keeper {
     /// An I/O of step `id` is done.
     pub(super) fn advance(&mut self, id: u32, io: Io, result: Result<(), i32>) {
         if let Err(errno) = result {
-            return self.finish(id, Err(errno));
+            return self.step_failed(id, errno);
         }
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         match operation.stage {
@@ -151,7 +155,11 @@ impl Keeper {
                 self.give_blocks(id, from, buffer);
             }
             Stage::Give => self.finish(id, Ok(())),
-            Stage::Intend { .. } | Stage::Flush => {}
+            Stage::Look { errno } => {
+                let Data::Own(found) = io.data else { return };
+                self.record_what_is_there(id, errno, &found);
+            }
+            Stage::Intend { .. } | Stage::Flush | Stage::Failed { .. } => {}
         }
     }
 
@@ -188,6 +196,7 @@ impl Keeper {
         let Some(operation) = self.operations[id as usize].as_mut() else { return };
         match std::mem::replace(&mut operation.stage, Stage::Flush) {
             Stage::Intend { to, buffer } => self.overwrite(id, seq, to, buffer),
+            Stage::Failed { errno } => self.finish(id, Err(errno)),
             _ => self.counted(id),
         }
     }

@@ -37,8 +37,8 @@ pub(super) struct Sealing {
 pub(super) struct Overwrite {
     /// The journal's block that says so.
     seq: u64,
-    at: u64,
-    sums: Vec<u32>,
+    pub at: u64,
+    pub sums: Vec<u32>,
 }
 
 /// Whole blocks at the begin of a range: 0 if it begins or ends within the first.
@@ -281,21 +281,25 @@ const MOST_BAD: usize = 1000;
 
 /// The checksums of blocks at byte `at` of the drive, by slot.
 pub(super) fn sums_of(layout: &Layout, at: u64, blocks: &[Block], in_place: bool) -> Vec<SlotSums> {
+    let sums: Vec<u32> = blocks.iter().map(|block| checksum(&block.0)).collect();
+    slot_sums(layout, at, &sums, in_place)
+}
+
+/// `sums` of blocks at byte `at` of the drive, by slot.
+pub(super) fn slot_sums(layout: &Layout, mut at: u64, sums: &[u32], in_place: bool) -> Vec<SlotSums> {
     let mut all: Vec<SlotSums> = Vec::new();
-    let mut rest = blocks;
-    let mut at = at;
+    let mut rest = sums;
     while let (false, Some((slot, within))) = (rest.is_empty(), layout.slot_at(at)) {
         let most = (layout.extents.bytes() - within) / BLOCK;
         let (here, more) = rest.split_at(rest.len().min(most as usize));
-        let sums = here.iter().map(|block| checksum(&block.0)).collect();
-        all.push(SlotSums { slot, first: (within / BLOCK) as u16, in_place, sums });
+        all.push(SlotSums { slot, first: (within / BLOCK) as u16, in_place, sums: here.to_vec() });
         at += here.len() as u64 * BLOCK;
         rest = more;
     }
     all
 }
 
-fn read(id: u32, at: u64, buffer: Box<[Block]>) -> Io {
+pub(super) fn read(id: u32, at: u64, buffer: Box<[Block]>) -> Io {
     Io {
         action: Action::Read,
         offset: at,
