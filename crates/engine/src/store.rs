@@ -7,7 +7,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use pyo3::prelude::*;
 use ringstone_blockdev::StoreDoor;
 use ringstone_gateway::{check_store, format_store, look_for_store, store_code, Engine, EngineError};
-use ringstone_store::{Answer, Command, Figures, Seal, StoreError, VolumeInfo};
+use ringstone_store::{Answer, Command, Figures, ScrubEnd, ScrubInfo, Seal, StoreError, VolumeInfo};
 use serde::Deserialize;
 use serde_json::{json, Value};
 
@@ -75,6 +75,11 @@ enum Call {
         to: Option<String>,
     },
     Grow,
+    Scrub {
+        rate: u64,
+    },
+    CancelScrub,
+    ScrubStatus,
 }
 
 fn hex(uuid: [u8; 16]) -> String {
@@ -106,11 +111,34 @@ fn figures_json(figures: &Figures) -> Value {
     })
 }
 
+fn scrub_json(scrub: &ScrubInfo) -> Value {
+    json!({
+        "started_s": scrub.started_s,
+        "rate": scrub.rate,
+        "total": scrub.total,
+        "done": scrub.done,
+        "blocks": scrub.blocks,
+        "verified": scrub.verified,
+        "bad": scrub.bad,
+        "unreadable": scrub.unreadable,
+        "mended": scrub.mended,
+        "faults": scrub.faults,
+        "state": match scrub.end {
+            None => "running",
+            Some(ScrubEnd::Done) => "done",
+            Some(ScrubEnd::Cancelled) => "cancelled",
+            Some(ScrubEnd::Stopped) => "stopped",
+        },
+        "ended_s": scrub.end.map(|_| scrub.ended_s),
+    })
+}
+
 fn answer_json(answer: Answer) -> Value {
     match answer {
         Answer::Done | Answer::Opened { .. } => json!({}),
         Answer::Volumes(volumes) => json!({"volumes": volumes.iter().map(volume_json).collect::<Vec<_>>()}),
         Answer::Figures(figures) => figures_json(&figures),
+        Answer::Scrub(scrub) => json!({"scrub": scrub.as_ref().map(scrub_json)}),
         Answer::Ranges(ranges) => json!({"ranges": ranges.sorted()}),
     }
 }
@@ -140,6 +168,9 @@ impl Store {
             Call::List { name } => Command::List { name },
             Call::Figures => Command::Figures,
             Call::Diff { volume, from, to } => Command::Diff { volume, from, to },
+            Call::Scrub { rate } => Command::Scrub { rate, started_s: created_s },
+            Call::CancelScrub => Command::CancelScrub,
+            Call::ScrubStatus => Command::ScrubStatus,
             Call::Grow => return None,
         })
     }

@@ -64,7 +64,10 @@ pub use error::StoreError;
 pub use format::{zeroed, Block, Superblock};
 pub use geometry::{Layout, BLOCK, SMALLEST_STORE};
 pub use io::{errno, Action, Data, Done, Io, Request, RequestKind, ZEROES};
-pub use keeper::{Answer, Command, Figures, Keeper, Ranges, Shared, SnapshotInfo, VolumeInfo, FULL_WAIT_NS};
+pub use keeper::{
+    Answer, Command, Figures, Keeper, Ranges, ScrubEnd, ScrubInfo, Shared, SnapshotInfo, VolumeInfo,
+    FULL_WAIT_NS,
+};
 pub use map::{Map, Run};
 pub use medium::Medium;
 pub use recovery::{format, recover, superblock, Recovered};

@@ -20,6 +20,7 @@ pub enum Mutant {
     ForgetInPlace,
     OpenAsFound,
     OpenReused,
+    ScrubUnlocked,
 }
 
 #[cfg(feature = "mutants")]

@@ -1,7 +1,7 @@
 //! A store in memory and a reactor that does its I/O at once, for unit tests.
 
 use std::cell::RefCell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 
 use crate::{
@@ -11,12 +11,12 @@ use crate::{
 /// What guests write.
 pub const WRITTEN: u8 = 0xa5;
 
-/// Blocks that were written, of so many bytes.
-pub struct Memory(RefCell<HashMap<u64, Block>>, u64);
+/// Blocks that were written, of so many bytes; and those that cannot be read until they are written anew.
+pub struct Memory(RefCell<HashMap<u64, Block>>, u64, RefCell<HashSet<u64>>);
 
 impl Memory {
     pub fn new(size: u64) -> Self {
-        Self(RefCell::default(), size)
+        Self(RefCell::default(), size, RefCell::default())
     }
 
     /// The first byte of the block at `offset`.
@@ -24,7 +24,22 @@ impl Memory {
         self.0.borrow().get(&offset).map_or(0, |block| block.0[0])
     }
 
+    /// A bit of the block at `offset` rots.
+    pub fn rot(&self, offset: u64) {
+        self.0.borrow_mut().entry(offset).or_default().0[40] ^= 4;
+    }
+
+    /// The drive cannot read the block at `offset`.
+    pub fn spoil(&self, offset: u64) {
+        self.2.borrow_mut().insert(offset);
+    }
+
+    fn mend(&self, offset: u64, len: u64) {
+        self.2.borrow_mut().retain(|at| !(offset..offset + len).contains(at));
+    }
+
     fn fill(&self, offset: u64, len: u64, byte: u8) {
+        self.mend(offset, len);
         let at = (offset..offset + len).step_by(BLOCK as usize);
         self.0.borrow_mut().extend(at.map(|at| (at, Block([byte; 4096]))));
     }
@@ -37,6 +52,10 @@ impl Medium for Memory {
 
     fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {
         let blocks = self.0.borrow();
+        let end = offset + into.len() as u64 * BLOCK;
+        if self.2.borrow().iter().any(|at| (offset..end).contains(at)) {
+            return Err(io::Error::from_raw_os_error(crate::errno::EIO));
+        }
         for (block, at) in into.iter_mut().zip((offset..).step_by(BLOCK as usize)) {
             *block = blocks.get(&at).cloned().unwrap_or_default();
         }
@@ -44,6 +63,7 @@ impl Medium for Memory {
     }
 
     fn write(&self, offset: u64, from: &[Block]) -> io::Result<()> {
+        self.mend(offset, from.len() as u64 * BLOCK);
         self.0.borrow_mut().extend((offset..).step_by(BLOCK as usize).zip(from.iter().cloned()));
         Ok(())
     }
@@ -57,7 +77,7 @@ impl Medium for Memory {
 pub struct Calm {
     pub keeper: Keeper,
     pub memory: Memory,
-    now: u64,
+    pub now: u64,
 }
 
 impl Calm {
@@ -81,14 +101,15 @@ impl Calm {
     }
 
     fn carry_out(&mut self, mut io: Io) {
+        let mut result = Ok(());
         match (io.action, &mut io.data) {
-            (Action::Read, Data::Own(buffer)) => self.memory.read(io.offset, buffer).unwrap(),
+            (Action::Read, Data::Own(buffer)) => result = self.memory.read(io.offset, buffer),
             (Action::Write { .. }, Data::Own(buffer)) => self.memory.write(io.offset, buffer).unwrap(),
             (Action::Write { .. }, Data::Zeroes) => self.memory.fill(io.offset, io.len, 0),
             (Action::Write { .. }, Data::Guest { .. }) => self.memory.fill(io.offset, io.len, WRITTEN),
             _ => {}
         }
-        self.keeper.completed(io, Ok(()));
+        self.keeper.completed(io, result.map_err(|_| crate::errno::EIO));
     }
 
     pub fn ask(&mut self, command: Command) -> Result<Answer, StoreError> {
@@ -118,7 +139,12 @@ impl Calm {
 
     /// Volume `name` of `size` bytes, made and opened.
     pub fn volume(&mut self, name: &str, size: u64) -> Opened {
-        let (name, seal) = (name.to_owned(), Default::default());
+        self.volume_with(name, size, false)
+    }
+
+    /// `integrity`: its blocks have checksums.
+    pub fn volume_with(&mut self, name: &str, size: u64, integrity: bool) -> Opened {
+        let (name, seal) = (name.to_owned(), crate::Seal { integrity, ..Default::default() });
         self.ask(Command::Create { name: name.clone(), size, created_s: 1, seal }).unwrap();
         self.opened(&name)
     }

@@ -14,6 +14,7 @@ use crate::sums::Sums;
 use super::diff::{Comparing, Ranges};
 use super::figures::{Figures, VolumeInfo};
 use super::opening::{Opening, Purpose};
+use super::scrub::ScrubInfo;
 
 /// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
 const HOLD_NS: u64 = 10_000_000_000;
@@ -84,6 +85,15 @@ pub enum Command {
         from: Option<String>,
         to: Option<String>,
     },
+    /// Read all that is in use, `rate` bytes in a second, and hold it against its checksums. One that runs goes on, at this rate.
+    /// Answered at once.
+    Scrub {
+        rate: u64,
+        started_s: u64,
+    },
+    CancelScrub,
+    /// How far the scrub is that runs, or how the last one ended.
+    ScrubStatus,
     /// The drive has this many bytes now.
     Grow {
         size: u64,
@@ -110,6 +120,8 @@ pub enum Answer {
     Volumes(Vec<VolumeInfo>),
     Figures(Figures),
     Ranges(Ranges),
+    /// None: there was no scrub since the store was opened.
+    Scrub(Option<ScrubInfo>),
 }
 
 /// Where a command is.
@@ -300,6 +312,14 @@ impl Keeper {
             }
             Command::Figures => Ok(Some(Answer::Figures(self.figures()))),
             Command::Diff { volume, from, to } => self.compare(number, &volume, from, to).map(|()| None),
+            Command::Scrub { rate, started_s } => {
+                self.begin_scrub(rate, started_s).map(|info| Some(Answer::Scrub(Some(info))))
+            }
+            Command::CancelScrub => {
+                self.cancel_scrub();
+                Ok(Some(Answer::Scrub(self.scrub_info())))
+            }
+            Command::ScrubStatus => Ok(Some(Answer::Scrub(self.scrub_info()))),
             Command::Grow { size } => {
                 let grown = self.layout().grown(size)?;
                 let before = self.layout().pages();
@@ -561,6 +581,9 @@ impl Command {
                 | Self::List { .. }
                 | Self::Figures
                 | Self::Diff { .. }
+                | Self::Scrub { .. }
+                | Self::CancelScrub
+                | Self::ScrubStatus
                 | Self::Shutdown
         )
     }

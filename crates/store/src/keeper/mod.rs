@@ -15,6 +15,7 @@
 //! | `diff.rs` | what differs between two points of a volume |
 //! | `reap.rs` | layers that nobody names any more |
 //! | `flatten.rs` | copying what a clone has of others |
+//! | `scrub.rs`, `inventory.rs` | reading all that is in use, to find what has rotted |
 
 mod apply;
 mod checkpoint;
@@ -24,10 +25,12 @@ mod exclusive;
 mod figures;
 mod flatten;
 mod flushing;
+mod inventory;
 mod opening;
 mod operations;
 mod reap;
 mod requests;
+mod scrub;
 mod sealing;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -37,6 +40,7 @@ use std::sync::Arc;
 pub use commands::{Answer, Command};
 pub use diff::Ranges;
 pub use figures::{Figures, SnapshotInfo, VolumeInfo};
+pub use scrub::{ScrubEnd, ScrubInfo};
 
 use crate::allocator::Allocator;
 use crate::catalog::{Catalog, Change};
@@ -57,8 +61,10 @@ use commands::Running;
 use exclusive::Exclusive;
 use flatten::Flatten;
 use flushing::{Flushing, Waiter};
+use inventory::Mending;
 use operations::Operation;
 use reap::Reap;
+use scrub::Scrub;
 
 /// Nanoseconds that a first write waits for room before it is answered with ENOSPC.
 pub const FULL_WAIT_NS: u64 = 30_000_000_000;
@@ -200,6 +206,10 @@ pub struct Keeper {
     /// Behind the record of the last command that changed the catalog.
     named: u64,
     flatten: Option<Flatten>,
+    scrub: Option<Scrub>,
+    /// The last one that has ended.
+    scrubbed: Option<ScrubInfo>,
+    mending: Mending,
     /// How many a turn has, and the present one has left.
     looks_a_turn: u32,
     looks: u32,
@@ -300,6 +310,9 @@ impl Keeper {
             possessed: false,
             named: 0,
             flatten: None,
+            scrub: None,
+            scrubbed: None,
+            mending: Mending::default(),
             looks_a_turn: LOOKS,
             looks: LOOKS,
             out: VecDeque::new(),
@@ -346,7 +359,7 @@ impl Keeper {
         self.run_exclusive();
         self.run_commands();
         self.run_reap();
-        let searches = self.run_flatten();
+        let searches = self.run_flatten() | self.run_scrub();
         self.start_flush();
         self.run_checkpoint();
         self.write_journal();
@@ -385,11 +398,16 @@ impl Keeper {
             && self.running.is_none()
             && self.reap.is_none()
             && self.flatten.is_none()
+            && self.scrub.is_none()
             && !self.is_waiting_for_others()
             && self.checkpoint.is_none()
             && self.flushing.is_idle()
             && self.journal.is_idle()
             && self.out.is_empty()
+    }
+
+    fn has_jobs(&self) -> bool {
+        self.reap.is_some() || self.flatten.is_some() || self.scrub.is_some() || self.maybe_reapable
     }
 
     fn may_work(&self) -> bool {
@@ -432,7 +450,7 @@ impl Keeper {
             || self.has_to_recycle()
             || self.running.is_some()
             || self.has_exclusive()
-            || self.may_work() && (self.reap.is_some() || self.flatten.is_some() || self.maybe_reapable)
+            || self.may_work() && self.has_jobs()
             || self.checkpoint.is_some()
             || self.is_checkpoint_due()
     }
@@ -464,6 +482,7 @@ impl Keeper {
             Purpose::Flush => self.flushed(result),
             Purpose::PossessionFlush => self.write_possession(result),
             Purpose::Possession => self.possession_written(result),
+            Purpose::Scrub => self.scrub_read(io, result),
             Purpose::Page { .. }
             | Purpose::SumsPage
             | Purpose::Catalog

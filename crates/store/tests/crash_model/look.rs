@@ -59,7 +59,7 @@ impl Calm {
             while !self.drive.flights.is_empty() {
                 let flight = self.drive.complete(0, false, &mut self.rng);
                 if let Owner::Keeper(mut io) = flight.owner {
-                    guest::read(&self.drive, &mut io);
+                    guest::read(&self.drive, &mut io, &mut self.rng);
                     self.keeper.completed(io, Ok(()));
                 }
             }
