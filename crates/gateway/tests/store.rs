@@ -104,8 +104,10 @@ fn write_and_read(integrity: bool) {
     drop(driver);
     end(&host, "vol");
     host.engine.close_store(&path).unwrap();
-    let report = check_store(&path).unwrap();
-    assert_eq!((report.faults, report.notes), (vec![], vec![]));
+    let report = check_store(&path, Some(&mut |_, _| true)).unwrap().unwrap();
+    assert_eq!((report.faults, report.notes, report.mendable), (vec![], vec![], vec![]));
+    let blocks = report.blocks.unwrap();
+    assert_eq!(blocks.verified, if integrity { blocks.blocks } else { 0 });
     // Again, as the drive has it.
     let socket = serve(&host, &path, "vol", 1);
     let mut driver = Driver::start(&socket, 64, F_VERSION_1);

@@ -26,7 +26,12 @@ impl Memory {
 
     /// A bit of the block at `offset` rots.
     pub fn rot(&self, offset: u64) {
-        self.0.borrow_mut().entry(offset).or_default().0[40] ^= 4;
+        self.rot_at(offset, 40);
+    }
+
+    /// A bit of byte `byte` of the block at `offset` rots.
+    pub fn rot_at(&self, offset: u64, byte: usize) {
+        self.0.borrow_mut().entry(offset).or_default().0[byte] ^= 4;
     }
 
     /// The drive cannot read the block at `offset`.
@@ -65,6 +70,27 @@ impl Medium for Memory {
     fn write(&self, offset: u64, from: &[Block]) -> io::Result<()> {
         self.mend(offset, from.len() as u64 * BLOCK);
         self.0.borrow_mut().extend((offset..).step_by(BLOCK as usize).zip(from.iter().cloned()));
+        Ok(())
+    }
+
+    fn flush(&self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// It forgets what is written.
+pub struct Deaf(pub Memory);
+
+impl Medium for Deaf {
+    fn size(&self) -> io::Result<u64> {
+        self.0.size()
+    }
+
+    fn read(&self, offset: u64, into: &mut [Block]) -> io::Result<()> {
+        self.0.read(offset, into)
+    }
+
+    fn write(&self, _: u64, _: &[Block]) -> io::Result<()> {
         Ok(())
     }
 
