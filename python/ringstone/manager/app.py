@@ -108,6 +108,17 @@ def grow_pool(name: str, manager: Manager, body: models.PoolGrow | None = None) 
     return manager.grow_pool(name, body.size if body else None)
 
 
+@router.post("/pools/{name}/scrub", tags=["pools"])
+def scrub_pool(name: str, manager: Manager, body: models.ScrubStart | None = None) -> models.Pool:
+    """Begin to read all that a store pool has in use."""
+    return manager.scrub_pool(name, (body or models.ScrubStart()).rate)
+
+
+@router.delete("/pools/{name}/scrub", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
+def cancel_scrub(name: str, manager: Manager) -> None:
+    manager.cancel_scrub(name)
+
+
 @router.delete("/pools/{name}", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, manager: Manager) -> None:
     """The pool must have no volumes."""

@@ -23,7 +23,7 @@ from ringstone.errors import (
     error_of_os,
 )
 from ringstone.pools import occupancy, store_door, store_options
-from ringstone.pools.base import Snapshot, Space, Usage, admit_to_capacity
+from ringstone.pools.base import Scrub, Snapshot, Space, Usage, admit_to_capacity
 from ringstone.pools.directory import sync
 from ringstone.pools.store_door import OpenStore, StoredVolume
 from ringstone.state.records import JsonValue, PoolRecord, VolumeRecord
@@ -307,6 +307,15 @@ class StorePool:
         if size is not None:
             self._lengthen(size)
         door.grow()
+
+    def begin_scrub(self, rate: int) -> None:
+        self._door().begin_scrub(rate)
+
+    def cancel_scrub(self) -> None:
+        self._door().cancel_scrub()
+
+    def scrub(self) -> Scrub | None:
+        return self._door().scrub()
 
     def _lengthen(self, size: int) -> None:
         try:
