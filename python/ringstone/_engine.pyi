@@ -5,7 +5,7 @@ it waits; no reactor ever takes it. Errors are EngineError with `.code` (a stabl
 sentence telling the reader what to do next.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypedDict
 
 __version__: str
@@ -235,9 +235,14 @@ class Store:
     def look(path: str) -> str | None:
         """uuid (hex) of the store there, None if there is none; no lock."""
     @staticmethod
-    def check(path: str) -> str:
+    def check(path: str, *, progress: Callable[[int, int], None] | None = None) -> str:
         """Offline; JSON {"uuid", "size", "extent", "capacity", "used", "volumes": [as in list], "faults": [str],
-        "notes": [str]}"""
+        "notes": [str], "mendable": [str], "blocks": {"read", "verified", "bad", "unreadable"} | null}. With `progress`
+        the blocks in use are read too; it hears of the bytes read and of all, and what it raises ends the check."""
+    @staticmethod
+    def repair(path: str) -> str:
+        """Offline; writes anew what check() calls mendable; JSON as check(). Error io when there are faults that it
+        cannot mend; nothing is written then."""
     def call(self, command: str) -> str:
         """JSON in, JSON out; blocks. Commands:
         {"op": "create", "name", "size", "integrity": false}, {"op": "delete", "name"}, {"op": "resize", "name", "size"}
@@ -253,6 +258,10 @@ class Store:
         {"op": "figures"} -> {"size", "capacity", "used", "promised", "reclaiming"}
         {"op": "diff", "volume", "from" | null, "to" | null} -> {"ranges": [[offset, length], ..]}
         {"op": "grow"}: takes the drive's present length
+        {"op": "scrub", "rate"}: begins to read all that is in use, bytes a second; one that runs gets that rate
+        {"op": "cancel_scrub"}, {"op": "scrub_status"}; all three answer {"scrub": null | {"started_s", "rate", "total",
+            "done", "blocks", "verified", "bad", "unreadable", "mended", "faults": [str], "state": "running" | "done" |
+            "cancelled" | "stopped", "ended_s" | null}}
         Others answer {}. Error not_found, exists, busy, in_use, no_space, invalid, failed."""
     def create_encrypted(self, name: str, size: int, integrity: bool, key: bytes) -> None:
         """A volume with a new key of its own, which `key`, the pool's, wraps. Errors as of call()."""

@@ -68,6 +68,14 @@ class ApiClient:
         body = key.model_dump(exclude_none=True)
         return self._call(models.Pool, "POST", f"/pools/{_name(name)}/rekey", body=body)
 
+    def scrub_pool(self, name: str, rate: int | None = None) -> models.Pool:
+        """Begin to read all that it has in use, `rate` bytes a second."""
+        body = {} if rate is None else {"rate": rate}
+        return self._call(models.Pool, "POST", f"/pools/{_name(name)}/scrub", body=body)
+
+    def cancel_scrub(self, name: str) -> None:
+        self._call(NoneType, "DELETE", f"/pools/{_name(name)}/scrub")
+
     def delete_pool(self, name: str) -> None:
         self._call(NoneType, "DELETE", f"/pools/{_name(name)}")
 

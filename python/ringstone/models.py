@@ -109,6 +109,12 @@ class PoolGrow(_Request):
     size: Size | None = None
 
 
+class ScrubStart(_Request):
+    """`rate`: bytes a second. 64 MiB are little for any drive, and go through a TiB in under five hours."""
+
+    rate: Size = 64 << 20
+
+
 class Space(_Answer):
     """Of a store pool's drive. `size`: of all of it; `capacity`: of it, for volumes' blocks; `used` and `free` are of
     that; `promised`: the volumes' sizes added up, which may be `promised_at_most`; `reclaiming`: what deleted volumes
@@ -123,10 +129,31 @@ class Space(_Answer):
     reclaiming: int
 
 
+class Scrub(_Answer):
+    """Of a store pool: the scrub that runs, or the last one since the gateway has the store open. `state` is stopped
+    where the store was closed or failed. `total` and `done`: bytes of extents in use; `rate`: bytes a second; `blocks`:
+    of 4096 bytes, read, and of these `verified` against their checksums. `bad`: blocks that are not what was written;
+    `unreadable`: blocks that the drive refuses; `mended`: faults in what the store says of itself, written anew.
+    `faults`: the first hundred of all these, as sentences."""
+
+    state: Literal["running", "done", "cancelled", "stopped"]
+    started_at: datetime
+    ended_at: datetime | None
+    rate: int
+    total: int
+    done: int
+    blocks: int
+    verified: int
+    bad: int
+    unreadable: int
+    mended: int
+    faults: list[str]
+
+
 class Pool(_Answer):
     """`host`: the only one that reaches it. `state` is ready, or failed with a `reason`. `provisioned`: the volumes'
-    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there. `space`
-    and `key`, which says where its key is, are of store pools."""
+    sizes added up; `total` and `free` are those of the medium, None where there is no limit or it is not there.
+    `space`, `key` (where its key is) and `scrub` are of store pools; no `scrub`: there was none."""
 
     name: str
     type: str
@@ -139,6 +166,7 @@ class Pool(_Answer):
     free: int | None
     space: Space | None = None
     key: str | None = None
+    scrub: Scrub | None = None
     provisioned: int
     volumes: int
     created_at: datetime

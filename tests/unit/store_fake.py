@@ -3,6 +3,7 @@
 import json
 import os
 import uuid
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +15,7 @@ from ringstone import _engine
 # As in docs/formats/store.md: the first bytes of both superblocks say that there is a store.
 _MARK = b"RSTORE--"
 _PLACES = (0, 512 << 10)
+MIB = 1 << 20
 
 
 def failure(code: str, message: str) -> _engine.EngineError:
@@ -39,6 +41,8 @@ class _Content:
     uuid: str
     length: int
     extent: int
+    scrub: dict[str, Any] | None = None
+    bad_copies: list[str] = field(default_factory=list)
     volumes: dict[str, _Volume] = field(default_factory=dict)
 
 
@@ -85,13 +89,15 @@ class FakeStore:
         return begin[8:].hex() if begin.startswith(_MARK) else None
 
     @classmethod
-    def check(cls, path: str) -> str:
+    def check(cls, path: str, *, progress: Callable[[int, int], None] | None = None) -> str:
         if path in cls.opened | cls.elsewhere:
             raise failure("in_use", f"another process has the store {path} open")
         found = cls.look(path)
         if found is None:
             raise failure("invalid", f"there is no store at {path}")
         content = cls.drives[found]
+        if progress is not None:
+            progress(MIB, MIB)
         report = {
             "uuid": found,
             "size": content.length,
@@ -101,8 +107,18 @@ class FakeStore:
             "volumes": _list(content),
             "faults": ["slot 7 has no owner"] if "check" in cls.failures else [],
             "notes": ["3 blocks of the journal were not durable and are dropped"],
+            "mendable": content.bad_copies,
+            "blocks": None if progress is None else {"read": 256, "verified": 64, "bad": 0, "unreadable": 0},
         }
         return json.dumps(report)
+
+    @classmethod
+    def repair(cls, path: str) -> str:
+        report = cls.check(path)
+        if json.loads(report)["faults"]:
+            raise failure("io", f"the store {path} has 1 faults that cannot be mended")
+        cls.drives[json.loads(report)["uuid"]].bad_copies = []
+        return report
 
     def close(self) -> None:
         if any(volume.open for volume in self._content.volumes.values()):
@@ -124,6 +140,11 @@ class FakeStore:
 
     def hold(self, volume: str, *, open: bool) -> None:
         self._content.volumes[volume].open = open
+
+    def goes_on(self, **values: Any) -> None:
+        """As if the scrub had come so far."""
+        assert self._content.scrub is not None
+        self._content.scrub.update(values)
 
     def _volume(self, name: str) -> _Volume:
         if name not in self._content.volumes:
@@ -234,6 +255,28 @@ class FakeStore:
             if snapshot is not None:
                 self._snapshot_of(volume_, snapshot)
         return {"ranges": [[0, self._volume(volume_).own]]}
+
+    def _scrub(self, rate_: int) -> dict[str, Any]:
+        if self._content.scrub is None or self._content.scrub["state"] != "running":
+            counts = dict.fromkeys(("done", "blocks", "verified", "bad", "unreadable", "mended"), 0)
+            self._content.scrub = {
+                "started_s": 1_700_000_000,
+                "total": 8 * MIB,
+                **counts,
+                "faults": [],
+                "state": "running",
+                "ended_s": None,
+            }
+        self._content.scrub["rate"] = rate_
+        return self._scrub_status()
+
+    def _cancel_scrub(self) -> dict[str, Any]:
+        if self._content.scrub is not None:
+            self._content.scrub.update(state="cancelled", ended_s=1_700_000_060)
+        return self._scrub_status()
+
+    def _scrub_status(self) -> dict[str, Any]:
+        return {"scrub": self._content.scrub}
 
     def _grow(self) -> None:
         length = os.stat(self._path).st_size

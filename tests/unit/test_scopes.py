@@ -30,6 +30,8 @@ change  POST    /v1/pools
 look    GET     /v1/pools/{name}
 change  POST    /v1/pools/{name}/grow
 change  POST    /v1/pools/{name}/rekey
+change  POST    /v1/pools/{name}/scrub
+change  DELETE  /v1/pools/{name}/scrub
 change  DELETE  /v1/pools/{name}
 look    GET     /v1/volumes
 change  POST    /v1/volumes

@@ -13,6 +13,7 @@ from ringstone.client import RemoteClient
 from ringstone.errors import (
     BusyError,
     ExistsError,
+    FailedError,
     InvalidError,
     NotFoundError,
     RingstoneError,
@@ -251,3 +252,79 @@ def test_a_deletion_is_watched_and_taken_back(client: RemoteClient) -> None:
     for call in (client.deletions, client.reclaimable):
         with pytest.raises(UnsupportedError, match="has no snapshots"):
             call("plain")
+
+
+def test_only_what_loses_nothing_is_mended_and_only_after_a_yes(
+    tmp_path: Path, stores: type[FakeStore]
+) -> None:
+    drive = tmp_path / "drive"
+    content = FakeStore.drives[FakeStore.format(str(drive), size=64 * MIB)]
+    check = ("store", "check", str(drive), "--quick", "--repair")
+    assert said(*check).endswith("There is nothing to mend.\n")
+    bad = "the superblock at byte 0 is bad; the one at byte 524288 is newer, and sound"
+    content.bad_copies = [bad]
+    shown = said("store", "check", str(drive), "--quick")
+    assert f"mendable: {bad}" in shown
+    assert "blocks     not read" in shown
+    assert "256 read, 64 verified" in said("store", "check", str(drive))
+    refused = CliRunner().invoke(app, [*check], input="n\n")
+    assert (refused.exit_code, content.bad_copies) == (1, [bad])
+    FakeStore.failures["check"] = failure("failed", "damaged")
+    faulty = run(*check, "--yes")
+    assert (faulty.exit_code, content.bad_copies) == (11, [bad])
+    assert "Nothing was written, as there are faults" in faulty.stdout
+    del FakeStore.failures["check"]
+    assert said(*check, "--yes").endswith("1 copies were written anew.\n")
+    assert content.bad_copies == []
+    assert json.loads(said("--json", *check, "--yes"))["mended"] is False
+
+
+@pytest.mark.usefixtures("_commands")
+def test_a_scrub_is_begun_watched_and_cancelled(client: RemoteClient) -> None:
+    pool = made(client, "v")
+    assert pool.path is not None
+    store = FakeStore(pool.path)
+    assert "scrub" not in said("pool", "show", "fast")
+    assert said("store", "scrub", "fast", "--cancel") == "Pool fast is not being scrubbed.\n"
+    assert said("store", "scrub", "fast") == (
+        "Scrub of pool fast: running: 0.0 % of 8 MiB, at most 64 MiB a second; 0 bad, 0 unreadable, 0 mended.\n"
+    )
+    store.goes_on(done=2 * MIB, bad=1)
+    again = json.loads(said("--json", "store", "scrub", "fast", "--rate", "8M"))["scrub"]
+    assert (again["state"], again["rate"], again["done"]) == ("running", 8 * MIB, 2 * MIB)
+    assert "running: 25.0 % of 8 MiB, at most 8 MiB a second; 1 bad" in said("pool", "show", "fast")
+    said("store", "scrub", "fast", "--cancel")
+    found = client.pool("fast").scrub
+    assert found is not None
+    assert (found.state, found.ended_at.isoformat() if found.ended_at else None) == (
+        "cancelled",
+        "2023-11-14T22:14:20+00:00",
+    )
+    with pytest.raises(UnsupportedError, match="cannot be scrubbed"):
+        client.scrub_pool("shared")
+    with pytest.raises(UnsupportedError, match="cannot be scrubbed"):
+        client.cancel_scrub("shared")
+    assert run("store", "scrub", "fast", "--cancel", "--wait").exit_code == 2
+
+
+@pytest.mark.usefixtures("_commands")
+def test_who_waits_for_a_scrub_is_told_how_it_ended(
+    client: RemoteClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = made(client, "v")
+    assert pool.path is not None
+    store = FakeStore(pool.path)
+    ends: list[dict[str, object]] = [
+        {"done": 4 * MIB},
+        {"state": "done", "ended_s": 1_700_000_100, "bad": 1, "faults": ["the block at byte 0 of volume v"]},
+    ]
+    monkeypatch.setattr("ringstone.cli.store.time.sleep", lambda seconds: store.goes_on(**ends.pop(0)))
+    found = run("store", "scrub", "fast", "--wait")
+    assert (found.exit_code, ends) == (11, [])
+    assert "fault: the block at byte 0 of volume v\n" in found.stdout
+    ends.append({"state": "stopped", "ended_s": 1_700_000_200})
+    stopped = run("store", "scrub", "fast", "--wait")
+    assert isinstance(stopped.exception, FailedError)
+    assert "did not go through" in str(stopped.exception)
+    ends.append({"state": "done", "ended_s": 1_700_000_300})
+    assert run("store", "scrub", "fast", "--wait").exit_code == 0

@@ -1,14 +1,19 @@
 //! Stores, for Python's control side: JSON goes in and comes out, as commands are many and rare.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, Weak};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use pyo3::prelude::*;
 use ringstone_blockdev::{new_seal, wrap_anew, DriveError, StoreDoor};
 use ringstone_cipher::PoolKey;
-use ringstone_gateway::{check_store, format_store, look_for_store, store_code, Engine, EngineError};
-use ringstone_store::{Answer, Command, DeletionInfo, Figures, Seal, StoreError, VolumeInfo};
+use ringstone_gateway::{
+    check_store, format_store, look_for_store, repair_store, store_code, CheckProgress, Engine, EngineError,
+    StoreReport,
+};
+use ringstone_store::{
+    Answer, Command, DeletionInfo, Figures, ScrubEnd, ScrubInfo, Seal, StoreError, VolumeInfo,
+};
 use ringstone_volume::VolumeError;
 use serde::Deserialize;
 use serde_json::{json, Value};
@@ -95,6 +100,11 @@ enum Call {
         to: Option<String>,
     },
     Grow,
+    Scrub {
+        rate: u64,
+    },
+    CancelScrub,
+    ScrubStatus,
 }
 
 fn hex(uuid: [u8; 16]) -> String {
@@ -129,12 +139,35 @@ fn figures_json(figures: &Figures) -> Value {
     })
 }
 
+fn scrub_json(scrub: &ScrubInfo) -> Value {
+    json!({
+        "started_s": scrub.started_s,
+        "rate": scrub.rate,
+        "total": scrub.total,
+        "done": scrub.done,
+        "blocks": scrub.blocks,
+        "verified": scrub.verified,
+        "bad": scrub.bad,
+        "unreadable": scrub.unreadable,
+        "mended": scrub.mended,
+        "faults": scrub.faults,
+        "state": match scrub.end {
+            None => "running",
+            Some(ScrubEnd::Done) => "done",
+            Some(ScrubEnd::Cancelled) => "cancelled",
+            Some(ScrubEnd::Stopped) => "stopped",
+        },
+        "ended_s": scrub.end.map(|_| scrub.ended_s),
+    })
+}
+
 fn answer_json(answer: Answer) -> Value {
     match answer {
         Answer::Done | Answer::Opened { .. } => json!({}),
         Answer::Volumes(volumes) => json!({"volumes": volumes.iter().map(volume_json).collect::<Vec<_>>()}),
         Answer::Figures(figures) => figures_json(&figures),
         Answer::Reclaimable(found) => json!({"snapshots": found}),
+        Answer::Scrub(scrub) => json!({"scrub": scrub.as_ref().map(scrub_json)}),
         Answer::Ranges(ranges) => json!({"ranges": ranges.sorted()}),
     }
 }
@@ -165,6 +198,9 @@ impl Store {
             Call::List { name } => Command::List { name },
             Call::Figures => Command::Figures,
             Call::Diff { volume, from, to } => Command::Diff { volume, from, to },
+            Call::Scrub { rate } => Command::Scrub { rate, started_s: created_s },
+            Call::CancelScrub => Command::CancelScrub,
+            Call::ScrubStatus => Command::ScrubStatus,
             Call::Grow => return None,
         })
     }
@@ -191,8 +227,27 @@ impl Store {
     }
 
     #[staticmethod]
-    fn check(py: Python<'_>, path: PathBuf) -> PyResult<String> {
-        py.detach(|| checked(&path)).map_err(|e| engine_error(py, &e))
+    #[pyo3(signature = (path, *, progress = None))]
+    fn check(py: Python<'_>, path: PathBuf, progress: Option<Py<PyAny>>) -> PyResult<String> {
+        let mut raised = None;
+        let mut tell = |done: u64, total: u64| {
+            let progress = progress.as_ref();
+            let told =
+                progress.map_or(Ok(()), |call| Python::attach(|py| call.call1(py, (done, total)).map(drop)));
+            told.map_err(|error| raised = Some(error)).is_ok()
+        };
+        let blocks: Option<CheckProgress<'_>> = if progress.is_some() { Some(&mut tell) } else { None };
+        let report = py.detach(|| check_store(&path, blocks)).map_err(|e| engine_error(py, &e))?;
+        match (report, raised) {
+            (Some(report), None) => Ok(report_json(&report)),
+            (_, raised) => Err(raised.unwrap_or_else(|| engine_error(py, &EngineError::Stopped))),
+        }
+    }
+
+    #[staticmethod]
+    fn repair(py: Python<'_>, path: PathBuf) -> PyResult<String> {
+        let report = py.detach(|| repair_store(&path)).map_err(|e| engine_error(py, &e))?;
+        Ok(report_json(&report))
     }
 
     fn call(&self, py: Python<'_>, command: &str) -> PyResult<String> {
@@ -245,9 +300,9 @@ pub fn map_without_data(py: Python<'_>, path: PathBuf, volume: &str, size: u64) 
     py.detach(|| ringstone_gateway::map_without_data(&path, volume, size)).map_err(|e| engine_error(py, &e))
 }
 
-fn checked(path: &Path) -> Result<String, EngineError> {
-    let report = check_store(path)?;
-    Ok(json!({
+fn report_json(report: &StoreReport) -> String {
+    let blocks = report.blocks.as_ref();
+    json!({
         "uuid": hex(report.uuid),
         "size": report.figures.size,
         "extent": report.extent,
@@ -256,6 +311,13 @@ fn checked(path: &Path) -> Result<String, EngineError> {
         "volumes": report.volumes.iter().map(volume_json).collect::<Vec<_>>(),
         "faults": report.faults,
         "notes": report.notes,
+        "mendable": report.mendable,
+        "blocks": blocks.map(|found| json!({
+            "read": found.blocks,
+            "verified": found.verified,
+            "bad": found.bad,
+            "unreadable": found.unreadable,
+        })),
     })
-    .to_string())
+    .to_string()
 }

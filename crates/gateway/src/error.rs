@@ -96,6 +96,8 @@ pub enum EngineError {
     NoStore(PathBuf),
     #[error("volume {1:?} of the store {0} is open; close it first")]
     StoreInUse(PathBuf, String),
+    #[error("the store {path} has {faults} faults that cannot be mended, so nothing was written. Look at them with `ringstone store check`; restore from a backup what they name")]
+    Unmendable { path: PathBuf, faults: usize },
     #[error("somebody else listens on {path}; stop that process or choose another socket path")]
     SocketTaken { path: PathBuf },
     #[error("{path} exists and is no socket; remove it or choose another socket path")]
@@ -150,7 +152,7 @@ impl EngineError {
             | Self::Backend(_)
             | Self::FaultyInner(_) => Code::Invalid,
             Self::Stopped => Code::Stopped,
-            Self::Handover(_) => Code::Io,
+            Self::Handover(_) | Self::Unmendable { .. } => Code::Io,
             Self::HandedOver(_) => Code::Gone,
             Self::Listen { .. } | Self::Give { .. } | Self::System { .. } => Code::Io,
             Self::Volume(error) => volume_code(error),

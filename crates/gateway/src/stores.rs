@@ -14,7 +14,7 @@ use nix::sys::eventfd::{EfdFlags, EventFd};
 use ringstone_blockdev::{Direct, Drive, DriveError, FileDrive, Key, StoreDoor, StoreParts, StoreVolume};
 use ringstone_rbd::Completions;
 use ringstone_reactor::{Answered, Command as Order, Keeping};
-use ringstone_store::{Answer, Command, Figures, Keeper, Layout, Medium, StoreError, VolumeInfo, BLOCK};
+use ringstone_store::{Answer, Command, Keeper, Layout, Medium, StoreError, BLOCK};
 
 use crate::control::{Caller, Control};
 use crate::engine::{Engine, VolumeSpec};
@@ -142,35 +142,6 @@ pub fn look_for_store(path: &Path) -> Result<Option<[u8; 16]>, EngineError> {
 fn superblock_of(path: &Path) -> Result<ringstone_store::Superblock, EngineError> {
     let drive = FileDrive::look(path)?;
     Ok(ringstone_store::superblock(&drive).map_err(DriveError::from)?)
-}
-
-/// What [`check_store`] found.
-pub struct StoreReport {
-    pub uuid: [u8; 16],
-    /// Bytes of an extent.
-    pub extent: u64,
-    pub figures: Figures,
-    pub volumes: Vec<VolumeInfo>,
-    /// What cannot be.
-    pub faults: Vec<String>,
-    /// What a person should know.
-    pub notes: Vec<String>,
-}
-
-/// All that the store at `path` holds, and what in it cannot be. Nothing is changed.
-///
-/// # Errors
-/// There is no store, somebody has it open, or it is damaged.
-pub fn check_store(path: &Path) -> Result<StoreReport, EngineError> {
-    // Read-only, and locked against a keeper.
-    let drive = FileDrive::open(path, 0, BLOCK as u32, true, Direct::Auto)?;
-    let boot = boot_id()?;
-    let recovered = ringstone_store::recover(&drive, boot).map_err(DriveError::from)?;
-    let faults = ringstone_store::check(&recovered);
-    let (uuid, extent) = (recovered.superblock.uuid, recovered.superblock.layout.extents.bytes());
-    let mut keeper = Keeper::new(recovered, boot, Arc::default()).map_err(DriveError::from)?;
-    let notes = std::iter::from_fn(|| keeper.next_event()).collect();
-    Ok(StoreReport { uuid, extent, figures: keeper.figures(), volumes: keeper.volumes(), faults, notes })
 }
 
 /// The host's present boot.

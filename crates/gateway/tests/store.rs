@@ -131,8 +131,11 @@ fn write_and_read(store: impl Fn(&Host) -> PathBuf) {
     drop(driver);
     end(&host, "vol");
     host.engine.close_store(&path).unwrap();
-    let report = check_store(&path).unwrap();
-    assert_eq!((report.faults, report.notes), (vec![], vec![]));
+    let report = check_store(&path, Some(&mut |_, _| true)).unwrap().unwrap();
+    assert_eq!((report.faults, report.notes, report.mendable), (vec![], vec![], vec![]));
+    let blocks = report.blocks.unwrap();
+    let has_sums = report.volumes[0].integrity;
+    assert_eq!(blocks.verified, if has_sums { blocks.blocks } else { 0 });
     // Again, as the drive has it.
     let socket = serve(&host, &path, "vol", 1);
     let mut driver = Driver::start(&socket, 64, F_VERSION_1);

@@ -303,6 +303,24 @@ impl Catalog {
         layers
     }
 
+    /// Who reads what a layer holds, for a person: the volume of which it is the live layer, the snapshot that closed it, or one of
+    /// those that stand on it.
+    pub fn whose(&self, layer: u32) -> String {
+        let of_snapshot = |one: &Snapshot| {
+            let volume = self.volumes.get(&one.volume).map_or("", |volume| &volume.name);
+            format!("snapshot {:?} of volume {volume:?}", one.name)
+        };
+        let of_volume = |one: &Volume| format!("volume {:?}", one.name);
+        let (volumes, snapshots) = (|| self.volumes.values(), || self.snapshots.values());
+        volumes()
+            .find(|one| one.live == layer)
+            .map(of_volume)
+            .or_else(|| snapshots().find(|one| one.layer == layer).map(of_snapshot))
+            .or_else(|| snapshots().find(|one| self.chain(one.layer).contains(&layer)).map(of_snapshot))
+            .or_else(|| volumes().find(|one| self.chain(one.live).contains(&layer)).map(of_volume))
+            .unwrap_or_else(|| "a volume or snapshot that was deleted".into())
+    }
+
     pub fn children(&self, layer: u32) -> impl Iterator<Item = u32> + '_ {
         self.layers.values().filter(move |one| one.parent == layer).map(|one| one.id)
     }

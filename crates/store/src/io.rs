@@ -71,6 +71,7 @@ pub(crate) enum Purpose {
     Superblock,
     PossessionFlush,
     Possession,
+    Scrub,
 }
 
 /// What a guest asks of the keeper: all that cannot be done in place.

@@ -23,7 +23,8 @@
 //! | `journal.rs` | records on their way to the drive |
 //! | `keeper/` | what changes, in which order |
 //! | `medium.rs`, `recovery.rs` | making, opening and reading a store |
-//! | `check.rs` | what in a store cannot be |
+//! | `check.rs`, `verify.rs` | what in a store cannot be, or is not what was written |
+//! | `mend.rs` | bad copies beside good ones |
 //! | `mutants.rs` | errors on purpose, in tests only |
 
 #![forbid(unsafe_code)]
@@ -42,6 +43,7 @@ mod journal;
 mod keeper;
 mod map;
 mod medium;
+mod mend;
 #[cfg(feature = "mutants")]
 pub mod mutants;
 #[cfg(not(feature = "mutants"))]
@@ -53,6 +55,7 @@ mod slots;
 mod sums;
 #[cfg(test)]
 mod testing;
+mod verify;
 
 use std::sync::Arc;
 
@@ -65,12 +68,15 @@ pub use format::{zeroed, Block, Superblock};
 pub use geometry::{Layout, BLOCK, SMALLEST_STORE};
 pub use io::{errno, Action, Data, Done, Io, Request, RequestKind, ZEROES};
 pub use keeper::{
-    Answer, Command, DeletionInfo, Figures, Keeper, Ranges, Shared, SnapshotInfo, VolumeInfo, FULL_WAIT_NS,
+    Answer, Command, DeletionInfo, Figures, Keeper, Ranges, ScrubEnd, ScrubInfo, Shared, SnapshotInfo,
+    VolumeInfo, FULL_WAIT_NS,
 };
 pub use map::{Map, Run};
 pub use medium::Medium;
+pub use mend::{copies, mend, Copies, Mend};
 pub use recovery::{format, recover, superblock, Recovered};
 pub use sums::{checksum, Sums};
+pub use verify::{verify, Verified};
 
 /// Take possession of the store on `medium`, which nobody else may have open: the superblock names a new opener from here on.
 /// `boot`: the host's present boot; reactors that read maps take part in `epochs`.

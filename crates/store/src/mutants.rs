@@ -21,6 +21,7 @@ pub enum Mutant {
     OpenAsFound,
     OpenReused,
     KeepBegun,
+    ScrubUnlocked,
 }
 
 #[cfg(feature = "mutants")]

@@ -270,6 +270,14 @@ fn load_page(
             zone.page_at(in_zone, 0),
         ));
     };
+    let other = 1 - copy;
+    let claimed =
+        Page::claimed(&superblock.uuid, number, block(other)).filter(|claimed| *claimed > page.generation);
+    if claimed.is_some_and(|claimed| claimed <= superblock.table_generation) {
+        // What the table said since is lost, and volumes would have what they had long ago.
+        let what = format!("the newer copy of page {number} of the table is bad");
+        return Err(damaged(what, zone.page_at(in_zone, other)));
+    }
     let each = superblock.layout.extents.sum_pages();
     if page.sums.iter().any(|(n, _)| n >= each) {
         let what = format!("page {number} of the table tells of checksums that cannot be");
@@ -279,8 +287,9 @@ fn load_page(
     slots.load(first, &page.entries[..there]);
     slots.set_copy(number, copy);
     slots.set_sums(number, page.sums);
-    if highest > superblock.table_generation {
-        // A checkpoint that did not end has written the other copy. It must not count one day because generations went on.
+    if claimed.is_some() || highest > superblock.table_generation {
+        // A checkpoint that did not end has written the other copy, or a part of it. It must not count one day, or seem to have
+        // counted, because generations went on.
         slots.set_dirty(number);
     }
     Ok(highest)

@@ -65,6 +65,20 @@ def rekey_pool(name: str, service: ServiceDep, body: models.PoolRekey) -> models
     return pool_view(service, service.store.pool(name))
 
 
+@router.post("/{name}/scrub")
+def scrub_pool(name: str, service: ServiceDep, body: models.ScrubStart | None = None) -> models.Pool:
+    """Begin to read all that a store pool has in use; `scrub` of the pool tells how far it is. One that runs goes on at
+    the new rate."""
+    service.pools.begin_scrub(name, (body or models.ScrubStart()).rate)
+    return pool_view(service, service.store.pool(name))
+
+
+@router.delete("/{name}/scrub", status_code=status.HTTP_204_NO_CONTENT)
+def cancel_scrub(name: str, service: ServiceDep) -> None:
+    """Nothing happens where none runs."""
+    service.pools.cancel_scrub(name)
+
+
 @router.delete("/{name}", status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, service: ServiceDep) -> None:
     """The pool must have no volumes."""

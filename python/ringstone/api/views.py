@@ -1,10 +1,12 @@
 """From the gateway's plain records to what crosses the API."""
 
+import dataclasses
+
 from ringstone import models
 from ringstone.errors import RingstoneError
 from ringstone.gateway.engine import EngineAttachment, EngineVolume
 from ringstone.gateway.service import Service
-from ringstone.pools import DrivePool, LayerPool, Pool, Space, Usage, keys, open_pool
+from ringstone.pools import DrivePool, LayerPool, Pool, Scrub, Space, Usage, keys, open_pool
 from ringstone.state import AttachmentRecord, PoolRecord, VolumeRecord, VolumeState
 from ringstone.units import utc
 
@@ -14,13 +16,13 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
     pool = open_pool(record)
     reason = None
     usage = Usage(None, None)
-    space = None
+    space = scrub = None
     try:
         # What only another host reaches is that one's to judge.
         if service.pools.reaches(record):
             pool.check()
             if isinstance(pool, DrivePool):
-                space = pool.space()
+                space, scrub = pool.space(), pool.scrub()
                 service.space.note(record.name, space)
                 usage = Usage(space.capacity, space.free)
             else:
@@ -39,6 +41,7 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
         free=usage.free,
         space=None if space is None else _space_view(space),
         key=_key_of(record),
+        scrub=None if scrub is None else _scrub_view(scrub),
         provisioned=sum(volume.size for volume in volumes),
         volumes=len(volumes),
         created_at=utc(record.created_ns),
@@ -48,6 +51,16 @@ def pool_view(service: Service, record: PoolRecord) -> models.Pool:
 def _key_of(record: PoolRecord) -> str | None:
     source = keys.of(record.options) if record.type == "store" else None
     return None if source is None else str(source)
+
+
+def _scrub_view(scrub: Scrub) -> models.Scrub:
+    given = dataclasses.asdict(scrub)
+    started_s, ended_s = given.pop("started_s"), given.pop("ended_s")
+    return models.Scrub(
+        started_at=utc(started_s * 1_000_000_000),
+        ended_at=None if ended_s is None else utc(ended_s * 1_000_000_000),
+        **given,
+    )
 
 
 def _space_view(space: Space) -> models.Space:

@@ -240,6 +240,7 @@ def show(context: typer.Context, name: PoolName, json_output: JsonOption = False
         "medium": f"{_size(pool.free)} free of {_size(pool.total)}",
         **_space_rows(pool),
         **({} if pool.key is None else {"key": pool.key}),
+        **({} if pool.scrub is None else {"scrub": scrub_line(pool.scrub)}),
         "made": pool.created_at.isoformat(timespec="seconds"),
     }
     for label, value in rows.items():
@@ -260,6 +261,19 @@ def _space_rows(pool: models.Pool) -> dict[str, str]:
         "reclaiming": format_size(space.reclaiming),
         "promised": f"{format_size(space.promised)}, at most {format_size(space.promised_at_most)}",
     }
+
+
+def scrub_line(scrub: models.Scrub) -> str:
+    """How far it is, or how it ended."""
+    found = f"{scrub.bad} bad, {scrub.unreadable} unreadable, {scrub.mended} mended"
+    if scrub.state == "running":
+        share = 100 * scrub.done / scrub.total if scrub.total else 0.0
+        return (
+            f"running: {min(share, 100):.1f} % of {format_size(scrub.total)}, at most {format_size(scrub.rate)} a "
+            f"second; {found}"
+        )
+    ended = scrub.ended_at.isoformat(timespec="seconds") if scrub.ended_at else "-"
+    return f"{scrub.state} {ended}: {scrub.blocks} blocks read, {scrub.verified} verified; {found}"
 
 
 @app.command("grow")

@@ -131,11 +131,7 @@ class Pools:
     def grow(self, name: str, size: int | None) -> None:
         """Use all of a drive that has become longer; a file is made `size` bytes long first."""
         with self._locks.hold(f"pool {name}"):
-            pool = self.reach(name)
-            if not isinstance(pool, DrivePool):
-                raise UnsupportedError(
-                    f"Pool {name!r} is a {pool.record.type} pool, which has nothing to grow; only store pools do."
-                )
+            pool = self._with_drive(name, "has nothing to grow; only store pools do")
             before = pool.space().capacity
             pool.grow(size)
             more = format_size(pool.space().capacity - before)
@@ -152,6 +148,21 @@ class Pools:
                 )
             self._store.set_pool_options(name, pool.rekey(source).options)
             self._events.say("info", f"The key of pool {name} is {source} now.")
+
+    def begin_scrub(self, name: str, rate: int) -> None:
+        """Have all that is in use of its drive read, `rate` bytes a second. One that runs goes on at that rate."""
+        self._with_drive(name, "cannot be scrubbed; only store pools can").begin_scrub(rate)
+        self._events.say("info", f"Pool {name} is being scrubbed, {format_size(rate)} a second.")
+
+    def cancel_scrub(self, name: str) -> None:
+        """Nothing happens where none runs."""
+        self._with_drive(name, "cannot be scrubbed; only store pools can").cancel_scrub()
+
+    def _with_drive(self, name: str, otherwise: str) -> DrivePool:
+        pool = self.reach(name)
+        if not isinstance(pool, DrivePool):
+            raise UnsupportedError(f"Pool {name!r} is a {pool.record.type} pool, which {otherwise}.")
+        return pool
 
     def delete(self, name: str) -> None:
         """BusyError while it has volumes."""

@@ -114,6 +114,17 @@ def rekey_pool(name: str, manager: Manager, body: models.PoolRekey) -> models.Po
     return manager.rekey_pool(name, body)
 
 
+@router.post("/pools/{name}/scrub", tags=["pools"])
+def scrub_pool(name: str, manager: Manager, body: models.ScrubStart | None = None) -> models.Pool:
+    """Begin to read all that a store pool has in use."""
+    return manager.scrub_pool(name, (body or models.ScrubStart()).rate)
+
+
+@router.delete("/pools/{name}/scrub", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
+def cancel_scrub(name: str, manager: Manager) -> None:
+    manager.cancel_scrub(name)
+
+
 @router.delete("/pools/{name}", tags=["pools"], status_code=status.HTTP_204_NO_CONTENT)
 def delete_pool(name: str, manager: Manager) -> None:
     """The pool must have no volumes."""

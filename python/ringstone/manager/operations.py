@@ -45,6 +45,12 @@ class Operations:
     def rekey_pool(self, name: str, key: models.PoolRekey) -> models.Pool:
         return self._at_pool(self.store.pool(name), lambda client: client.rekey_pool(name, key))
 
+    def scrub_pool(self, name: str, rate: int) -> models.Pool:
+        return self._at_pool(self.store.pool(name), lambda client: client.scrub_pool(name, rate))
+
+    def cancel_scrub(self, name: str) -> None:
+        self._at_pool(self.store.pool(name), lambda client: client.cancel_scrub(name))
+
     def _at_pool(self, pool: PoolRecord, step: Callable[[RemoteClient], T]) -> T:
         return self.hosts.any(step) if pool.host is None else self.hosts.change(pool.host, step)
 

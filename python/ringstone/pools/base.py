@@ -72,6 +72,27 @@ class Space:
         return self.capacity - self.used
 
 
+@dataclass(frozen=True, slots=True)
+class Scrub:
+    """Reading all that is in use of a drive. `state`: running, done, cancelled, or stopped with the store. `rate`:
+    bytes a second. `total` and `done`: bytes of extents. `blocks`: of 4096 bytes, read, and of these `verified` against
+    their checksums. `bad`: not what was written; `unreadable`: refused by the drive; `mended`: of what the store says
+    of itself, written anew; `faults`: the first of all these, as sentences. Times are seconds since 1970."""
+
+    state: str
+    started_s: int
+    ended_s: int | None
+    rate: int
+    total: int
+    done: int
+    blocks: int
+    verified: int
+    bad: int
+    unreadable: int
+    mended: int
+    faults: tuple[str, ...]
+
+
 class Pool(Protocol):
     """Methods block on the medium and raise errors of ringstone.errors only."""
 
@@ -278,6 +299,16 @@ class DrivePool(Protocol):
     def grow(self, size: int | None) -> None:
         """Use all of a drive that has become longer; a file is made `size` bytes long before. InvalidError when that
         adds nothing."""
+        ...
+
+    def begin_scrub(self, rate: int) -> None:
+        """Read all that is in use, in the background, `rate` bytes a second. One that runs goes on at that rate."""
+        ...
+
+    def cancel_scrub(self) -> None: ...
+
+    def scrub(self) -> Scrub | None:
+        """The one that runs, or the last one since this process has opened the drive."""
         ...
 
 

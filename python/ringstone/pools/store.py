@@ -24,7 +24,16 @@ from ringstone.errors import (
     error_of_os,
 )
 from ringstone.pools import occupancy, store_door, store_options
-from ringstone.pools.base import Deletion, KeySource, Sealed, Snapshot, Space, Usage, admit_to_capacity
+from ringstone.pools.base import (
+    Deletion,
+    KeySource,
+    Scrub,
+    Sealed,
+    Snapshot,
+    Space,
+    Usage,
+    admit_to_capacity,
+)
 from ringstone.pools.directory import sync
 from ringstone.pools.keys import KEYS, KINDS, MAKE_ONE
 from ringstone.pools.store_door import OpenStore, StoredVolume
@@ -311,6 +320,15 @@ class StorePool:
         if size is not None:
             self._lengthen(size)
         door.grow()
+
+    def begin_scrub(self, rate: int) -> None:
+        self._door().begin_scrub(rate)
+
+    def cancel_scrub(self) -> None:
+        self._door().cancel_scrub()
+
+    def scrub(self) -> Scrub | None:
+        return self._door().scrub()
 
     def _lengthen(self, size: int) -> None:
         try:

@@ -1,14 +1,14 @@
 """The door to the engine's stores: their calls with Python's types and the project's errors."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from ringstone import _engine
 from ringstone.errors import error_of_code
-from ringstone.pools.base import Deletion, Snapshot
+from ringstone.pools.base import Deletion, Scrub, Snapshot
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +42,20 @@ class Figures:
 
 
 @dataclass(frozen=True, slots=True)
+class Blocks:
+    """Blocks of 4096 bytes: `read`, and of these `verified` against their checksums; `bad`: not what was written;
+    `unreadable`: refused by the drive."""
+
+    read: int
+    verified: int
+    bad: int
+    unreadable: int
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
-    """What a check has found. `faults` are what cannot be, `notes` what a reader should know and is in order."""
+    """What a check has found. `faults` are what cannot be, `notes` what a reader should know and is in order,
+    `mendable` what repair() writes anew; `blocks` is None where they were left out."""
 
     uuid: str
     size: int
@@ -53,6 +65,8 @@ class Report:
     volumes: tuple[StoredVolume, ...]
     faults: tuple[str, ...]
     notes: tuple[str, ...]
+    mendable: tuple[str, ...]
+    blocks: Blocks | None
 
 
 @contextmanager
@@ -76,10 +90,23 @@ def look(path: str) -> str | None:
         return _engine.Store.look(path)
 
 
-def check(path: str) -> Report:
-    """Walk through all of a store that nobody has open; nothing is changed."""
+def check(path: str, *, progress: Callable[[int, int], None] | None = None) -> Report:
+    """Walk through all of a store that nobody has open; nothing is changed. With `progress`, which hears of the bytes
+    read and of all, the blocks in use are read too."""
     with _translated():
-        found = json.loads(_engine.Store.check(path))
+        return _report(_engine.Store.check(path, progress=progress))
+
+
+def repair(path: str) -> Report:
+    """Write anew what check() calls mendable; what was found before. FailedError when there are faults beside that,
+    and nothing is written then."""
+    with _translated():
+        return _report(_engine.Store.repair(path))
+
+
+def _report(text: str) -> Report:
+    found = json.loads(text)
+    blocks = found["blocks"]
     return Report(
         found["uuid"],
         found["size"],
@@ -89,6 +116,8 @@ def check(path: str) -> Report:
         _volumes(found["volumes"]),
         tuple(found["faults"]),
         tuple(found["notes"]),
+        tuple(found["mendable"]),
+        None if blocks is None else Blocks(**blocks),
     )
 
 
@@ -165,6 +194,16 @@ class OpenStore:
     def grow(self) -> None:
         """Use the drive as long as it is now."""
         self._call("grow")
+
+    def begin_scrub(self, rate: int) -> None:
+        self._call("scrub", rate=rate)
+
+    def cancel_scrub(self) -> None:
+        self._call("cancel_scrub")
+
+    def scrub(self) -> Scrub | None:
+        found = self._call("scrub_status")["scrub"]
+        return None if found is None else Scrub(**{**found, "faults": tuple(found["faults"])})
 
     def _call(self, op: str, **values: Any) -> dict[str, Any]:
         with _translated():

@@ -128,6 +128,15 @@ impl Page {
         (from.u32()? == number && generation <= MOST_NUMBER).then_some(generation)
     }
 
+    /// The generation that a page of this store with this number says it has, sound or not.
+    pub fn claimed(uuid: &[u8; 16], number: u32, block: &[u8; 4096]) -> Option<u64> {
+        let mut from = Reader(block);
+        let (magic, _) = (from.u32()?, from.u32()?);
+        let is_ours = magic == MAGIC && from.bytes16()? == *uuid;
+        let generation = from.u64()?;
+        (is_ours && from.u32()? == number && generation <= MOST_NUMBER).then_some(generation)
+    }
+
     /// None if it is no sound page of this store with this number.
     pub fn decode(uuid: &[u8; 16], number: u32, block: &[u8; 4096]) -> Option<Self> {
         let generation = Self::generation(uuid, number, block)?;

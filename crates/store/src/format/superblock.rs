@@ -10,6 +10,7 @@ pub const MAGIC: &[u8; 8] = b"RSTSTORE";
 /// Of the format.
 pub const VERSION: u32 = 2;
 const CRC_AT: usize = 4092;
+const GENERATION_AT: usize = 48;
 /// What a store of any size has of these: a drive says what it likes, and memory is taken by it.
 const MOST_JOURNAL_BLOCKS: u32 = 65536;
 const MOST_CATALOG_LEN: u64 = 16 << 20;
@@ -118,6 +119,14 @@ impl Superblock {
             None => return Ok(None),
         }
         Ok(Self::rest(&mut from).filter(Self::is_sound))
+    }
+
+    /// The generation that a superblock says it has, sound or not.
+    pub(crate) fn claimed(block: &[u8; 4096]) -> Option<u64> {
+        let mut from = Reader(block);
+        let is_ours = from.take(8)? == MAGIC && from.u32()? == VERSION;
+        from.take(GENERATION_AT - 12)?;
+        from.u64().filter(|_| is_ours)
     }
 
     fn rest(from: &mut Reader) -> Option<Self> {

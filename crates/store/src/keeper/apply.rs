@@ -66,6 +66,9 @@ impl Keeper {
         if !commit.catalog.is_empty() && !matches!(commit.then, Then::Reap) {
             self.named = seq + 1;
         }
+        if let (Some(scrub), false) = (&mut self.scrub, commit.catalog.is_empty()) {
+            scrub.sealed = None;
+        }
         for change in commit.catalog {
             self.catalog.apply(change);
         }

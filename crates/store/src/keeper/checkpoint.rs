@@ -62,13 +62,15 @@ impl Keeper {
     pub(super) fn is_checkpoint_due(&self) -> bool {
         let (used, all) = self.journal.used();
         // Requests are not the only ones that wait for room.
-        let due = used > all / 2 && !self.paused || !self.journal.has_room() || self.wants_checkpoint();
+        let has_work = used > all / 2 || self.mending.is_due();
+        let due = has_work && !self.paused || !self.journal.has_room() || self.wants_checkpoint();
         // Who gave up closing writes nothing more.
         let closed = self.closing && self.running.is_none();
         due && !closed && self.failed.is_none() && self.possessed
     }
 
     fn begin_checkpoint(&mut self) {
+        self.mend_pages();
         self.highest_generation += 1;
         let mut next = self.superblock.clone();
         // The one that takes possession has its generation already.

@@ -7,17 +7,14 @@ use super::{Commit, Keeper, Then};
 use crate::catalog::{Change, Layer, Seal, Snapshot, Volume, NAME_MAX};
 use crate::cipher::Cipher;
 use crate::error::StoreError;
-use crate::map::{Map, TAG_MAX};
-use crate::mutants::{self, Mutant};
+use crate::map::Map;
 use crate::sums::Sums;
 
 use super::diff::{Comparing, Ranges};
 use super::figures::{Figures, VolumeInfo};
 use super::opening::{Opening, Purpose};
+use super::scrub::ScrubInfo;
 use super::weigh::Weighing;
-
-/// Nanoseconds that requests under way may hold a snapshot up, and it those that come.
-const HOLD_NS: u64 = 10_000_000_000;
 
 /// Ids are never given out twice, and a command may take many.
 const MOST_IDS: u32 = u32::MAX - (1 << 24);
@@ -100,6 +97,15 @@ pub enum Command {
         from: Option<String>,
         to: Option<String>,
     },
+    /// Read all that is in use, `rate` bytes in a second, and hold it against its checksums. One that runs goes on, at this rate.
+    /// Answered at once.
+    Scrub {
+        rate: u64,
+        started_s: u64,
+    },
+    CancelScrub,
+    /// How far the scrub is that runs, or how the last one ended.
+    ScrubStatus,
     /// The drive has this many bytes now.
     Grow {
         size: u64,
@@ -128,6 +134,8 @@ pub enum Answer {
     Ranges(Ranges),
     /// Snapshots' names, and bytes; None: it has clones, so that it cannot be deleted.
     Reclaimable(Vec<(String, Option<u64>)>),
+    /// None: there was no scrub since the store was opened.
+    Scrub(Option<ScrubInfo>),
 }
 
 /// Where a command is.
@@ -337,6 +345,14 @@ impl Keeper {
             }
             Command::Figures => Ok(Some(Answer::Figures(self.figures()))),
             Command::Diff { volume, from, to } => self.compare(number, &volume, from, to).map(|()| None),
+            Command::Scrub { rate, started_s } => {
+                self.begin_scrub(rate, started_s).map(|info| Some(Answer::Scrub(Some(info))))
+            }
+            Command::CancelScrub => {
+                self.cancel_scrub();
+                Ok(Some(Answer::Scrub(self.scrub_info())))
+            }
+            Command::ScrubStatus => Ok(Some(Answer::Scrub(self.scrub_info()))),
             Command::Grow { size } => {
                 let grown = self.layout().grown(size)?;
                 let before = self.layout().pages();
@@ -401,7 +417,7 @@ impl Keeper {
         Ok(None)
     }
 
-    fn record_command(
+    pub(super) fn record_command(
         &mut self,
         number: u64,
         changes: Vec<Change>,
@@ -417,115 +433,6 @@ impl Keeper {
         self.record(Commit { catalog, then: Then::Command, ..Commit::default() });
         self.running = Some((number, Running::Recording { held }));
         Ok(())
-    }
-
-    fn snapshot(
-        &mut self,
-        number: u64,
-        volumes: &[String],
-        name: &str,
-        created_s: u64,
-    ) -> Result<Option<Answer>, StoreError> {
-        check_name(name)?;
-        let mut sources = Vec::new();
-        for volume in volumes {
-            let source = self.volume(volume)?;
-            if self.catalog.snapshot(source.id, name).is_some() {
-                return Err(StoreError::SnapshotExists { volume: volume.clone(), snapshot: name.into() });
-            }
-            self.may_snapshot(&source)?;
-            if sources.iter().all(|other: &Volume| other.id != source.id) {
-                sources.push(source);
-            }
-        }
-        let mut changes = Vec::new();
-        for source in &sources {
-            let (next, closed) = self.next_layer(source);
-            let id = self.catalog.take_id();
-            let (volume, name, size) = (source.id, name.into(), source.size);
-            changes.push(Change::Snapshot(Snapshot { id, volume, name, layer: closed, size, created_s }));
-            changes.extend(next);
-        }
-        self.hold(number, sources.iter().map(|source| source.id).collect(), changes)
-    }
-
-    fn may_snapshot(&self, volume: &Volume) -> Result<(), StoreError> {
-        self.refuse_flattening(volume)?;
-        match self.open.get(&volume.id) {
-            // Tags begin anew when it is opened.
-            Some(open) if open.tag == TAG_MAX => Err(StoreError::InUse(volume.name.clone())),
-            _ => Ok(()),
-        }
-    }
-
-    /// The changes that close a volume's live layer, and the layer.
-    fn next_layer(&mut self, volume: &Volume) -> (Vec<Change>, u32) {
-        let layer = Layer { id: self.catalog.take_id(), parent: volume.live };
-        (vec![Change::Layer(layer), Change::Volume(Volume { live: layer.id, ..volume.clone() })], volume.live)
-    }
-
-    /// Have writes of these volumes wait, and make the changes when those under way have ended.
-    fn hold(
-        &mut self,
-        number: u64,
-        volumes: Vec<u32>,
-        changes: Vec<Change>,
-    ) -> Result<Option<Answer>, StoreError> {
-        for id in &volumes {
-            if let Some(open) = self.open.get_mut(id) {
-                open.map.hold();
-                open.parked = Some(Vec::new());
-            }
-        }
-        let epoch = self.epochs.now();
-        self.epochs.advance();
-        let until = self.now + HOLD_NS;
-        self.running = Some((number, Running::Holding { volumes, epoch, until, changes }));
-        Ok(None)
-    }
-
-    fn go_on_holding(
-        &mut self,
-        number: u64,
-        volumes: Vec<u32>,
-        epoch: u64,
-        until: u64,
-        changes: Vec<Change>,
-    ) {
-        let open = || volumes.iter().filter_map(|id| self.open.get(id));
-        let rest = open().next().is_none() || open().all(|open| open.busy == 0) && self.epochs.passed(epoch);
-        if rest {
-            if let Err(error) = self.record_command(number, changes, volumes.clone()) {
-                self.release(&volumes, false);
-                self.answers.push_back((number, Err(error)));
-            }
-            return;
-        }
-        if self.now >= until || self.failed.is_some() {
-            let names =
-                volumes.iter().filter_map(|id| self.catalog.volumes.get(id)).map(|one| one.name.clone());
-            let name = names.collect::<Vec<_>>().join(", ");
-            self.release(&volumes, false);
-            self.answers.push_back((number, Err(StoreError::Slow(name))));
-            return;
-        }
-        self.epochs.advance();
-        self.running = Some((number, Running::Holding { volumes, epoch, until, changes }));
-    }
-
-    /// Writes go on: to the next layer, or as before.
-    fn release(&mut self, volumes: &[u32], next: bool) {
-        for id in volumes {
-            let Some(open) = self.open.get_mut(id) else { continue };
-            if next {
-                open.tag += u16::from(!mutants::is(Mutant::SameLayerAfterSnapshot));
-                open.tombs.clear();
-            }
-            if self.failed.is_none() && open.is_shared() {
-                open.map.set_live(open.tag);
-            }
-            self.requests.extend(open.parked.take().unwrap_or_default());
-        }
     }
 
     pub(super) fn command_committed(&mut self) {
@@ -599,12 +506,15 @@ impl Command {
                 | Self::Figures
                 | Self::Diff { .. }
                 | Self::Reclaimable { .. }
+                | Self::Scrub { .. }
+                | Self::CancelScrub
+                | Self::ScrubStatus
                 | Self::Shutdown
         )
     }
 }
 
-fn check_name(name: &str) -> Result<(), StoreError> {
+pub(super) fn check_name(name: &str) -> Result<(), StoreError> {
     match (1..=NAME_MAX).contains(&name.len()) {
         true => Ok(()),
         false => Err(StoreError::Name { len: name.len(), most: NAME_MAX }),

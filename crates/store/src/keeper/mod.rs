@@ -12,10 +12,13 @@
 //! | `flushing.rs` | what is made durable, and how the journal says so |
 //! | `checkpoint.rs` | the table, the catalog and the superblock |
 //! | `commands.rs` | what an operator asks: volumes, snapshots, clones |
+//! | `snapshots.rs` | writes that wait for a snapshot |
+//! | `deletion.rs`, `weigh.rs` | snapshots on their way out, and what they would free |
 //! | `opening.rs` | the map of a volume that is opened |
 //! | `diff.rs` | what differs between two points of a volume |
 //! | `reap.rs` | layers that nobody names any more |
 //! | `flatten.rs` | copying what a clone has of others |
+//! | `scrub.rs`, `inventory.rs` | reading all that is in use, to find what has rotted |
 
 mod apply;
 mod checkpoint;
@@ -27,11 +30,14 @@ mod failing;
 mod figures;
 mod flatten;
 mod flushing;
+mod inventory;
 mod opening;
 mod operations;
 mod reap;
 mod requests;
+mod scrub;
 mod sealing;
+mod snapshots;
 mod weigh;
 
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
@@ -42,6 +48,7 @@ pub use commands::{Answer, Command};
 pub use deletion::DeletionInfo;
 pub use diff::Ranges;
 pub use figures::{Figures, SnapshotInfo, VolumeInfo};
+pub use scrub::{ScrubEnd, ScrubInfo};
 
 use crate::allocator::Allocator;
 use crate::catalog::{Catalog, Change};
@@ -63,8 +70,10 @@ use deletion::Deletions;
 use exclusive::Exclusive;
 use flatten::Flatten;
 use flushing::{Flushing, Waiter};
+use inventory::Mending;
 use operations::Operation;
 use reap::Reap;
+use scrub::Scrub;
 
 /// Nanoseconds that a first write waits for room before it is answered with ENOSPC.
 pub const FULL_WAIT_NS: u64 = 30_000_000_000;
@@ -209,6 +218,10 @@ pub struct Keeper {
     /// Behind the record of the last command that changed the catalog.
     named: u64,
     flatten: Option<Flatten>,
+    scrub: Option<Scrub>,
+    /// The last one that has ended.
+    scrubbed: Option<ScrubInfo>,
+    mending: Mending,
     /// How many a turn has, and the present one has left.
     looks_a_turn: u32,
     looks: u32,
@@ -311,6 +324,9 @@ impl Keeper {
             possessed: false,
             named: 0,
             flatten: None,
+            scrub: None,
+            scrubbed: None,
+            mending: Mending::default(),
             looks_a_turn: LOOKS,
             looks: LOOKS,
             out: VecDeque::new(),
@@ -357,7 +373,7 @@ impl Keeper {
         self.run_exclusive();
         self.run_commands();
         self.run_reap();
-        let searches = self.run_flatten();
+        let searches = self.run_flatten() | self.run_scrub();
         self.start_flush();
         self.run_checkpoint();
         self.write_journal();
@@ -399,11 +415,16 @@ impl Keeper {
             && self.running.is_none()
             && self.reap.is_none()
             && self.flatten.is_none()
+            && self.scrub.is_none()
             && !self.is_waiting_for_others()
             && self.checkpoint.is_none()
             && self.flushing.is_idle()
             && self.journal.is_idle()
             && self.out.is_empty()
+    }
+
+    fn has_jobs(&self) -> bool {
+        self.reap.is_some() || self.flatten.is_some() || self.scrub.is_some() || self.maybe_reapable
     }
 
     fn may_work(&self) -> bool {
@@ -446,7 +467,7 @@ impl Keeper {
             || self.has_to_recycle()
             || self.running.is_some()
             || self.has_exclusive()
-            || self.may_work() && (self.reap.is_some() || self.flatten.is_some() || self.maybe_reapable)
+            || self.may_work() && self.has_jobs()
             || self.checkpoint.is_some()
             || self.is_checkpoint_due()
     }
@@ -478,6 +499,7 @@ impl Keeper {
             Purpose::Flush => self.flushed(result),
             Purpose::PossessionFlush => self.write_possession(result),
             Purpose::Possession => self.possession_written(result),
+            Purpose::Scrub => self.scrub_read(io, result),
             Purpose::Page { .. }
             | Purpose::SumsPage
             | Purpose::Catalog

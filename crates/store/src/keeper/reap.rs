@@ -178,7 +178,7 @@ impl Keeper {
     }
 
     /// The volume whose live layer this is. It may be opened at any moment, so its extents are locked even if it is not.
-    fn volume_of(&self, layer: Option<u32>) -> Option<u32> {
+    pub(super) fn volume_of(&self, layer: Option<u32>) -> Option<u32> {
         let volume = self.catalog.volumes.values().find(|volume| Some(volume.live) == layer);
         volume.map(|volume| volume.id)
     }

@@ -210,7 +210,8 @@ impl Keeper {
             if let Some(bad) = self.sums.first_bad(from, buffer) {
                 let (volume, block) = (operation.volume, sealing.first + bad as u64);
                 let at = from + bad as u64 * BLOCK;
-                self.report_bad(volume, block, at);
+                let name = self.catalog.volumes.get(&volume).map_or("", |volume| &volume.name);
+                self.report_block(&format!("volume {name:?}"), block * BLOCK, at, NOT_AS_WRITTEN);
                 return Err(errno::EIO);
             }
         }
@@ -220,15 +221,13 @@ impl Keeper {
         Ok(())
     }
 
-    /// `block`: its number in the volume; `at`: its byte on the drive.
-    fn report_bad(&mut self, volume: u32, block: u64, at: u64) {
+    /// Tell of the block at byte `byte` of a volume or snapshot, byte `at` of the drive, unless it was told of.
+    pub(super) fn report_block(&mut self, whose: &str, byte: u64, at: u64, what: &str) -> String {
+        let fault = format!("the block at byte {byte} of {whose}, byte {at} of the drive, {what}");
         if self.bad.len() < MOST_BAD && self.bad.insert(at) {
-            let name = self.catalog.volumes.get(&volume).map_or("", |volume| &volume.name);
-            self.events.push_back(format!(
-                "the block at byte {} of volume {name:?}, byte {at} of the drive, is not what was written there; it cannot be read until it is written anew",
-                block * BLOCK
-            ));
+            self.events.push_back(fault.clone());
         }
+        fault
     }
 
     /// A read that its reactor could not do by itself: of parts of blocks, or of blocks that were being written.
@@ -276,6 +275,9 @@ impl Keeper {
 
 /// Slots with granules that were given up, after which it is seen which of them are so durably.
 const MOST_GIVEN_UP: usize = 4096;
+/// Of a block that has not its checksum.
+pub(super) const NOT_AS_WRITTEN: &str =
+    "is not what was written there; it cannot be read until it is written anew";
 /// Places of bad blocks that are told of by themselves.
 const MOST_BAD: usize = 1000;
 

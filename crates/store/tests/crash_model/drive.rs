@@ -118,6 +118,21 @@ impl Drive {
         self.current.read(offset, into);
     }
 
+    /// Some sectors of writes under way are there already.
+    pub fn glimpse(&self, offset: u64, into: &mut [u8], rng: &mut Rng) {
+        for flight in &self.flights {
+            let What::Write { bytes, .. } = &flight.what else { continue };
+            let (start, end) =
+                (offset.max(flight.offset), (offset + into.len() as u64).min(flight.offset + flight.len));
+            for at in (start..end).step_by(SECTOR as usize) {
+                if rng.once_in(2) {
+                    let (from, to) = ((at - flight.offset) as usize, (at - offset) as usize);
+                    into[to..to + SECTOR as usize].copy_from_slice(&bytes[from..from + SECTOR as usize]);
+                }
+            }
+        }
+    }
+
     pub fn write(&mut self, offset: u64, bytes: Arc<Vec<u8>>, durable: bool) {
         self.current.write(offset, &bytes);
         if durable {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ringstone_store::{checksum, zeroed, Action, Block, Cipher, Data, Io, Seal, Sums};
 
 use crate::drive::{Drive, Flight, Owner, What, SECTOR};
+use crate::rng::Rng;
 
 const LEN: usize = SECTOR as usize;
 
@@ -76,11 +77,13 @@ pub fn start(drive: &mut Drive, mut io: Io, guest: impl Fn(u64, u64, u64) -> Vec
     None
 }
 
-/// Give a keeper's read what is on the drive.
-pub fn read(drive: &Drive, io: &mut Io) {
+/// Give a keeper's read what is on the drive, and sectors of what is being written there.
+pub fn read(drive: &Drive, io: &mut Io, rng: &mut Rng) {
     if let (Action::Read, Data::Own(buffer)) = (io.action, &mut io.data) {
         for (n, block) in buffer.iter_mut().enumerate() {
-            drive.read(io.offset + n as u64 * 4096, &mut block.0);
+            let at = io.offset + n as u64 * 4096;
+            drive.read(at, &mut block.0);
+            drive.glimpse(at, &mut block.0, rng);
         }
     }
 }

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use ringstone_store::{
-    check, recover, Answer, Command, Epochs, Figures, Keeper, Map, Reader, Run, Seal, Sums, VolumeInfo,
+    check, copies, mend, recover, verify, Answer, Command, Epochs, Figures, Keeper, Map, Reader, Run, Seal,
+    Sums, VolumeInfo,
 };
 
 use crate::drive::{Bench, Drive, Owner};
@@ -36,6 +37,13 @@ impl Calm {
             if !faults.is_empty() {
                 return Err(format!("faults: {faults:?}"));
             }
+            // What was being written is not rotten, and no copy that counts is taken for bad.
+            let rotten = verify(&bench, &recovered, &mut |_, _| true).expect("nobody stops it").faults;
+            let copies = copies(&bench, &recovered.superblock).map_err(|error| error.to_string())?;
+            if !rotten.is_empty() || !copies.faults.is_empty() {
+                return Err(format!("{rotten:?}, {:?}", copies.faults));
+            }
+            mend(&bench, &copies.mends).map_err(|error| error.to_string())?;
             ringstone_store::begin(&bench, boot, epochs.clone()).map_err(|error| error.to_string())?
         };
         Ok(Self { drive, keeper, epochs, now: 0, rng: Rng::new(1) })
@@ -59,7 +67,7 @@ impl Calm {
             while !self.drive.flights.is_empty() {
                 let flight = self.drive.complete(0, false, &mut self.rng);
                 if let Owner::Keeper(mut io) = flight.owner {
-                    guest::read(&self.drive, &mut io);
+                    guest::read(&self.drive, &mut io, &mut self.rng);
                     self.keeper.completed(io, Ok(()));
                 }
             }

@@ -50,7 +50,7 @@ type Story = fn();
 #[test]
 fn each_mutant_is_found() {
     // A story where one tells of it; else random use finds it soon.
-    let all: [(Mutant, Option<Story>); 18] = [
+    let all: [(Mutant, Option<Story>); 19] = [
         (Mutant::RecordBeforeData, None),
         (Mutant::ReuseBeforeEpoch, Some(stories::a_place_is_used_again_when_nobody_reads_it)),
         (Mutant::ReuseBeforeMark, Some(stories::a_place_is_used_again_when_that_is_durable)),
@@ -69,6 +69,7 @@ fn each_mutant_is_found() {
         (Mutant::OpenAsFound, Some(stories::a_layer_is_reaped_while_a_volume_is_opened)),
         (Mutant::OpenReused, Some(stories::a_place_is_another_volume_s_before_it_is_in_the_map)),
         (Mutant::KeepBegun, None),
+        (Mutant::ScrubUnlocked, Some(stories::a_scrub_waits_for_whoever_writes)),
     ];
     for (mutant, story) in all {
         set(Some(mutant));

@@ -1,6 +1,6 @@
 //! What an operator asks of the store in use.
 
-use ringstone_store::{Command, Seal};
+use ringstone_store::{Command, ScrubInfo, Seal};
 
 use crate::guest;
 use crate::reference::{Wish, FILLER};
@@ -70,6 +70,23 @@ impl World {
         self.keeper.command(number, Command::Flatten { volume: name });
     }
 
+    /// Begin a scrub, change its rate, or end it.
+    pub fn scrub(&mut self, rate: Option<u64>) {
+        let number = self.next;
+        self.next += 1;
+        self.note(|| format!("command {number}: scrub {rate:?}"));
+        self.scrubs.insert(number);
+        let command = rate.map_or(Command::CancelScrub, |rate| Command::Scrub { rate, started_s: 10 });
+        self.keeper.command(number, command);
+    }
+
+    /// Nothing rots here, so a scrub finds nothing but what the drive refuses to read.
+    pub fn check_scrub(&self) {
+        let Some(ScrubInfo { bad, faults, .. }) = self.keeper.scrub_info() else { return };
+        let refused = |fault: &String| self.fails && fault.contains("cannot be read: ");
+        assert!(bad == 0 && faults.iter().all(refused), "a scrub found {faults:?}");
+    }
+
     fn free_name(&mut self) -> Option<String> {
         let free: Vec<&str> =
             NAMES.into_iter().filter(|name| !self.model.volumes.contains_key(*name)).collect();
@@ -121,6 +138,12 @@ impl World {
     }
 
     fn choose(&mut self) -> Option<Wish> {
+        if self.rng.once_in(8) {
+            let rate = *self.rng.pick(&[1 << 40, 1 << 32, 64 << 20, 1 << 20]).unwrap_or(&1);
+            let cancels = self.rng.once_in(6);
+            self.scrub((!cancels).then_some(rate));
+            return None;
+        }
         Some(match self.rng.below(26) {
             0 | 1 => {
                 let size = self.some_size();

@@ -1,6 +1,6 @@
 //! Faults that the model has found, each as what was done when it showed.
 
-use ringstone_store::Layout;
+use ringstone_store::{Layout, ScrubEnd};
 
 use crate::drive::{Crash, Flight, What};
 use crate::reference::Wish;
@@ -232,6 +232,28 @@ pub fn a_checkpoint_does_not_forget_what_is_being_written_in_place() {
     assert!(world.wish.is_none(), "the checkpoint has ended");
     assert!(world.drive.flights.iter().any(in_place), "and the write has not");
     world.drain();
+    end(&mut world, Crash::Killed);
+}
+
+/// A scrub reads a block that is being written, and some of what is written is there already.
+#[test]
+pub fn a_scrub_waits_for_whoever_writes() {
+    let mut world = World::new(Setup { sealed: true, ..world().setup });
+    let data = Layout::new(world.setup.size, EXTENT).expect("a layout").zones[0].data;
+    opened(&mut world, "a");
+    assert!(world.open["a"].sums.is_some());
+    done(&mut world, "a", Kind::Write, 0, EXTENT);
+    world.request(0, "a", Kind::Write, 0, EXTENT, false);
+    let in_place = |flight: &Flight| flight.offset >= data && matches!(flight.what, What::Write { .. });
+    go_on_without(&mut world, 10, in_place);
+    assert!(world.drive.flights.iter().any(in_place));
+    world.scrub(Some(1 << 40));
+    go_on_without(&mut world, 60, in_place);
+    let info = world.keeper.scrub_info().expect("a scrub");
+    assert!(info.end.is_none(), "it has come to what is being written");
+    world.drain();
+    let info = world.keeper.scrub_info().expect("a scrub");
+    assert_eq!((info.end, info.verified), (Some(ScrubEnd::Done), EXTENT / 4096));
     end(&mut world, Crash::Killed);
 }
 

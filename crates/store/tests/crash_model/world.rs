@@ -1,6 +1,6 @@
 //! A store in use: a keeper, reactors with requests, an operator, and a drive whose I/Os end in any order.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::Ordering;
 use std::sync::Arc;
 
@@ -94,6 +94,8 @@ pub struct World {
     /// The command under way: its number, when it was asked, and whether it failed in a way that leaves open what became of it.
     pub wish: Option<(u64, Wish, Moment, bool)>,
     pub flatten: Option<u64>,
+    /// Commands that begin or end a scrub.
+    pub scrubs: BTreeSet<u64>,
     pub moment: Moment,
     pub clock: u64,
     pub next: u64,
@@ -127,6 +129,7 @@ impl World {
             requests: BTreeMap::new(),
             wish: None,
             flatten: None,
+            scrubs: BTreeSet::new(),
             moment: 1,
             clock: 1,
             next: 1,
@@ -367,7 +370,7 @@ impl World {
         let result = if fails { Err(errno::EIO) } else { Ok(()) };
         let token = match flight.owner {
             Owner::Keeper(mut io) => {
-                guest::read(&self.drive, &mut io);
+                guest::read(&self.drive, &mut io, &mut self.rng);
                 self.note(|| format!("done {result:?} {io:?}"));
                 return self.keeper.completed(io, result);
             }
@@ -436,6 +439,7 @@ impl World {
         while let Some(event) = self.keeper.next_event() {
             self.note(|| event);
         }
+        self.check_scrub();
         went_on
     }
 
@@ -464,6 +468,10 @@ impl World {
     fn answered(&mut self, number: u64, answer: Result<Answer, StoreError>) {
         let now = self.tick();
         self.note(|| format!("command {number}: {:?}", answer.as_ref().map(|_| ())));
+        if self.scrubs.remove(&number) {
+            assert!(answer.is_ok() || self.fails || self.keeper.scrub_info().is_none());
+            return;
+        }
         if self.flatten == Some(number) {
             self.flatten = None;
             self.flattened(answer);
@@ -575,6 +583,7 @@ impl World {
         self.open.clear();
         self.requests.clear();
         (self.wish, self.flatten) = (None, None);
+        self.scrubs.clear();
         self.clock = 1;
         if by_keeper {
             self.ask(Wish::Possess);
