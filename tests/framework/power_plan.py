@@ -95,12 +95,7 @@ class Plan:
         self.contents[volume].append(bytes(held))
         return requests
 
-    def wrong(self, volume: str, durable: int, found: bytes) -> int | None:
-        """The first byte of what was `found` on `volume` that must not be there when rounds up to `durable` are."""
-        old = self.contents[volume][durable + 1]
-        new = self.contents[volume][min(durable + 2, len(self.rounds))]
-        for at in range(0, SIZE, SECTOR):
-            sector = found[at : at + SECTOR]
-            if sector not in (old[at : at + SECTOR], new[at : at + SECTOR]):
-                return at
-        return None
+    def states(self, volume: str, durable: int) -> tuple[bytes, bytes]:
+        """What each sector of `volume` may be when rounds up to `durable` are, and the next may have begun."""
+        contents = self.contents[volume]
+        return contents[durable + 1], contents[min(durable + 2, len(self.rounds))]
