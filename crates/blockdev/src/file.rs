@@ -55,7 +55,7 @@ impl FileDrive {
         // The kernel lets one O_EXCL opener have a block device, and none while it is mounted.
         let exclusive = if kind.is_block_device() && !read_only { libc::O_EXCL } else { 0 };
         let open = |flags| {
-            // O_NONBLOCK: opening a FIFO by mistake must not hang; it means nothing to files and drives.
+            // O_NONBLOCK: opening a FIFO by mistake must not hang. It goes once the file is open.
             OpenOptions::new()
                 .read(true)
                 .write(!read_only)
@@ -131,7 +131,9 @@ impl FileDrive {
         read_only: bool,
         direct: bool,
     ) -> Result<Self, DriveError> {
-        let kind = file.metadata().map_err(|source| DriveError::Open { path: path.to_owned(), source })?;
+        let open = |source| DriveError::Open { path: path.to_owned(), source };
+        let kind = file.metadata().map_err(open)?;
+        block(&file).map_err(open)?;
         let block_device = kind.file_type().is_block_device();
         let (memory_align, offset_align) = if direct { alignment(&file, block_device) } else { (1, 1) };
         if offset_align > block_size {
@@ -251,6 +253,23 @@ impl FileDrive {
     }
 }
 
+/// From here on I/O on the file is done, however long that takes. Without O_NONBLOCK io_uring hands to a thread what a device or
+/// filesystem cannot do at once, such as a device mapper's target that knows no REQ_NOWAIT; with it, it answers EAGAIN for ever.
+fn block(file: &File) -> io::Result<()> {
+    let fd = file.as_raw_fd();
+    // SAFETY: plain system calls on a descriptor that we own.
+    let done = unsafe {
+        match libc::fcntl(fd, libc::F_GETFL) {
+            -1 => -1,
+            flags => libc::fcntl(fd, libc::F_SETFL, flags & !libc::O_NONBLOCK),
+        }
+    };
+    match done {
+        -1 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
+}
+
 /// True for a file of a FUSE filesystem. Where that has its files opened for direct I/O, as virtiofsd and others may, the
 /// kernel passes a write on without the sync that RWF_DSYNC asks for (seen with Linux 6.18).
 fn is_fuse(file: &File) -> bool {
@@ -331,6 +350,18 @@ mod tests {
         drop(writer);
         let _readers = (open(true).unwrap(), open(true).unwrap());
         assert!(matches!(open(false), Err(DriveError::InUse { .. })));
+    }
+
+    /// With it io_uring answers EAGAIN for ever where a device cannot be asked without waiting: a store on a target of the device
+    /// mapper had its reactor ask again and again.
+    #[test]
+    fn an_open_drive_is_not_non_blocking() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let drive = FileDrive::open(file.path(), 0, 512, false, Direct::Auto).unwrap();
+        // SAFETY: a plain system call on a descriptor that the drive has open.
+        let flags = unsafe { libc::fcntl(drive.fd(), libc::F_GETFL) };
+        assert_eq!(flags & libc::O_NONBLOCK, 0);
+        assert_eq!(flags & libc::O_DIRECT != 0, drive.direct);
     }
 
     #[test]
