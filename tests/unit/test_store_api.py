@@ -247,7 +247,7 @@ def test_a_deletion_is_watched_and_taken_back(client: RemoteClient) -> None:
     assert client.deletions("v") == []
     with pytest.raises(NotFoundError, match="no snapshot"):
         client.keep_snapshot("v", "monday")
-    client.create_pool(models.PoolCreate(name="plain", type="memory", host="a"))
+    client.create_pool(models.PoolCreate(name="plain", type="null", host="a"))
     client.create_volume("plain", pool="plain", size=MIB)
     for call in (client.deletions, client.reclaimable):
         with pytest.raises(UnsupportedError, match="has no snapshots"):
