@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use libfuzzer_sys::fuzz_target;
 use ringstone_fuzz::store::{example, spoil, Memory, Served};
-use ringstone_store::{begin, check, recover, Answer, Command, Epochs, RequestKind};
+use ringstone_store::{begin, check, copies, mend, recover, verify, Answer, Command, Epochs, RequestKind};
 
 /// Volumes that are used.
 const MOST: usize = 3;
@@ -16,9 +16,16 @@ const MOST: usize = 3;
 fn open(memory: &Memory, boot: [u8; 16]) {
     let Ok(recovered) = recover(memory, boot) else { return };
     let faults = check(&recovered);
+    verify(memory, &recovered, &mut |_, _| true).expect("nobody stops it");
+    let copies = copies(memory, &recovered.superblock).expect("it can be read");
+    if faults.is_empty() && copies.faults.is_empty() {
+        mend(memory, &copies.mends).expect("it can be written");
+        recover(memory, boot).expect("what is mended is sound");
+    }
     let Ok(keeper) = begin(memory, boot, Arc::new(Epochs::default())) else { return };
     let mut served = Served::new(keeper, memory);
     served.command(Command::Figures);
+    served.command(Command::Scrub { rate: u64::MAX, started_s: 0 });
     let Some(Answer::Volumes(volumes)) = served.command(Command::List { name: None }) else { return };
     for info in volumes.iter().take(MOST) {
         let name = info.name.clone();

@@ -328,3 +328,14 @@ def test_who_waits_for_a_scrub_is_told_how_it_ended(
     assert "did not go through" in str(stopped.exception)
     ends.append({"state": "done", "ended_s": 1_700_000_300})
     assert run("store", "scrub", "fast", "--wait").exit_code == 0
+
+
+def test_a_terminal_shows_how_far_a_check_is(
+    tmp_path: Path, stores: type[FakeStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drive = str(tmp_path / "drive")
+    FakeStore.format(drive, size=64 * MIB)
+    assert run("store", "check", drive).stderr == ""
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "Reading blocks" in run("store", "check", drive).stderr
+    assert "Reading blocks" not in run("store", "check", drive, "--quick").stderr

@@ -100,7 +100,7 @@ impl Keeper {
         let next = self.item_behind(item);
         let Some(scrub) = &mut self.scrub else { return };
         scrub.item = next;
-        scrub.info.blocks += blocks.len() as u64;
+        scrub.info.blocks += if result.is_ok() { blocks.len() as u64 } else { 0 };
         let what = match result {
             Ok(()) if self.is_item_sound(item, blocks) => return,
             Ok(()) => "is not what was written there".to_owned(),

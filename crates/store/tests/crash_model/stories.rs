@@ -257,6 +257,41 @@ pub fn a_scrub_waits_for_whoever_writes() {
     end(&mut world, Crash::Killed);
 }
 
+/// A scrub reads a block of a frozen layer once more, which needs no lock. Meanwhile the layer is reaped, its place is the live layer's,
+/// and a guest writes there.
+#[test]
+fn a_scrub_believes_no_block_that_has_become_another_layers() {
+    let mut world = World::new(Setup { sealed: true, ..world().setup });
+    let data = Layout::new(world.setup.size, EXTENT).expect("a layout").zones[0].data;
+    opened(&mut world, "a");
+    done(&mut world, "a", Kind::Write, 0, EXTENT);
+    let in_place = |flight: &Flight| flight.offset >= data && matches!(flight.what, What::Write { .. });
+    let again =
+        |flight: &Flight| flight.offset >= data && flight.len == 4096 && matches!(flight.what, What::Read);
+    // The scrub has doubts, as the guest writes.
+    world.request(0, "a", Kind::Write, 0, EXTENT, false);
+    go_on_without(&mut world, 10, in_place);
+    world.scrub(Some(1 << 40));
+    go_on_without(&mut world, 60, in_place);
+    world.keeper.pause(true);
+    go_on_without(&mut world, 20, again);
+    world.ask(Wish::Snapshot { volumes: vec!["a".into()], name: "s".into() });
+    go_on_without(&mut world, 40, again);
+    world.keeper.pause(false);
+    go_on_without(&mut world, 10, again);
+    assert!(world.wish.is_none() && world.drive.flights.iter().any(again));
+    world.ask(Wish::DeleteSnapshot { volume: "a".into(), name: "s".into() });
+    go_on_without(&mut world, 80, again);
+    world.request(0, "a", Kind::Write, 0, EXTENT, false);
+    go_on_without(&mut world, 40, |flight| again(flight) || in_place(flight));
+    assert!(world.drive.flights.iter().any(in_place) && world.drive.flights.iter().any(again));
+    go_on_without(&mut world, 10, in_place);
+    world.drain();
+    let info = world.keeper.scrub_info().expect("a scrub");
+    assert_eq!((info.end, info.verified), (Some(ScrubEnd::Done), EXTENT / 4096));
+    end(&mut world, Crash::Killed);
+}
+
 /// While a volume was opened in steps, one of its layers was reaped: its data was found before it went to the next layer, and a tombstone
 /// that it counts over behind. Taken as they were found, the tombstone would have hidden the data.
 #[test]
