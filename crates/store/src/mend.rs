@@ -248,6 +248,32 @@ mod tests {
         assert_eq!((what.as_str(), offset), ("the newer copy of page 0 of the table is bad", page));
     }
 
+    /// What an unended checkpoint has torn says that it is newer. Were it left there, it would seem to have counted once generations
+    /// went on, and a sound store would be refused.
+    #[test]
+    fn a_torn_page_of_an_unended_checkpoint_is_written_over_by_the_next() {
+        let memory = store();
+        let ([_, at], _) = places(&memory);
+        let superblock = crate::superblock(&memory).unwrap();
+        let mut page = Page::decode(&superblock.uuid, 0, &block(&memory, at).0).unwrap();
+        page.generation = superblock.table_generation + 1;
+        // In a sector that was not written.
+        page.entries[200] = crate::format::Entry::zero(1, 5, 1, 1);
+        let (mut torn, mut newer) = (block(&memory, at), Block::default());
+        page.encode(&superblock.uuid, &mut newer);
+        torn.0[..512].copy_from_slice(&newer.0[..512]);
+        memory.write(at, &[torn]).unwrap();
+        let found = look(&memory);
+        assert!(found.mends.is_empty() && found.faults.is_empty());
+        let keeper = begin(&memory, BOOT, Default::default()).unwrap();
+        let mut store = Calm { keeper, memory, now: 0 };
+        store.volume("b", EXTENT);
+        store.ask(Command::Shutdown).unwrap();
+        let after = recover(&store.memory, BOOT).unwrap();
+        assert!(after.superblock.table_generation > superblock.table_generation);
+        assert!(Page::decode(&superblock.uuid, 0, &block(&store.memory, at).0).is_some());
+    }
+
     #[test]
     fn a_superblock_that_was_the_newer_one_is_not_written_over() {
         let memory = store();
