@@ -266,7 +266,7 @@ mod tests {
         let found = look(&memory);
         assert!(found.mends.is_empty() && found.faults.is_empty());
         let keeper = begin(&memory, BOOT, Default::default()).unwrap();
-        let mut store = Calm { keeper, memory, now: 0 };
+        let mut store = Calm::of(keeper, memory);
         store.volume("b", EXTENT);
         store.ask(Command::Shutdown).unwrap();
         let after = recover(&store.memory, BOOT).unwrap();
