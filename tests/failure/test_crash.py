@@ -36,6 +36,7 @@ def runs(client: GatewayClient) -> bool:
     [
         *itertools.product(["memory", "file"], [crash, restart]),
         ("store", crash),
+        ("sealed", crash),
         pytest.param("store", restart, marks=pytest.mark.soak),
     ],
 )

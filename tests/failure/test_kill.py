@@ -48,6 +48,7 @@ def start_with_kills(gateway: GatewayProcess, chance: random.Random, kills: int,
     [
         *itertools.product(["memory", "file"], [False, True]),
         ("store", True),
+        ("sealed", True),
         pytest.param("store", False, marks=pytest.mark.soak),
     ],
 )

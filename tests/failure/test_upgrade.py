@@ -31,6 +31,7 @@ def unnoticed(load: RunningPattern) -> None:
     [
         *itertools.product(["memory", "file"], [False, True]),
         ("store", True),
+        ("sealed", True),
         pytest.param("store", False, marks=pytest.mark.soak),
     ],
 )

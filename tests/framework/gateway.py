@@ -351,12 +351,21 @@ class GatewayProcess:
                 time.sleep(0.02)
 
     def make_pool(self, kind: str, name: str = "pool", *, capacity: int | None = None) -> models.Pool:
-        """A pool of `kind` below this gateway's directories."""
+        """A pool of `kind` below this gateway's directories; `sealed` is a store with a key."""
         path = str(self.memory / name) if kind == "memory" else None
         store = models.StoreOptions(size=STORE_SIZE) if kind == "store" else None
-        asked = models.PoolCreate(name=name, type=kind, path=path, capacity=capacity, store=store)
+        if kind == "sealed":
+            store = models.StoreOptions(size=STORE_SIZE, key_file=str(self._key()))
+        type_ = "store" if kind == "sealed" else kind
+        asked = models.PoolCreate(name=name, type=type_, path=path, capacity=capacity, store=store)
         with self.client() as client:
             return client.create_pool(asked)
+
+    def _key(self) -> Path:
+        path = self.root / "key"
+        path.write_bytes(os.urandom(32))
+        path.chmod(0o600)
+        return path
 
     def serve(
         self,
@@ -368,11 +377,15 @@ class GatewayProcess:
         queues: int | None = None,
         read_only: bool = False,
     ) -> models.Attachment:
-        """Make a volume in a pool of `kind` (made when there is none yet) and attach it."""
+        """Make a volume in a pool of `kind` (made when there is none yet) and attach it. One of kind `sealed` is
+        encrypted and has checksums."""
         with self.client() as client:
             if kind not in {pool.name for pool in client.pools()}:
                 self.make_pool(kind, kind)
-            client.create_volume(volume, pool=kind, size=size, block_size=block_size)
+            sealed = kind == "sealed"
+            client.create_volume(
+                volume, pool=kind, size=size, block_size=block_size, integrity=sealed, encryption=sealed
+            )
             return client.attach(volume, queues=queues, read_only=read_only)
 
     def __enter__(self) -> Self:

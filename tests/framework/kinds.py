@@ -19,10 +19,11 @@ MIB = 1 << 20
 SIZE = 64 * MIB
 # What a device has beyond its volume, which grows.
 _SPARE = 64 * MIB
-KINDS = ("memory", "file", "device", "rbd", "store")
+# `sealed`: of a store too, encrypted and with checksums.
+KINDS = ("memory", "file", "device", "rbd", "store", "sealed")
 
 # Kinds whose medium has snapshots.
-SNAPSHOT_KINDS = ("rbd", "store")
+SNAPSHOT_KINDS = ("rbd", "store", "sealed")
 
 
 class Volumes:
