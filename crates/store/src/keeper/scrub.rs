@@ -465,6 +465,20 @@ mod tests {
     }
 
     #[test]
+    fn a_volume_that_is_made_meanwhile_is_held_against_its_checksums_too() {
+        let (mut store, _, _) = store();
+        // Slow enough to be at its begin still.
+        store.ask(Command::Scrub { rate: 1 << 24, started_s: 100 }).unwrap();
+        while store.keeper.scrub_info().is_none_or(|info| info.verified == 0) {
+            store.turn();
+        }
+        let (late, _) = store.volume_with("late", 16 * EXTENT, true);
+        store.request(late, RequestKind::Write, 0, 4 * EXTENT);
+        let info = scrub(&mut store, FAST);
+        assert_eq!((info.verified, info.faults), (48, vec![]));
+    }
+
+    #[test]
     fn a_sector_that_cannot_be_read_is_found_without_checksums() {
         let (mut store, _, plain) = store();
         let all = scrub(&mut store, FAST).blocks;
