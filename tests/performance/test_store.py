@@ -17,7 +17,7 @@ from ringstone.bench.setting import Setting
 from ringstone.bench.shape import Cores, Measurement, ReactorUse, Shape
 from ringstone.bench.store_chain import offsets_of
 from ringstone.bench.store_pauses import GIB, room_for_deletion
-from ringstone.bench.store_steady import steady_rows
+from ringstone.bench.store_steady import middle, steady_rows
 from ringstone.bench.store_writes import first_rows, first_share
 from ringstone.cli.app import app
 from ringstone.errors import RingstoneError
@@ -47,6 +47,12 @@ def test_steady_is_judged_by_the_ratio_of_iops_and_by_what_it_is_busy_more(
     rows = steady_rows("section", theirs, rounds("ringstone", WRITES, iops, 2 * iops, busy=busy))
     assert [row.passed for row in rows] == passed
     assert rows[1].limited_by == f"{busy - 500:+.0f} ns ({busy - 500:+.0f}..{busy - 500:+.0f})"
+
+
+def test_a_place_on_the_drive_that_is_twice_as_fast_decides_nothing() -> None:
+    fast, slow = (rounds("any", WRITES, iops, busy=busy) for iops, busy in ((200.0, 400.0), (100.0, 600.0)))
+    rows = steady_rows("section", middle(fast, slow), middle(slow, fast))
+    assert [(row.judged, row.passed) for row in rows] == [(1.0, True), (0.0, True)]
 
 
 def test_what_no_stats_page_counted_is_not_judged() -> None:

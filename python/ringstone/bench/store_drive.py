@@ -89,10 +89,14 @@ def started(setting: Setting, name: str) -> Iterator[EngineProcess]:
 def opened(setting: Setting, size: int, name: str = "store") -> Iterator[StoreDrive]:
     """A new store with room for `size` bytes of extents, open in an engine of its own. The file is written all over
     first, so that it behaves as a drive does: the file system has nothing to allocate or to convert."""
-    with (
-        files.filled(setting.disk / name, size + OVERHEAD) as path,
-        started(setting, name) as engine,
-    ):
+    with files.filled(setting.disk / name, size + OVERHEAD) as path, opened_on(setting, path) as drive:
+        yield drive
+
+
+@contextmanager
+def opened_on(setting: Setting, path: Path) -> Iterator[StoreDrive]:
+    """A new store on a file that is there, which loses what it had, open in an engine of its own."""
+    with started(setting, path.name) as engine:
         engine.call("format_store", path=str(path))
         drive = StoreDrive(engine, path)
         drive.open()

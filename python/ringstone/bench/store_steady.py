@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from statistics import median
 
 from ringstone.bench import files, store_drive
@@ -20,11 +22,27 @@ MORE_BUSY_NS = 60.0
 
 
 def steady(setting: Setting, results: Results, depths: Sequence[int] = DEPTHS) -> None:
-    """One volume of each kind, both written all over, each in an engine of its own on the same core."""
+    """One volume of each kind, both written all over, each in an engine of its own on the same core. Then store and
+    file change places, as the place on a drive may tell more than what is there: each round is the middle of both."""
     section = f"reads and overwrites, {setting.size >> 20} MiB, beside a file of the same drive"
+    size = setting.size + store_drive.OVERHEAD
+    with files.filled(setting.disk / "one", size) as one, files.filled(setting.disk / "other", size) as other:
+        halves = [
+            _half(setting, results, section, depths, store, file)
+            for store, file in ((one, other), (other, one))
+        ]
+    for first, second in zip(*halves, strict=True):
+        theirs, ours = (middle(*both) for both in zip(first, second, strict=True))
+        results.rows += steady_rows(section, theirs, ours)
+
+
+def _half(
+    setting: Setting, results: Results, section: str, depths: Sequence[int], store: Path, file: Path
+) -> list[tuple[Rounds, Rounds]]:
+    """The file's and the store's, for each shape."""
+    found = []
     with (
-        store_drive.opened(setting, setting.size) as drive,
-        files.filled(setting.disk / "file", setting.size) as file,
+        store_drive.opened_on(setting, store) as drive,
         store_drive.started(setting, "file") as engine,
     ):
         drive.create("volume", setting.size)
@@ -33,7 +51,7 @@ def steady(setting: Setting, results: Results, depths: Sequence[int] = DEPTHS) -
         backend = json.dumps({"type": "file", "path": str(file)})
         engine.serve("file", backend, size=setting.size, queues=QUEUES)
         results.notes.append(
-            f"Store and file on {filesystem_of(file)}, both written all over before; "
+            f"Store on {store.name}, file on {file.name}, both on {filesystem_of(file)} and written all over before; "
             f"{engine.call('volumes')[0]['detail']}"
         )
         bare = Gateway(engine, "file", setting.cores, "file")
@@ -44,7 +62,25 @@ def steady(setting: Setting, results: Results, depths: Sequence[int] = DEPTHS) -
                 for shape in (reads, reads.writing().on_drive()):
                     theirs, mine = compare([(bare, shape), (ours, shape)], setting.plan, setting.progress)
                     results.keep(section, theirs, mine)
-                    results.rows += steady_rows(section, theirs, mine)
+                    found.append((theirs, mine))
+    return found
+
+
+def middle(first: Rounds, second: Rounds) -> Rounds:
+    """Each round in the middle between the same rounds of two runs."""
+    return replace(
+        first,
+        measurements=tuple(
+            replace(
+                one,
+                iops=(one.iops + other.iops) / 2,
+                reactor=replace(one.reactor, busy_ns=(one.reactor.busy_ns + other.reactor.busy_ns) / 2)
+                if one.reactor and other.reactor
+                else None,
+            )
+            for one, other in zip(first.measurements, second.measurements, strict=True)
+        ),
+    )
 
 
 def steady_rows(section: str, theirs: Rounds, ours: Rounds) -> list[Row]:
