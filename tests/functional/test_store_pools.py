@@ -228,7 +228,7 @@ def read_at(descriptor: int, at: int) -> bytes:
 def test_blocks_have_checksums_where_that_is_asked(gateway: GatewayProcess) -> None:
     drive = gateway.root / "drive"
     gateway.cli("pool", "create", "fast", "--type", "store", "--path", str(drive), "--size", "128M")
-    gateway.cli("pool", "create", "plain", "--type", "memory", "--capacity", "64M")
+    gateway.make_pool("memory", "plain")
     refused = gateway.cli(
         "volume", "create", "v", "--pool", "plain", "--size", "32M", "--integrity", check=False
     )
