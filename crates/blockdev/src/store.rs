@@ -62,20 +62,7 @@ pub struct StoreParts {
 }
 
 impl StoreParts {
-    /// What the blocks of volume `name` are encrypted with; None if they are not.
-    fn cipher_of(&self, name: &str, key: &Key) -> Result<Option<Arc<Xts>>, DriveError> {
-        let wrong = |source| DriveError::Key { volume: name.into(), source };
-        let wrapped = self.wrapped_key(name)?;
-        let key = match key {
-            _ if wrapped.is_empty() => return Ok(None),
-            Key::None => return Err(StoreError::NoKey(name.into()).into()),
-            Key::Pool(pool) => pool.unwrap(&wrapped).map_err(wrong)?,
-            Key::Volume(key) => key.clone(),
-        };
-        Ok(Some(Arc::new(Xts::new(key).map_err(wrong)?)))
-    }
-
-    /// Of volume `name`; empty if its blocks are not encrypted.
+    /// The key of volume `name` as it is wrapped; empty if its blocks are not encrypted.
     fn wrapped_key(&self, name: &str) -> Result<Vec<u8>, DriveError> {
         let Answer::Volumes(found) = self.door.call(Command::List { name: Some(name.into()) })? else {
             return Err(StoreError::Closed.into());
@@ -83,6 +70,18 @@ impl StoreParts {
         let volume = found.into_iter().next().ok_or_else(|| StoreError::NoVolume(name.into()))?;
         Ok(volume.key)
     }
+}
+
+/// What the blocks of volume `name` are encrypted with; None if they are not.
+fn cipher_of(name: &str, wrapped: &[u8], key: &Key) -> Result<Option<Arc<Xts>>, DriveError> {
+    let wrong = |source| DriveError::Key { volume: name.into(), source };
+    let key = match key {
+        _ if wrapped.is_empty() => return Ok(None),
+        Key::None => return Err(StoreError::NoKey(name.into()).into()),
+        Key::Pool(pool) => pool.unwrap(wrapped).map_err(wrong)?,
+        Key::Volume(key) => key.clone(),
+    };
+    Ok(Some(Arc::new(Xts::new(key).map_err(wrong)?)))
 }
 
 /// The seal of a new volume.
@@ -145,7 +144,8 @@ impl StoreVolume {
         if needed > block_size {
             return Err(DriveError::BlockSize { path: parts.drive.path().to_owned(), needed, block_size });
         }
-        let cipher = parts.cipher_of(name, key)?;
+        let wrapped = parts.wrapped_key(name)?;
+        let cipher = cipher_of(name, &wrapped, key)?;
         let for_keeper = cipher.clone().map(|cipher| cipher as Arc<dyn ringstone_store::Cipher>);
         let Answer::Opened { volume, map, size: have, seal, sums } =
             parts.door.call(Command::Open { name: name.into(), cipher: for_keeper })?
@@ -154,8 +154,8 @@ impl StoreVolume {
         };
         let StoreParts { drive, inbox, door, shared } = parts.clone();
         let this = Self { drive, inbox, door, name: name.into(), id: volume, map, sums, cipher, shared };
-        // Somebody may have made another volume of this name meanwhile.
-        if this.cipher.is_some() == seal.key.is_empty() {
+        // Somebody may have made another volume of this name meanwhile, to which the cipher must do nothing.
+        if seal.key != wrapped {
             return Err(StoreError::NoKey(name.into()).into());
         }
         match have < size {

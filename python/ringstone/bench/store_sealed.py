@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from statistics import median
 
 from ringstone.bench import files, store_drive
-from ringstone.bench.compare import Rounds, compare, limited_by
+from ringstone.bench.compare import Rounds, compare
 from ringstone.bench.gateway import Gateway
 from ringstone.bench.results import Results, Row
 from ringstone.bench.setting import Setting
 from ringstone.bench.shape import Shape
 from ringstone.bench.spread import Bar, Spread
+from ringstone.bench.store_steady import iops_row
 from ringstone.errors import FailedError
 
 _SHAPES = (Shape(depth=1), Shape(depth=32), Shape(depth=32, queues=4))
@@ -32,7 +33,7 @@ def integrity(setting: Setting, results: Results) -> None:
         contenders = _filled(drive, setting)
         for shape in _both(_SHAPES):
             theirs, ours = _measured(contenders, shape, setting, results, section)
-            results.rows.append(_iops(section, theirs, ours, _LEAST_SUMS if shape.depth > 1 else None))
+            results.rows.append(iops_row(section, theirs, ours, _LEAST_SUMS if shape.depth > 1 else None))
 
 
 def encryption(setting: Setting, results: Results) -> None:
@@ -45,12 +46,12 @@ def encryption(setting: Setting, results: Results) -> None:
         contenders = _filled(drive, setting, key=_KEY)
         for shape in _both(_SHAPES):
             theirs, ours = _measured(contenders, shape, setting, results, section)
-            results.rows.append(_iops(section, theirs, ours, _LEAST_ENCRYPTED))
+            results.rows.append(iops_row(section, theirs, ours, _LEAST_ENCRYPTED))
         for shape in _both((_LARGE,)):
             before = _openssl_speed(setting.cores.server)
             theirs, ours = _measured(contenders, shape, setting, results, section)
             limit = median((before, _openssl_speed(setting.cores.server)))
-            results.rows.append(_iops(section, theirs, ours, None))
+            results.rows.append(iops_row(section, theirs, ours, None))
             results.rows += _a_core(section, theirs, ours, limit)
 
 
@@ -77,18 +78,6 @@ def _measured(
     theirs, ours = compare([(without, shape), (sealed, shape)], setting.plan, setting.progress)
     results.keep(section, theirs, ours)
     return theirs, ours
-
-
-def _iops(section: str, theirs: Rounds, ours: Rounds, bar: Bar | None) -> Row:
-    return Row.beside(
-        section,
-        f"{ours.shape}: IOPS",
-        "IOPS",
-        [one.iops for one in ours.measurements],
-        (theirs.name, [one.iops for one in theirs.measurements]),
-        limited_by(ours, device=True),
-        bar,
-    )
 
 
 def _a_core(section: str, theirs: Rounds, ours: Rounds, limit: float) -> list[Row]:

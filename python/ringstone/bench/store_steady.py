@@ -85,18 +85,19 @@ def middle(first: Rounds, second: Rounds) -> Rounds:
 
 def steady_rows(section: str, theirs: Rounds, ours: Rounds) -> list[Row]:
     """IOPS by their ratio, the reactor's busy time by what it is more than the file's, round by round."""
-    return [
-        Row.beside(
-            section,
-            f"{ours.shape}: IOPS",
-            "IOPS",
-            [one.iops for one in ours.measurements],
-            (theirs.name, [one.iops for one in theirs.measurements]),
-            limited_by(ours, device=True),
-            LEAST_IOPS,
-        ),
-        *busy_rows(section, theirs, ours),
-    ]
+    return [iops_row(section, theirs, ours, LEAST_IOPS), *busy_rows(section, theirs, ours)]
+
+
+def iops_row(section: str, theirs: Rounds, ours: Rounds, bar: Bar | None) -> Row:
+    return Row.beside(
+        section,
+        f"{ours.shape}: IOPS",
+        "IOPS",
+        [one.iops for one in ours.measurements],
+        (theirs.name, [one.iops for one in theirs.measurements]),
+        limited_by(ours, device=True),
+        bar,
+    )
 
 
 def busy_rows(section: str, theirs: Rounds, ours: Rounds) -> list[Row]:

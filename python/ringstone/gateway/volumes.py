@@ -62,7 +62,9 @@ class Volumes:
     ) -> VolumeRecord:
         checks.check_name("volume", name)
         checks.check_block_size(block_size)
-        with self._locks.hold(f"volume {name}"):
+        # The pool's key stays the same meanwhile.
+        keyed = self._locks.hold(f"pool {pool_name}") if sealed.encryption else nullcontext()
+        with self._locks.hold(f"volume {name}"), keyed:
             pool = self._pools.reach(pool_name)
             pool.check()
             make = self._maker(pool, sealed)

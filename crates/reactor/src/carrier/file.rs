@@ -176,7 +176,7 @@ impl<R: VirtRing> RingQueue<R> {
                 unsafe { std::ptr::copy_nonoverlapping(guest, buffer.add(at), n) };
             });
             if let Some((cipher, first)) = sealing {
-                // Each block costs as much as copying it some times.
+                // It takes longer than copying them did.
                 shared.budget.copied(2 * len as u64);
                 // SAFETY: the slot has the buffer to itself, of whole blocks and aligned as those.
                 let blocks =

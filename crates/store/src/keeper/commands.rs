@@ -46,7 +46,6 @@ pub enum Command {
         volume: String,
         name: String,
     },
-    /// It must not be open.
     /// Take back the deletion of a snapshot, of which nothing was given up yet.
     KeepSnapshot {
         volume: String,
@@ -56,6 +55,7 @@ pub enum Command {
     Reclaimable {
         volume: String,
     },
+    /// It must not be open.
     Revert {
         volume: String,
         name: String,
@@ -259,9 +259,9 @@ impl Keeper {
                 if !clones.is_empty() {
                     return Err(StoreError::HasClones { volume, snapshot: name, clones: clones.join(", ") });
                 }
-                let change = Change::NoSnapshot(snapshot.id);
+                let answer = self.change(number, vec![Change::NoSnapshot(snapshot.id)])?;
                 self.note_deletion(snapshot);
-                self.change(number, vec![change])
+                Ok(answer)
             }
             Command::KeepSnapshot { volume, name } => self.keep_snapshot(number, volume, name),
             Command::Reclaimable { volume } => self.weigh(number, &volume).map(|()| None),

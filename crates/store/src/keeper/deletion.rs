@@ -94,9 +94,12 @@ impl Keeper {
             return Err(StoreError::Deleted { volume, snapshot: name });
         }
         let snapshot = deletion.snapshot.clone();
-        self.deletions.kept.insert(snapshot.layer);
-        self.leave_layer(snapshot.layer);
-        self.change(number, vec![Change::Snapshot(snapshot)])
+        let layer = snapshot.layer;
+        // Where the catalog has no room for the name the deletion goes on.
+        let answer = self.change(number, vec![Change::Snapshot(snapshot)])?;
+        self.deletions.kept.insert(layer);
+        self.leave_layer(layer);
+        Ok(answer)
     }
 }
 
